@@ -1,0 +1,172 @@
+"""The command line: `spherear demo | train | sample | doctor`.
+
+Knows: how a person asks for the library's work and is told how it went.
+Does not know: how any of it is done.
+"""
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from tqdm import tqdm
+
+from spherear import train
+from spherear.models.config import require
+from spherear.sampling.pipeline import Pipeline
+from spherear.sampling.pixels import save_png, tile
+from spherear.sampling.settings import SamplingSettings
+from spherear.training.progress import INTERRUPTED, exit_status, watch
+
+LIBRARIES = ("torch", "numpy", "einops", "jaxtyping", "safetensors", "huggingface_hub", "scikit-learn", "pillow")
+LAB = ("jupyterlab", "ipykernel", "ipywidgets", "anywidget", "matplotlib", "plotly")
+
+
+def demo(
+    run: Path = Path("runs/demo"),
+    seed: int = 0,
+    guidance: tuple[float, ...] = (1.0, 2.0, 4.0),
+    bottleneck: Literal["power_spherical", "vmf", "gaussian"] = "power_spherical",
+    vae_steps: int | None = None,
+    ar_steps: int | None = None,
+    device: str = "auto",
+) -> int:
+    """Watch SphereAR learn handwritten digits: train, sample at several guidance scales, judge, save.
+
+    Ctrl-C leaves a run that resumes: the same command goes on where it stopped.
+
+    Args:
+        run: Folder of the run; holds models, samples.png and results.json at the end.
+        seed: Of weights, data order, noise and samples.
+        guidance: Guidance scales to sample at, ten digits a class each.
+        bottleneck: How tokens are constrained.
+        vae_steps: Training steps of the VAE; the preset's by default.
+        ar_steps: Training steps of the AR model; the preset's by default.
+        device: cpu, cuda, or auto: cuda where there is one.
+    """
+    _need("matplotlib")
+    from spherear.lab.demo import sample_and_judge, save_results, train_pipeline
+
+    began = time.monotonic()
+    steps = (vae_steps, ar_steps)
+    pipeline = train_pipeline(run, watch, seed, bottleneck, steps, train.pick_device(device))
+    if pipeline is None:
+        print(f"stopped: {run} holds all it takes; the same command goes on")
+        return INTERRUPTED
+    scales = tqdm(sample_and_judge(pipeline, guidance, seed), "3/3 sampling", len(guidance), unit="sheet")
+    rows = list(scales)
+    save_results(run, rows, shlex.join(["spherear", *sys.argv[1:]]))
+    print(f"\n{'guidance':>8} {'recognised':>10} {'Frechet':>8} {'precision':>9} {'recall':>6} {'diversity':>9}")
+    for row in rows:
+        j = row.judgement
+        print(
+            f"{row.scale:8g} {j.accuracy:10.0%} {j.frechet:8.1f} {j.precision:9.2f} {j.recall:6.2f} {j.diversity:9.2f}"
+        )
+    print(
+        "\nrecognised: as the digit asked for, by a classifier that never saw these images. Frechet distance,\n"
+        "precision and recall: to held-out digits in its features. diversity: distance within a class, real = 1.\n"
+        f"\n{run / 'samples.png'}: what was drawn    {run}: the models, for `spherear sample --run {run}`\n"
+        f"{time.monotonic() - began:.0f} s"
+    )
+    return 0
+
+
+def sample(
+    run: str = "runs/demo",
+    labels: tuple[int, ...] = tuple(range(10)),
+    count: int = 1,
+    seed: int = 0,
+    out: Path = Path("samples.png"),
+    zoom: int = 4,
+    settings: SamplingSettings = SamplingSettings(guidance_scale=2.0),  # noqa: B008
+    device: str = "auto",
+) -> int:
+    """Draw images with a trained pipeline and save them as one PNG, a row for each of `count` rounds.
+
+    Args:
+        run: Folder of a finished run (with vae/ and ar/ in it), or a hub repository owner/name.
+        labels: Classes to draw, one column each.
+        count: Images of each label.
+        seed: Of the first image; each further image takes the next one.
+        out: The PNG to write.
+        zoom: Pixels of the PNG per pixel of an image.
+        settings: How tokens are drawn.
+        device: cpu, cuda, or auto: cuda where there is one.
+    """
+    require(min(count, zoom) >= 1, f"count and zoom are {count} and {zoom}; expected at least 1")
+    pipeline = Pipeline.from_pretrained(run, device=train.pick_device(device))
+    for frame in tqdm(
+        pipeline.stream(list(labels) * count, settings, seed), "sampling", pipeline.vae.config.tokens, unit="token"
+    ):
+        sheet = tile(frame.images, columns=len(labels))
+    save_png(out, sheet, zoom)
+    print(out)
+    return 0
+
+
+def doctor() -> int:
+    """Print versions and devices, and say whether the lab (notebooks, widgets, figures) is ready."""
+    gib = shutil.disk_usage(".").free / 2**30
+    print(f"spherear {importlib.metadata.version('spherear')}, Python {platform.python_version()}, {platform.platform()}")
+    print(f"CPU: {os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads; {gib:.0f} GiB free here")
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        print(f"CUDA {index}: {properties.name}, {properties.total_memory / 2**30:.0f} GiB")
+    if not torch.cuda.is_available():
+        print("CUDA: none, everything runs on the CPU")
+    missing = [name for group in (LIBRARIES, LAB) for name in _report(group)]
+    lab = [name for name in missing if name in LAB]
+    print('lab: ready' if not lab else f'lab: not ready, {", ".join(lab)} missing: pip install "spherear[lab]"')
+    return 0 if set(missing) <= set(LAB) else 1
+
+
+def _report(names: Sequence[str]) -> list[str]:
+    """Print the version of each library; return those that are missing."""
+    missing = []
+    for name in names:
+        try:
+            print(f"  {name} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            print(f"  {name} missing")
+            missing.append(name)
+    return missing
+
+
+def _need(library: str) -> None:
+    """Refuse before any work is done where an extra is missing."""
+    if importlib.util.find_spec(library) is None:
+        raise ModuleNotFoundError(f'{library} is not installed; expected it: pip install "spherear[lab]"')
+
+
+def train_models() -> int:
+    """Train a VAE or an AR model: `spherear train vae --help`, `spherear train ar --help`."""
+    return train.main(["--help"])
+
+
+COMMANDS = {"demo": demo, "train": train_models, "sample": sample, "doctor": doctor}
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status: 0, 2 for what a person can mend, 130 for Ctrl-C."""
+    import tyro
+
+    args = list(sys.argv[1:] if args is None else args)
+    if args[:1] == ["train"]:
+        return train.main(args[1:])
+    return exit_status(
+        lambda: tyro.extras.subcommand_cli_from_dict(
+            COMMANDS, prog="spherear", description="Hyperspherical autoregressive image generation.", args=args
+        )
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

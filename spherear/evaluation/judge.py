@@ -1,0 +1,55 @@
+"""A judgement of generated digits: are they what was asked for, and are they as varied as real ones?
+
+Knows: the digits classifier and the metrics.  Does not know: what made the images.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from spherear.evaluation.classifier import DigitsClassifier, load_digits_classifier
+from spherear.evaluation.metrics import frechet_distance, pairwise_diversity, precision_recall
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """accuracy: share recognised as the class asked for.  frechet, precision, recall: against real images,
+    in the classifier's features.  diversity: mean pairwise pixel distance within a class, over real's."""
+
+    accuracy: float
+    frechet: float
+    precision: float
+    recall: float
+    diversity: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain numbers."""
+        return asdict(self)
+
+
+@torch.no_grad()
+def judge_digits(
+    images: Float[Tensor, "n 3 size size"],
+    labels: Int[Tensor, " n"],
+    real_images: Float[Tensor, "m 3 size size"],
+    real_labels: Int[Tensor, " m"],
+    classifier: DigitsClassifier | None = None,
+) -> Judgement:
+    """Judge images asked for as `labels` against real digits; the classifier saw real training digits alone."""
+    classifier = classifier or load_digits_classifier()
+    images, labels = images.cpu(), labels.cpu()
+    recognised = classifier(images).argmax(dim=1) == labels
+    ours, real = classifier.features(images), classifier.features(real_images)
+    fidelity = precision_recall(real, ours)
+    return Judgement(
+        accuracy=float(recognised.float().mean()),
+        frechet=float(frechet_distance(real, ours)),
+        precision=fidelity.precision,
+        recall=fidelity.recall,
+        diversity=float(
+            pairwise_diversity(images.flatten(1), labels) / pairwise_diversity(real_images.flatten(1), real_labels)
+        ),
+    )

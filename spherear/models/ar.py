@@ -1,0 +1,181 @@
+"""The causal transformer that turns a label and the tokens so far into a condition for the next token.
+
+Knows: sequences of class tokens and latents, teacher forced or one at a time with a KV cache.
+Does not know: the VAE, guidance, solvers or projection; who feeds tokens back decides what they are.
+(Paper section 3.2.)
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange, repeat
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from spherear.models.config import Config, require
+from spherear.models.head import VelocityHead, flow_matching_loss
+from spherear.models.layers import NORM_EPS, Block, KVCache, Rotary, init_normal
+from spherear.models.pretrained import Pretrained
+
+
+@dataclass(frozen=True)
+class ARConfig(Config):
+    """Sizes of an AR model; the defaults are SphereAR-B for 256 px.
+
+    width, layers, heads: of the transformer.  head_width, head_depth, head_groups: of the velocity head.
+    class_tokens: how many sequence positions a label fills.
+    """
+
+    latent_dim: int = 16
+    tokens: int = 256
+    num_classes: int = 1000
+    class_tokens: int = 16
+    width: int = 768
+    layers: int = 24
+    heads: int = 12
+    head_width: int = 768
+    head_depth: int = 6
+    head_groups: int = 2
+
+    def check(self) -> None:
+        for name, value in self.to_dict().items():
+            require(value >= 1, f"{name} is {value}; expected at least 1")
+        require(math.isqrt(self.tokens) ** 2 == self.tokens, f"tokens is {self.tokens}; expected a square")
+        require(
+            self.width % (4 * self.heads) == 0,
+            f"width is {self.width}; expected a multiple of 4 x {self.heads} heads",
+        )
+        require(
+            self.head_depth % self.head_groups == 0,
+            f"head_depth is {self.head_depth}; expected a multiple of head_groups, {self.head_groups}",
+        )
+
+
+class SphereAR(Pretrained[ARConfig], nn.Module):
+    """p(z_1 ... z_L | label), one token after another in raster order, each by its velocity head.
+
+    The sequence is [class tokens, z_1 ... z_(L-1)]; its last L outputs, each with the learnt embedding
+    of the position it predicts added, are the conditions of tokens 1 to L. Label `num_classes` is the
+    null class.
+    """
+
+    config_class = ARConfig
+
+    def __init__(self, config: ARConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.width
+        self.cls_embedding = nn.Embedding(config.num_classes + 1, config.class_tokens * width)
+        self.proj_in = nn.Linear(config.latent_dim, width)
+        self.emb_norm = nn.RMSNorm(width, eps=NORM_EPS)
+        self.rotary = Rotary(
+            math.isqrt(config.tokens),
+            config.class_tokens,
+            width // config.heads,
+            length=config.class_tokens + config.tokens - 1,
+        )
+        self.layers = nn.ModuleList(Block(width, config.heads) for _ in range(config.layers))
+        self.norm = nn.RMSNorm(width, eps=NORM_EPS)
+        self.pos_for_diff = nn.Embedding(config.tokens, width)
+        init_normal(self)
+        self.head = VelocityHead(
+            config.latent_dim, width, config.head_width, config.head_depth, config.head_groups
+        )
+
+    @property
+    def null_label(self) -> int:
+        """The label of the null class, which guidance extrapolates away from."""
+        return self.config.num_classes
+
+    def forward(
+        self, tokens: Float[Tensor, "batch tokens dim"], labels: Int[Tensor, " batch"]
+    ) -> Float[Tensor, "batch tokens width"]:
+        """Teacher forced: all tokens and labels -> the condition of every token.
+
+        Token i's condition depends on the label and on tokens before i alone. Wrong shapes raise
+        ValueError; so do labels out of range where they can be read without waiting for a device.
+        """
+        self._check(tokens, labels)
+        inputs = torch.cat((self._classes(labels), self._inputs(tokens[:, :-1])), dim=1)
+        x = self._transform(inputs, None)[:, -self.config.tokens :]  # (batch, tokens, width)
+        return self.norm(x) + self.pos_for_diff.weight
+
+    def loss(
+        self,
+        tokens: Float[Tensor, "batch tokens dim"],
+        labels: Int[Tensor, " batch"],
+        times: Float[Tensor, " rows"] | None = None,
+        noise: Float[Tensor, "rows dim"] | None = None,
+        *,
+        repeats: int = 4,
+        label_dropout: float = 0.1,
+        generator: torch.Generator | None = None,
+    ) -> Float[Tensor, ""]:
+        """Flow-matching loss of every token, each `repeats` times with fresh time and noise.
+
+        Times default to sigmoid(N(0, 1)), noise to N(0, I); given ones have (repeats * batch * tokens)
+        rows, ordered (repeat, batch, token). A share `label_dropout` of labels becomes the null class.
+        """
+        device = tokens.device
+        if label_dropout > 0:
+            drop = torch.rand(labels.shape, generator=generator, device=device) < label_dropout
+            labels = torch.where(drop, self.null_label, labels)
+        condition = repeat(self(tokens, labels), "batch tokens width -> (r batch tokens) width", r=repeats)
+        target = repeat(tokens, "batch tokens dim -> (r batch tokens) dim", r=repeats)
+        if times is None:
+            times = torch.sigmoid(torch.randn(target.shape[0], generator=generator, device=device))
+        if noise is None:
+            noise = torch.randn(target.shape, generator=generator, device=device, dtype=target.dtype)
+        return flow_matching_loss(self.head, target, condition, times, noise)
+
+    def kv_cache(self, batch: int) -> KVCache:
+        """An empty cache for `batch` rows, in the weights' dtype and on their device."""
+        weight, c = self.proj_in.weight, self.config
+        length = c.class_tokens + c.tokens - 1
+        return KVCache(c.layers, batch, c.heads, length, c.width // c.heads, weight.dtype, weight.device)
+
+    def start(self, labels: Int[Tensor, " batch"], kv_cache: KVCache) -> Float[Tensor, "batch width"]:
+        """Labels -> the condition of the first token; fills the cache with the class tokens."""
+        return self._next(self._classes(labels), kv_cache)
+
+    def step(
+        self, token: Float[Tensor, "batch dim"], kv_cache: KVCache
+    ) -> Float[Tensor, "batch width"]:
+        """The newest token -> the condition of the one after it; the cache grows by one position."""
+        return self._next(self._inputs(token[:, None]), kv_cache)
+
+    def _next(self, inputs: Tensor, kv_cache: KVCache) -> Tensor:
+        x = self._transform(inputs, kv_cache)[:, -1]  # (batch, width)
+        return self.norm(x) + self.pos_for_diff.weight[kv_cache.filled - self.config.class_tokens]
+
+    def _classes(self, labels: Tensor) -> Tensor:
+        embedded = self.cls_embedding(labels)
+        return rearrange(embedded, "batch (tokens width) -> batch tokens width", width=self.config.width)
+
+    def _inputs(self, tokens: Tensor) -> Tensor:
+        return self.proj_in(tokens.to(self.proj_in.weight.dtype))
+
+    def _transform(self, inputs: Tensor, kv_cache: KVCache | None) -> Tensor:
+        start = kv_cache.filled if kv_cache is not None else 0
+        rope = self.rotary(start, inputs.shape[1])
+        x = self.emb_norm(inputs)
+        for layer, cache in zip(self.layers, kv_cache or [None] * len(self.layers), strict=True):
+            x = layer(x, rope, causal=True, cache=cache)
+        return x
+
+    def _check(self, tokens: Tensor, labels: Tensor) -> None:
+        expected = (self.config.tokens, self.config.latent_dim)
+        require(
+            tuple(tokens.shape[1:]) == expected and len(tokens) == len(labels),
+            f"tokens have shape {tuple(tokens.shape)}; expected ({len(labels)}, {expected[0]}, {expected[1]})",
+        )
+        if labels.device.type == "cpu":
+            check_labels(labels, self.config.num_classes + 1)
+
+
+def check_labels(labels: Int[Tensor, " batch"], num_classes: int) -> None:
+    """Refuse labels outside 0 .. num_classes - 1, naming the first."""
+    bad = (labels < 0) | (labels >= num_classes)
+    if bad.any():
+        raise ValueError(f"label {int(labels[bad][0])} is out of range; expected 0 to {num_classes - 1}")

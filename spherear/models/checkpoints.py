@@ -1,0 +1,168 @@
+"""The published SphereAR files: config read off the shapes, weights renamed, nothing unpickled but tensors.
+
+Knows: the published state dicts (names, prefixes, the two wrapped forms) and where the hub keeps them.
+Does not know: this project's own format (see `pretrained`), or pipelines (`sampling.pipeline.load_published`).
+"""
+
+import argparse
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import hf_hub_download
+from torch import Tensor
+
+from spherear.models.ar import ARConfig, SphereAR
+from spherear.models.config import require
+from spherear.models.vae import VAE, VAEConfig
+
+HUB_REPOSITORY = "guolinke/SphereAR"
+HUB_FILES = ("vae.pt", "SphereAR_B.pt", "SphereAR_L.pt", "SphereAR_H.pt")
+HEAD_WIDTH = 64  # of every published attention head
+
+# (published, ours): parts of a parameter's name, replaced one after another.
+_VAE_NAMES = (
+    ("encoder.conv_in.", "encoder.stem."),
+    ("encoder.patchify.0.net.", "encoder.down."),
+    ("encoder.register_token.", "encoder.mixer.registers."),
+    ("encoder.layers.", "encoder.mixer.layers."),
+    ("decoder.conv_in.1.", "decoder.stem."),
+    ("decoder.unpatchify.1.net.", "decoder.up."),
+    ("decoder.register_token.", "decoder.mixer.registers."),
+    ("decoder.layers.", "decoder.mixer.layers."),
+    ("decoder.conv_out.", "decoder.output."),
+)
+_AR_NAMES = (
+    ("head.net.", "head."),
+    ("final_layer.ada_ln_modulation.", "final_modulation."),
+    ("final_layer.linear.", "final_linear."),
+)
+
+
+def _rename(name: str, table: tuple[tuple[str, str], ...], back: bool = False) -> str:
+    for published, ours in table:
+        name = name.replace(ours, published) if back else name.replace(published, ours)
+    return name
+
+
+def to_published(model: VAE | SphereAR) -> dict[str, Tensor]:
+    """A model's weights under their published names (a VAE's without the prefix `vae.`)."""
+    table = _VAE_NAMES if isinstance(model, VAE) else _AR_NAMES
+    return {_rename(name, table, back=True): tensor for name, tensor in model.state_dict().items()}
+
+
+def load_parts(
+    source: str | Path | Mapping[str, Any],
+    *,
+    revision: str | None = None,
+    device: torch.device | str = "cpu",
+) -> tuple[VAE | None, SphereAR | None]:
+    """A published file, its name on the hub, or its state dict -> (VAE, AR model), None where absent.
+
+    Errors: FileNotFoundError; ValueError for a truncated or foreign file, or one that holds neither.
+    """
+    weights = _unwrap(source if isinstance(source, Mapping) else _read(source, revision))
+    name = "the state dict" if isinstance(source, Mapping) else str(source)
+    vae_weights, ar_weights = _split(weights)
+    require(
+        bool(vae_weights or ar_weights),
+        f"{name} holds {sorted(weights)[:4]}; expected a published S-VAE, SphereAR, or both",
+    )
+    vae = ar = None
+    if vae_weights:
+        table_free = {k: v for k, v in vae_weights.items() if not k.endswith("freqs_cis")}
+        ours = {_rename(k, _VAE_NAMES): v for k, v in table_free.items()}
+        vae = VAE.from_weights(vae_config(vae_weights, ar_weights), ours, name, device)
+    if ar_weights:
+        ours = {_rename(k, _AR_NAMES): v for k, v in ar_weights.items()}
+        ar = SphereAR.from_weights(ar_config(ar_weights), ours, name, device)
+    return vae, ar
+
+
+def _read(source: str | Path, revision: str | None) -> Any:
+    path = Path(source)
+    if not path.is_file():
+        if str(source) not in HUB_FILES:
+            known = ", ".join(HUB_FILES)
+            raise FileNotFoundError(f"{str(source)!r} is not a file; expected one, or one of {known} on the hub")
+        path = Path(hf_hub_download(HUB_REPOSITORY, str(source), revision=revision))
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
+        raise ValueError(f"{path} is not a complete checkpoint of plain tensors ({error})") from error
+
+
+def _unwrap(content: Any) -> dict[str, Tensor]:
+    for key in ("ema", "model"):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+            break
+    if not isinstance(content, Mapping) or not all(isinstance(v, Tensor) for v in content.values()):
+        raise ValueError(f"the checkpoint holds a {type(content).__name__}; expected a dict of tensors")
+    return dict(content)
+
+
+def _split(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """-> (VAE weights without their prefix, AR weights); a bare VAE is one whose encoder is at the top."""
+    if "encoder.conv_in.weight" in weights:
+        return weights, {}
+    vae = {k.removeprefix("vae."): v for k, v in weights.items() if k.startswith("vae.")}
+    ar = {k: v for k, v in weights.items() if not k.startswith("vae.")}
+    return vae, ar if "cls_embedding.weight" in ar else {}
+
+
+def _count(weights: Mapping[str, Tensor], prefix: str) -> int:
+    """How many numbered parts stand under `prefix`."""
+    return len({k[len(prefix) :].split(".")[0] for k in weights if k.startswith(prefix)})
+
+
+def _shape(weights: Mapping[str, Tensor], name: str) -> torch.Size:
+    require(name in weights, f"{name} is not in the checkpoint; expected it in a published model")
+    return weights[name].shape
+
+
+def vae_config(weights: Mapping[str, Tensor], ar_weights: Mapping[str, Tensor] | None = None) -> VAEConfig:
+    """Read a VAE's sizes off its shapes; the number of tokens off its RoPE table or its AR model."""
+    blocks = _count(weights, "encoder.patchify.0.net.")
+    stem = _shape(weights, "encoder.conv_in.weight")[0]
+    downs = [_shape(weights, f"encoder.patchify.0.net.{i}.block.2.weight")[0] for i in range(blocks)]
+    channels, width = _shape(weights, "quant_proj.weight")
+    registers = _shape(weights, "encoder.register_token.weight")[0]
+    if "encoder.freqs_cis" in weights:
+        tokens = weights["encoder.freqs_cis"].shape[0] - registers
+    elif ar_weights:
+        tokens = _shape(ar_weights, "pos_for_diff.weight")[0]
+    else:
+        raise ValueError("encoder.freqs_cis is not in the checkpoint; expected it, to read the number of tokens")
+    latent_dim = _shape(weights, "post_quant_proj.weight")[1]
+    return VAEConfig(
+        bottleneck="power_spherical" if channels == latent_dim + 1 else "gaussian",
+        latent_dim=latent_dim,
+        image_size=round(tokens**0.5) * 2**blocks,
+        widths=(stem, *downs),
+        encoder_layers=_count(weights, "encoder.layers."),
+        decoder_layers=_count(weights, "decoder.layers."),
+        head_width=HEAD_WIDTH,
+        registers=registers,
+    )
+
+
+def ar_config(weights: Mapping[str, Tensor]) -> ARConfig:
+    """Read an AR model's sizes off its shapes."""
+    width, latent_dim = _shape(weights, "proj_in.weight")
+    classes, embedded = _shape(weights, "cls_embedding.weight")
+    return ARConfig(
+        latent_dim=latent_dim,
+        tokens=_shape(weights, "pos_for_diff.weight")[0],
+        num_classes=classes - 1,
+        class_tokens=embedded // width,
+        width=width,
+        layers=_count(weights, "layers."),
+        heads=width // HEAD_WIDTH,
+        head_width=_shape(weights, "head.net.input_proj.weight")[0],
+        head_depth=_count(weights, "head.net.res_blocks."),
+        head_groups=_count(weights, "head.net.ada_ln_blocks."),
+    )

@@ -1,0 +1,68 @@
+"""Configs as frozen dataclasses that survive a trip through JSON.
+
+Knows: how to turn a config into a plain dict and back, and how to refuse a value of the wrong type.
+Does not know: what any field means; each config checks its own ranges in `check`.
+"""
+
+import dataclasses
+import types
+from typing import Any, TypeVar, Union, get_args, get_origin
+
+ConfigT = TypeVar("ConfigT", bound="Config")
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise `ValueError(message)` unless the condition holds."""
+    if not condition:
+        raise ValueError(message)
+
+
+def one_of(name: str, value: object, known: object) -> None:
+    """Refuse a `value` that is not among `known` names, and list those that are."""
+    names = sorted(known)  # type: ignore[call-overload]
+    require(value in names, f"{name} is {value!r}; expected one of {', '.join(map(repr, names))}")
+
+
+def _fits(value: object, annotation: Any) -> bool:
+    origin = get_origin(annotation)
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, option) for option in get_args(annotation))
+    if origin is tuple:
+        item = get_args(annotation)[0]
+        return isinstance(value, tuple) and all(_fits(v, item) for v in value)
+    if annotation is float:
+        return isinstance(value, float | int) and not isinstance(value, bool)
+    if annotation is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, annotation)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Base of every config: typed, validated where it is built, equal when its fields are equal."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, list):
+                value = tuple(value)
+                object.__setattr__(self, field.name, value)
+            if not _fits(value, field.type):
+                expected = getattr(field.type, "__name__", field.type)
+                raise TypeError(f"{type(self).__name__}.{field.name} is {value!r}; expected {expected}")
+        self.check()
+
+    def check(self) -> None:
+        """Raise `ValueError` where a field, or two fields together, make no sense."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain Python values, ready for JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls: type[ConfigT], values: dict[str, Any]) -> ConfigT:
+        """The inverse of `to_dict`; absent fields take their defaults, unknown ones are a `ValueError`."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(set(values) - known)
+        require(not unknown, f"{cls.__name__} has no field {unknown}; its fields are {sorted(known)}")
+        return cls(**values)

@@ -1,0 +1,133 @@
+"""The rectified-flow velocity of one token, and the loss that trains it.
+
+Knows: velocity(x, t | condition) for a single token, and what in it depends on time or condition alone.
+Does not know: where the condition comes from, guidance, solvers or the sphere (paper section 3.2).
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from spherear.models.layers import NORM_EPS, init_normal
+
+FREQUENCIES = 256
+
+
+def time_features(t: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape features"]:
+    """cos and sin of 1000 t * 10000^(-k / 128): 256 features of a time in [0, 1], cosines first."""
+    half = FREQUENCIES // 2
+    wide = t.to(torch.promote_types(t.dtype, torch.float32))
+    k = torch.arange(half, dtype=wide.dtype, device=t.device)
+    angle = 1000.0 * wide[..., None] * torch.exp(-math.log(10000.0) * k / half)
+    return torch.cat((angle.cos(), angle.sin()), dim=-1)
+
+
+class TimeEmbedding(nn.Module):
+    """linear(SiLU(linear(time_features(t))))."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, t: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape width"]:
+        return self.mlp(time_features(t).to(self.mlp[0].weight.dtype))
+
+
+class HeadBlock(nn.Module):
+    """x + gate * w2(SiLU(a) * b) with (a, b) = w1(norm(x) * (1 + scale) + shift)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        hidden = int(1.5 * width)
+        self.norm = nn.LayerNorm(width, eps=NORM_EPS)
+        self.w1 = nn.Linear(width, 2 * hidden)
+        self.w2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor, scale: Tensor, shift: Tensor, gate: Tensor) -> Tensor:
+        a, b = self.w1(torch.addcmul(shift, self.norm(x), 1 + scale)).chunk(2, dim=-1)
+        return x + gate * self.w2(F.silu(a) * b)
+
+
+class VelocityHead(nn.Module):
+    """v(x, t | condition): an MLP whose every block is modulated by time + condition.
+
+    latent_dim: of x and v.  condition_width: of the condition.  width, depth: of the MLP.
+    groups: consecutive blocks share one of `groups` modulations.
+
+    `forward` is the whole; a solver calls its parts, `embed_time` once a time grid, `embed_condition`
+    once a token and `velocity` once an evaluation.
+    """
+
+    def __init__(self, latent_dim: int, condition_width: int, width: int, depth: int, groups: int) -> None:
+        super().__init__()
+        self.time_embed = TimeEmbedding(width)
+        self.cond_embed = nn.Linear(condition_width, width)
+        self.input_proj = nn.Linear(latent_dim, width)
+        self.res_blocks = nn.ModuleList(HeadBlock(width) for _ in range(depth))
+        self.ada_ln_blocks = nn.ModuleList(nn.Linear(width, 3 * width) for _ in range(groups))
+        self.final_norm = nn.LayerNorm(width, eps=NORM_EPS, elementwise_affine=False)
+        self.final_modulation = nn.Linear(width, 2 * width)
+        self.final_linear = nn.Linear(width, latent_dim)
+        self._init()
+
+    def _init(self) -> None:
+        for part in self.modules():
+            if isinstance(part, nn.Linear):
+                nn.init.xavier_uniform_(part.weight)
+                nn.init.zeros_(part.bias)
+        init_normal(self.time_embed)
+        for part in (*self.ada_ln_blocks, self.final_modulation, self.final_linear):
+            nn.init.zeros_(part.weight)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights, and so of the arithmetic inside."""
+        return self.input_proj.weight.dtype
+
+    def forward(
+        self,
+        x: Float[Tensor, "*batch dim"],
+        t: Float[Tensor, "*batch"],
+        condition: Float[Tensor, "*batch condition_width"],
+    ) -> Float[Tensor, "*batch dim"]:
+        """Velocity at x (..., dim), times t (...), conditions (..., width); float32 or better."""
+        return self.velocity(x, self.embed_time(t), self.embed_condition(condition))
+
+    def embed_time(self, t: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape width"]:
+        """The part that depends on time alone."""
+        return self.time_embed(t)
+
+    def embed_condition(
+        self, condition: Float[Tensor, "*shape condition_width"]
+    ) -> Float[Tensor, "*shape width"]:
+        """The part that depends on the condition alone."""
+        return self.cond_embed(condition.to(self.dtype))
+
+    def velocity(self, x: Tensor, time: Tensor, condition: Tensor) -> Tensor:
+        """Velocity at x, given `embed_time` and `embed_condition` (broadcast against each other)."""
+        y = F.silu(time + condition)  # (..., width)
+        h = self.input_proj(x.to(self.dtype))  # (..., width)
+        share = len(self.res_blocks) // len(self.ada_ln_blocks)
+        for group, modulate in enumerate(self.ada_ln_blocks):
+            scale, shift, gate = modulate(y).chunk(3, dim=-1)
+            for block in self.res_blocks[group * share : (group + 1) * share]:
+                h = block(h, scale, shift, gate)
+        scale, shift = self.final_modulation(y).chunk(2, dim=-1)
+        out = self.final_linear(torch.addcmul(shift, self.final_norm(h), 1 + scale))  # (..., dim)
+        return out.to(torch.promote_types(out.dtype, torch.float32))
+
+
+def flow_matching_loss(
+    head: VelocityHead,
+    target: Float[Tensor, "*batch dim"],
+    condition: Float[Tensor, "*batch width"],
+    times: Float[Tensor, "*batch"],
+    noise: Float[Tensor, "*batch dim"],
+) -> Float[Tensor, ""]:
+    """mean |v(x_t, t) - (z - noise)|^2 at x_t = (1 - t) noise + t z; a scalar, in float32 or better."""
+    t = times[..., None]
+    velocity = head((1 - t) * noise + t * target, times, condition)
+    return F.mse_loss(velocity, (target - noise).to(velocity.dtype))

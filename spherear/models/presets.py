@@ -1,0 +1,57 @@
+"""Named sizes, as a table: one row is a VAE and the AR model that predicts its tokens.
+
+Knows: model sizes.  Does not know: how long or on what each is trained (see `training.recipes`).
+"""
+
+from dataclasses import dataclass, replace
+
+from spherear.models.ar import ARConfig
+from spherear.models.config import one_of
+from spherear.models.vae import VAEConfig
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A VAE and its AR model. guidance_scale: the one to sample with when none is asked for."""
+
+    vae: VAEConfig
+    ar: ARConfig
+    guidance_scale: float
+
+
+_IMAGENET_VAE = VAEConfig()
+
+# fmt: off
+PRESETS: dict[str, Preset] = {
+    "digits": Preset(
+        VAEConfig(latent_dim=8, image_size=16, widths=(32, 64, 64), encoder_layers=2, decoder_layers=2),
+        ARConfig(latent_dim=8, tokens=16, num_classes=10, class_tokens=4,
+                 width=128, layers=4, heads=2, head_width=128, head_depth=3, head_groups=1),
+        guidance_scale=2.0,
+    ),
+    "shapes": Preset(
+        VAEConfig(latent_dim=16, image_size=32, widths=(64, 64, 128), encoder_layers=3, decoder_layers=3),
+        ARConfig(latent_dim=16, tokens=64, num_classes=10, class_tokens=4,
+                 width=256, layers=6, heads=4, head_width=256, head_depth=4, head_groups=2),
+        guidance_scale=2.0,
+    ),
+    "imagenet256-B": Preset(_IMAGENET_VAE, ARConfig(), guidance_scale=4.5),
+    "imagenet256-L": Preset(
+        _IMAGENET_VAE,
+        ARConfig(width=1024, layers=32, heads=16, head_width=1024, head_depth=8, head_groups=2),
+        guidance_scale=4.6,
+    ),
+    "imagenet256-H": Preset(
+        _IMAGENET_VAE,
+        ARConfig(width=1280, layers=40, heads=20, head_width=1280, head_depth=12, head_groups=3),
+        guidance_scale=4.5,
+    ),
+}
+# fmt: on
+
+
+def preset(name: str, bottleneck: str = "power_spherical") -> Preset:
+    """The preset of that name, its VAE with that bottleneck. Unknown names: ValueError with the known."""
+    one_of("preset", name, PRESETS)
+    row = PRESETS[name]
+    return replace(row, vae=replace(row.vae, bottleneck=bottleneck))

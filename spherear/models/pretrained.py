@@ -1,0 +1,112 @@
+"""Saving a model and finding it again: a folder of `config.json` and `model.safetensors`, here or on the hub.
+
+Knows: folders, hub repositories, and how weights are matched with the config beside them.
+Does not know: any particular model, or the published files of the paper (see `checkpoints`).
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+from torch import Tensor, nn
+
+from spherear.models.config import Config
+from spherear.models.files import read_json, read_tensors, write_json, write_tensors
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+
+ConfigT = TypeVar("ConfigT", bound=Config)
+ModelT = TypeVar("ModelT", bound="Pretrained[Any]")
+
+
+def find_folder(name_or_path: str | Path, revision: str | None = None) -> Path:
+    """A folder on this machine: the path itself, or a snapshot of the hub repository `owner/name`.
+
+    revision: branch, tag or commit to pin, for the hub alone. Nothing there: FileNotFoundError.
+    """
+    folder = Path(name_or_path).expanduser()
+    if folder.is_dir():
+        return folder
+    name = str(name_or_path)
+    expected = "expected a folder that exists or a hub repository 'owner/name'"
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise FileNotFoundError(f"{name!r} is not a folder here; {expected}")
+    try:
+        patterns = ["*.json", "*.safetensors", "**/*.json", "**/*.safetensors"]
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+    except (HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError) as error:
+        raise FileNotFoundError(f"{name!r} (revision {revision}) was not found; {expected}: {error}") from error
+
+
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
+    """`model.load_state_dict`, but every misfit is one ValueError that names the keys and the shapes."""
+    expected = {name: tuple(t.shape) for name, t in model.state_dict().items()}
+    found = {name: tuple(t.shape) for name, t in weights.items()}
+    faults = [f"{name} is missing" for name in expected.keys() - found.keys()]
+    faults += [f"{name} is unknown" for name in found.keys() - expected.keys()]
+    shared = expected.keys() & found.keys()
+    faults += [f"{k} is {found[k]}, expected {expected[k]}" for k in shared if found[k] != expected[k]]
+    if faults:
+        more = f" and {len(faults) - 4} more" if len(faults) > 4 else ""
+        listed = "; ".join(sorted(faults)[:4])
+        raise ValueError(f"{source} does not fit {type(model).__name__} as configured: {listed}{more}")
+    model.load_state_dict(weights)
+
+
+class Pretrained(Generic[ConfigT]):
+    """Mixin of models built from one config: `save_pretrained`, `from_pretrained`."""
+
+    config: ConfigT
+    config_class: ClassVar[type[Any]]
+
+    def save_pretrained(self, path: str | Path) -> None:
+        """Write config and weights to the folder `path`; each file is whole or left as it was."""
+        assert isinstance(self, nn.Module)
+        folder = Path(path)
+        config = {"model": type(self).__name__, **self.config.to_dict()}
+        weights = {name: tensor.cpu() for name, tensor in self.state_dict().items()}
+        write_tensors(folder / WEIGHTS_FILE, weights, {"config": json.dumps(config)})
+        write_json(folder / CONFIG_FILE, config)
+
+    @classmethod
+    def from_pretrained(
+        cls: type[ModelT],
+        name_or_path: str | Path,
+        *,
+        subfolder: str = "",
+        revision: str | None = None,
+        device: torch.device | str = "cpu",
+    ) -> ModelT:
+        """Read what `save_pretrained` wrote, from a folder or a hub repository; in eval mode.
+
+        Errors: FileNotFoundError where there is nothing, ValueError where it is another model's,
+        truncated, or its weights do not fit its config.
+        """
+        folder = find_folder(name_or_path, revision) / subfolder
+        config = read_json(folder / CONFIG_FILE)
+        kind = config.pop("model", None)
+        if kind != cls.__name__:
+            raise ValueError(f"{folder / CONFIG_FILE} is of model {kind!r}; expected {cls.__name__!r}")
+        weights, _ = read_tensors(folder / WEIGHTS_FILE)
+        return cls.from_weights(cls.config_class.from_dict(config), weights, str(folder / WEIGHTS_FILE), device)
+
+    @classmethod
+    def from_weights(
+        cls: type[ModelT],
+        config: Config,
+        weights: Mapping[str, Tensor],
+        source: str = "the state dict",
+        device: torch.device | str = "cpu",
+    ) -> ModelT:
+        """A model of this config with these weights, in eval mode, without drawing any first."""
+        with torch.device("meta"):
+            model = cls(config)  # type: ignore[call-arg]
+        assert isinstance(model, nn.Module)
+        model.to_empty(device=device)
+        load_weights(model, weights, source)
+        return model.eval()

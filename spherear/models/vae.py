@@ -1,0 +1,247 @@
+"""The image tokeniser: convolutions and a transformer on both sides of a bottleneck.
+
+Knows: images in [-1, 1], the grid of tokens they become, and the bottleneck between them.
+Does not know: how its losses are weighted, labels, or how tokens are predicted (paper section 3.1).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from spherear.models.config import Config, one_of, require
+from spherear.models.layers import NORM_EPS, Block, Rotary, init_normal
+from spherear.models.pretrained import Pretrained
+from spherear.sphere.bottlenecks import BOTTLENECKS, Bottleneck, Latent
+
+
+@dataclass(frozen=True)
+class VAEConfig(Config):
+    """Sizes of a VAE; the defaults are the paper's S-VAE for 256 px.
+
+    widths: channels after the stem and after each halving of the image, so the patch is
+    2^(len(widths) - 1) pixels; the last is also the transformer's width.
+    """
+
+    bottleneck: str = "power_spherical"
+    latent_dim: int = 16
+    image_size: int = 256
+    widths: tuple[int, ...] = (64, 64, 128, 256, 512)
+    encoder_layers: int = 6
+    decoder_layers: int = 12
+    head_width: int = 64
+    registers: int = 4
+
+    def check(self) -> None:
+        one_of("bottleneck", self.bottleneck, BOTTLENECKS)
+        require(self.latent_dim >= 2, f"latent_dim is {self.latent_dim}; expected at least 2")
+        require(len(self.widths) >= 1, "widths is empty; expected the stem's width and one per halving")
+        require(
+            all(w >= 8 and w % 4 == 0 and w % min(32, w // 4) == 0 for w in self.widths),
+            f"widths is {self.widths}; expected multiples of 4 from 8 that GroupNorm can split",
+        )
+        require(
+            self.image_size >= self.patch and self.image_size % self.patch == 0,
+            f"image_size is {self.image_size}; expected a multiple of the patch, {self.patch}",
+        )
+        require(
+            self.head_width % 4 == 0 and self.widths[-1] % self.head_width == 0,
+            f"head_width is {self.head_width}; expected a multiple of 4 that divides {self.widths[-1]}",
+        )
+        require(
+            min(self.encoder_layers, self.decoder_layers, self.registers) >= 0,
+            f"layers and registers are {self.encoder_layers}, {self.decoder_layers}, {self.registers}; "
+            "expected none below 0",
+        )
+
+    @property
+    def patch(self) -> int:
+        """Pixels along one side of a token."""
+        return 2 ** (len(self.widths) - 1)
+
+    @property
+    def grid(self) -> int:
+        """Tokens along one side of an image."""
+        return self.image_size // self.patch
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of an image."""
+        return self.grid**2
+
+
+def _norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(min(32, channels // 4), channels, eps=NORM_EPS)
+
+
+def _conv(fan_in: int, fan_out: int, size: int = 3, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(fan_in, fan_out, size, stride, padding=(size - 1) // 2, bias=False)
+
+
+class Down(nn.Module):
+    """Halve the resolution: a residual pair of convolutions over a strided 2x2 shortcut."""
+
+    def __init__(self, fan_in: int, fan_out: int) -> None:
+        super().__init__()
+        self.block = nn.Sequential(
+            _norm(fan_in), nn.SiLU(), _conv(fan_in, fan_out, stride=2),
+            _norm(fan_out), nn.SiLU(), _conv(fan_out, fan_out),
+        )  # fmt: skip
+        self.shortcut = _conv(fan_in, fan_out, size=2, stride=2)
+
+    def forward(self, x: Float[Tensor, "batch fan_in h w"]) -> Float[Tensor, "batch fan_out h/2 w/2"]:
+        return self.shortcut(x) + self.block(x)
+
+
+class Up(nn.Module):
+    """Double the resolution: a transposed residual pair, then a residual pair at the new resolution."""
+
+    def __init__(self, fan_in: int, fan_out: int) -> None:
+        super().__init__()
+        self.block = nn.Sequential(
+            _norm(fan_in), nn.SiLU(), nn.ConvTranspose2d(fan_in, fan_out, 4, 2, padding=1, bias=False),
+            _norm(fan_out), nn.SiLU(), _conv(fan_out, fan_out),
+        )  # fmt: skip
+        self.shortcut = nn.ConvTranspose2d(fan_in, fan_out, 2, 2, bias=False)
+        self.block2 = nn.Sequential(
+            _norm(fan_out), nn.SiLU(), _conv(fan_out, fan_out),
+            _norm(fan_out), nn.SiLU(), _conv(fan_out, fan_out),
+        )  # fmt: skip
+
+    def forward(self, x: Float[Tensor, "batch fan_in h w"]) -> Float[Tensor, "batch fan_out 2*h 2*w"]:
+        x = self.shortcut(x) + self.block(x)
+        return x + self.block2(x)
+
+
+class Mixer(nn.Module):
+    """A non-causal transformer over the grid, with learnt register tokens in front that are then dropped."""
+
+    def __init__(self, config: VAEConfig, layers: int) -> None:
+        super().__init__()
+        width = config.widths[-1]
+        self.registers = nn.Embedding(config.registers, width)
+        self.rotary = Rotary(config.grid, config.registers, config.head_width)
+        self.layers = nn.ModuleList(Block(width, width // config.head_width) for _ in range(layers))
+        init_normal(self)
+
+    def forward(self, x: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch tokens width"]:
+        count = self.registers.num_embeddings
+        registers = self.registers.weight.to(x.dtype).expand(x.shape[0], -1, -1)
+        x = torch.cat((registers, x), dim=1)  # (batch, registers + tokens, width)
+        for layer in self.layers:
+            x = layer(x, self.rotary.table)
+        return x[:, count:]  # (batch, tokens, width)
+
+
+class Encoder(nn.Module):
+    """Images to one feature vector a token."""
+
+    def __init__(self, config: VAEConfig) -> None:
+        super().__init__()
+        widths = config.widths
+        self.stem = _conv(3, widths[0])
+        self.down = nn.Sequential(*(Down(a, b) for a, b in zip(widths, widths[1:], strict=False)))
+        self.mixer = Mixer(config, config.encoder_layers)
+        self.norm = nn.RMSNorm(widths[-1], eps=NORM_EPS)
+        self.output = nn.Linear(widths[-1], widths[-1], bias=False)
+
+    def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch tokens channels"]:
+        x = self.down(self.stem(images))  # (batch, channels, grid, grid)
+        x = rearrange(x, "batch channels y x -> batch (y x) channels")
+        return self.output(self.norm(self.mixer(x)))
+
+
+class Decoder(nn.Module):
+    """One feature vector a token to images."""
+
+    def __init__(self, config: VAEConfig) -> None:
+        super().__init__()
+        widths = config.widths[::-1]
+        self.grid = config.grid
+        self.stem = _conv(widths[0], widths[0])
+        self.mixer = Mixer(config, config.decoder_layers)
+        self.up = nn.Sequential(*(Up(a, b) for a, b in zip(widths, widths[1:], strict=False)))
+        self.output = nn.Sequential(_norm(widths[-1]), nn.SiLU(), _conv(widths[-1], 3))
+
+    def forward(self, x: Float[Tensor, "batch tokens channels"]) -> Float[Tensor, "batch 3 height width"]:
+        x = self.stem(rearrange(x, "batch (y x) channels -> batch channels y x", y=self.grid))
+        x = self.mixer(rearrange(x, "batch channels y x -> batch (y x) channels"))
+        return self.output(self.up(rearrange(x, "batch (y x) channels -> batch channels y x", y=self.grid)))
+
+
+class VAE(Pretrained[VAEConfig], nn.Module):
+    """Images to constrained tokens and back (S-VAE with the `power_spherical` bottleneck).
+
+    `encode` and `decode` check what they are given, values included; `forward`, the training path,
+    checks shapes alone and so never waits for the device.
+    """
+
+    config_class = VAEConfig
+
+    def __init__(self, config: VAEConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.bottleneck: Bottleneck = BOTTLENECKS[config.bottleneck](config.latent_dim)
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        self.quant_proj = nn.Linear(config.widths[-1], self.bottleneck.channels)
+        self.post_quant_proj = nn.Linear(config.latent_dim, config.widths[-1], bias=False)
+
+    def forward(
+        self, images: Float[Tensor, "batch 3 height width"], generator: torch.Generator | None = None
+    ) -> tuple[Float[Tensor, "batch 3 height width"], Latent]:
+        """Images -> (reconstruction, latent): one differentiable pass for training."""
+        self._check_images(images)
+        latent = self.posterior(images, generator)
+        return self._decode(latent.sample), latent
+
+    def encode(
+        self, images: Float[Tensor, "batch 3 height width"], generator: torch.Generator | None = None
+    ) -> Latent:
+        """Images in [-1, 1] -> `Latent` of (batch, tokens, latent_dim). NaN or a wrong shape: ValueError."""
+        self._check_images(images)
+        check_finite("images", images)
+        return self.posterior(images, generator)
+
+    def decode(self, tokens: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch 3 height width"]:
+        """(batch, tokens, latent_dim) -> images, about [-1, 1]. NaN or a wrong shape: ValueError."""
+        expected = (self.config.tokens, self.config.latent_dim)
+        require(
+            tuple(tokens.shape[1:]) == expected,
+            f"tokens have shape {tuple(tokens.shape)}; expected (batch, {expected[0]}, {expected[1]})",
+        )
+        check_finite("tokens", tokens)
+        return self._decode(tokens)
+
+    def project(self, tokens: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
+        """The bottleneck's projection: onto the sphere of radius sqrt(latent_dim), or the identity."""
+        return self.bottleneck.project(tokens)
+
+    def posterior(self, images: Tensor, generator: torch.Generator | None = None) -> Latent:
+        features = self.quant_proj(self.encoder(images.to(self.quant_proj.weight.dtype)))
+        return self.bottleneck(features, generator)
+
+    def _decode(self, tokens: Tensor) -> Tensor:
+        return self.decoder(self.post_quant_proj(tokens.to(self.post_quant_proj.weight.dtype)))
+
+    def _check_images(self, images: Tensor) -> None:
+        size = self.config.image_size
+        if not images.is_floating_point():
+            raise TypeError(f"images have dtype {images.dtype}; expected floating point in [-1, 1]")
+        require(
+            images.ndim == 4 and tuple(images.shape[1:]) == (3, size, size),
+            f"images have shape {tuple(images.shape)}; expected (batch, 3, {size}, {size})",
+        )
+
+
+def check_finite(name: str, values: Tensor) -> None:
+    """Refuse NaN and infinity, saying how many and where the first one is."""
+    bad = ~torch.isfinite(values)
+    if bad.any():
+        first = tuple(bad.nonzero()[0].tolist())
+        raise ValueError(
+            f"{name} hold {int(bad.sum())} non-finite values, the first {values[first].item()} at {first}; "
+            "expected finite numbers"
+        )

@@ -1,0 +1,139 @@
+"""From labels to images: a VAE and an AR model that belong together.
+
+Knows: both models, the decode loop, and pixels.
+Does not know: training, files of a run, or how images are shown.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from spherear.models.ar import SphereAR, check_labels
+from spherear.models.checkpoints import load_parts
+from spherear.models.config import require
+from spherear.models.pretrained import find_folder
+from spherear.models.vae import VAE
+from spherear.sampling.decode import Step, decode
+from spherear.sampling.settings import SamplingSettings, seeded_noise
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A partial image. images: (batch, 3, height, width), grey where nothing is drawn yet.  step: the newest."""
+
+    images: Float[Tensor, "batch 3 height width"]
+    step: Step
+
+
+class Pipeline:
+    """A VAE and an AR model with the same tokens: images from labels, streamed or at once."""
+
+    def __init__(self, vae: VAE, ar: SphereAR) -> None:
+        ours = (vae.config.tokens, vae.config.latent_dim)
+        theirs = (ar.config.tokens, ar.config.latent_dim)
+        require(ours == theirs, f"the VAE makes {ours} (tokens, dim); expected {theirs}, as the AR model's")
+        self.vae = vae.eval()
+        self.ar = ar.eval()
+
+    @classmethod
+    def from_pretrained(
+        cls, name_or_path: str | Path, *, revision: str | None = None, device: torch.device | str = "cpu"
+    ) -> "Pipeline":
+        """A folder (or hub repository 'owner/name') with subfolders `vae` and `ar`, as `save_pretrained` writes."""
+        folder = find_folder(name_or_path, revision)
+        vae = VAE.from_pretrained(folder, subfolder="vae", device=device)
+        return cls(vae, SphereAR.from_pretrained(folder, subfolder="ar", device=device))
+
+    def save_pretrained(self, path: str | Path) -> None:
+        """Write both models below `path`."""
+        self.vae.save_pretrained(Path(path) / "vae")
+        self.ar.save_pretrained(Path(path) / "ar")
+
+    def to(self, device: torch.device | str) -> "Pipeline":
+        """Move both models; returns the pipeline."""
+        self.vae.to(device)
+        self.ar.to(device)
+        return self
+
+    def sample(
+        self,
+        labels: Sequence[int] | Int[Tensor, " batch"],
+        settings: SamplingSettings | None = None,
+        seeds: int | Sequence[int] = 0,
+    ) -> Float[Tensor, "batch 3 height width"]:
+        """Images of the labels, about [-1, 1]; image i depends on label i, seed i and the settings alone.
+
+        seeds: one an image, or the first of consecutive ones. Errors: ValueError for labels out of range
+        or a wrong number of seeds.
+        """
+        tokens = [step.token for step in self._steps(labels, settings, seeds)]
+        return self._pixels(torch.stack(tokens, dim=1))
+
+    def stream(
+        self,
+        labels: Sequence[int] | Int[Tensor, " batch"],
+        settings: SamplingSettings | None = None,
+        seeds: int | Sequence[int] = 0,
+        every: int = 1,
+    ) -> Iterator[Frame]:
+        """`sample`, with a `Frame` every so many tokens and after the last, whose images are `sample`'s."""
+        require(every >= 1, f"every is {every}; expected at least 1")
+        grid, count = self.vae.config.grid, self.vae.config.tokens
+        tokens: Tensor | None = None
+        for step in self._steps(labels, settings, seeds):
+            if tokens is None:
+                tokens = step.token.new_zeros(len(step.token), count, step.token.shape[-1])
+            tokens[:, step.index] = step.token
+            drawn = step.index + 1
+            if drawn == count:
+                yield Frame(self._pixels(tokens), step)
+            elif drawn % every == 0:
+                shown = _shown(drawn, grid, self.vae.config.patch, tokens.device)
+                yield Frame(self._pixels(tokens) * shown, step)
+
+    def _steps(
+        self,
+        labels: Sequence[int] | Tensor,
+        settings: SamplingSettings | None,
+        seeds: int | Sequence[int],
+    ) -> Iterator[Step]:
+        rows = torch.as_tensor(labels)
+        require(
+            rows.ndim == 1 and len(rows) > 0 and not rows.is_floating_point(),
+            f"labels are {labels!r}; expected at least one integer",
+        )
+        check_labels(rows, self.ar.config.num_classes + 1)
+        seeds = range(seeds, seeds + len(rows)) if isinstance(seeds, int) else list(seeds)
+        require(len(seeds) == len(rows), f"there are {len(seeds)} seeds; expected {len(rows)}, one a label")
+        settings = settings or SamplingSettings()
+        return decode(self.ar, rows.long(), settings, seeded_noise(seeds), self.vae.project)
+
+    @torch.no_grad()
+    def _pixels(self, tokens: Tensor) -> Tensor:
+        return self.vae.decode(tokens).float()
+
+
+def _shown(drawn: int, grid: int, patch: int, device: torch.device) -> Float[Tensor, "height width"]:
+    """1 on the patches of the first `drawn` tokens in raster order, 0 on the others."""
+    mask = (torch.arange(grid * grid, device=device) < drawn).float().view(grid, grid)
+    return mask.repeat_interleave(patch, 0).repeat_interleave(patch, 1)
+
+
+def load_published(
+    source: str | Path | Mapping[str, Any],
+    *,
+    revision: str | None = None,
+    device: torch.device | str = "cpu",
+) -> VAE | SphereAR | Pipeline:
+    """A published file (path, name on the hub, or state dict) as what it holds; see `models.checkpoints`."""
+    vae, ar = load_parts(source, revision=revision, device=device)
+    if vae is not None and ar is not None:
+        return Pipeline(vae, ar)
+    part = vae or ar
+    assert part is not None
+    return part

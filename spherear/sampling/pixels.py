@@ -1,0 +1,41 @@
+"""From images as tensors to bytes.
+
+Knows: the published rounding, sheets of images, PNG files.  Does not know: what drew them.
+"""
+
+from pathlib import Path
+
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor
+
+import torch
+from spherear.models.config import require
+from spherear.models.files import atomic_path
+
+
+def to_uint8(images: Float[Tensor, "batch 3 height width"]) -> UInt8[Tensor, "batch height width 3"]:
+    """clamp(127.5 x + 128, 0, 255), truncated: images in [-1, 1] to bytes, channels last."""
+    return (127.5 * images + 128).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+
+
+def tile(
+    images: Float[Tensor, "n 3 size size"], columns: int, gap: int = 1
+) -> UInt8[Tensor, "height width 3"]:
+    """Images in rows of `columns`, `gap` white pixels apart, as bytes on the host."""
+    require(len(images) > 0 and columns >= 1, f"{len(images)} images in {columns} columns; expected at least 1")
+    rows = -(-len(images) // columns)
+    step = images.shape[-1] + gap
+    sheet = images.new_full((1, 3, rows * step + gap, columns * step + gap), 1.0)
+    for i, image in enumerate(images):
+        y, x = gap + i // columns * step, gap + i % columns * step
+        sheet[0, :, y : y + image.shape[1], x : x + image.shape[2]] = image
+    return to_uint8(sheet)[0].cpu()
+
+
+def save_png(path: Path, sheet: UInt8[Tensor, "height width 3"], zoom: int = 1) -> None:
+    """Write a PNG, whole or not at all, every pixel `zoom` pixels wide."""
+    picture = Image.fromarray(sheet.numpy())
+    size = (picture.width * zoom, picture.height * zoom)
+    with atomic_path(path) as part:
+        picture.resize(size, Image.Resampling.NEAREST).save(part, format="PNG")

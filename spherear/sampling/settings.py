@@ -1,0 +1,131 @@
+"""What can be asked of a decode: guidance, solver, projection, temperature; and the noise it starts from.
+
+Knows: settings as data, guidance schedules, and how a seed becomes noise.
+Does not know: models.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from spherear.models.config import Config, one_of, require
+from spherear.models.files import read_json, write_json
+from spherear.sampling.solvers import SOLVERS, Solver
+
+Schedule = Callable[[float, int, int], float]
+
+
+def linear(scale: float, index: int, tokens: int) -> float:
+    """1 + (scale - 1) index / tokens: the first token is unguided."""
+    return 1.0 + (scale - 1.0) * index / tokens
+
+
+def constant(scale: float, index: int, tokens: int) -> float:
+    """The same scale for every token."""
+    return scale
+
+
+SCHEDULES: dict[str, Schedule] = {"linear": linear, "constant": constant}
+
+
+@dataclass(frozen=True)
+class SamplingSettings(Config):
+    """How tokens are drawn; the defaults are the published ones (`last_step` is Euler-Maruyama's alone).
+
+    guidance_scale: s in v = v_null + s (v_cond - v_null); 1 is no guidance.
+    schedule: how s grows over the sequence, a key of SCHEDULES.
+    solver: a key of SOLVERS.  steps: solver steps a token.  last_step: length of its last, noise-free step.
+    project: put every token on the sphere before it is handed on.
+    temperature: factor on all noise.
+    """
+
+    guidance_scale: float = 4.5
+    schedule: str = "linear"
+    solver: str = "euler_maruyama"
+    steps: int = 100
+    last_step: float = 0.04
+    project: bool = True
+    temperature: float = 1.0
+
+    def check(self) -> None:
+        one_of("schedule", self.schedule, SCHEDULES)
+        one_of("solver", self.solver, SOLVERS)
+        scale, temperature = self.guidance_scale, self.temperature
+        require(0 <= scale < float("inf"), f"guidance_scale is {scale}; expected a finite number, 0 or more")
+        require(self.steps >= 1, f"steps is {self.steps}; expected at least 1")
+        require(0 < self.last_step < 1, f"last_step is {self.last_step}; expected a number between 0 and 1")
+        require(
+            0 <= temperature < float("inf"), f"temperature is {temperature}; expected a finite number, 0 or more"
+        )
+
+    @property
+    def method(self) -> Solver:
+        """The solver's row in SOLVERS."""
+        return SOLVERS[self.solver]
+
+    @property
+    def draws(self) -> int:
+        """Rows of noise a token takes."""
+        return self.method.draws(self.steps)
+
+    def times(self) -> list[float]:
+        """The solver's time grid, from 0 to 1."""
+        return self.method.grid(self.steps, self.last_step)
+
+    def scale_at(self, index: int, tokens: int) -> float:
+        """The guidance scale of token `index` of `tokens`."""
+        return SCHEDULES[self.schedule](self.guidance_scale, index, tokens)
+
+    def to_json(self) -> str:
+        """As a line of JSON."""
+        return json.dumps(self.to_dict())
+
+    @classmethod
+    def from_json(cls, text: str) -> "SamplingSettings":
+        """The inverse of `to_json`; what is not such JSON is a ValueError."""
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"settings are {text!r}; expected JSON ({error})") from error
+        require(isinstance(values, dict), f"settings are {text!r}; expected a JSON object")
+        return cls.from_dict(values)
+
+    def save(self, path: str | Path) -> None:
+        """Write as a JSON file."""
+        write_json(Path(path), self.to_dict())
+
+    @classmethod
+    def load(cls, path: str | Path) -> "SamplingSettings":
+        """Read what `save` wrote."""
+        return cls.from_dict(read_json(Path(path)))
+
+
+Noise = Callable[[int, tuple[int, int, int]], Tensor]
+"""noise(token_index, (draws, batch, dim)) -> all of one token's noise, standard normal."""
+
+
+def seeded_noise(seeds: Sequence[int]) -> Noise:
+    """N(0, I) from one stream an image, keyed by (seed, token): Philox counters, so any token first.
+
+    An image's noise depends on its seed alone, not on its batch mates, its device, or (row 0) its solver.
+    Seeds are integers from 0 to 2^64 - 1.
+    """
+    for seed in seeds:
+        require(0 <= seed < 2**64, f"seed is {seed}; expected an integer from 0 to 2^64 - 1")
+
+    def noise(token_index: int, shape: tuple[int, int, int]) -> Float[Tensor, "draws batch dim"]:
+        draws, batch, dim = shape
+        require(batch == len(seeds), f"noise was asked for a batch of {batch}; expected {len(seeds)} seeds")
+        out = np.empty(shape, dtype=np.float32)
+        for row, seed in enumerate(seeds):
+            stream = np.random.Generator(np.random.Philox(key=[seed, token_index]))
+            out[:, row] = stream.standard_normal((draws, dim), dtype=np.float32)
+        return torch.from_numpy(out)
+
+    return noise

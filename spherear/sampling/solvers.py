@@ -1,0 +1,87 @@
+"""How one token is drawn: integrate dx/dt = velocity(x, t) from noise at t = 0 to data at t = 1.
+
+Knows: solvers and their time grids, over any velocity.
+Does not know: networks, guidance, labels or the sphere.
+
+Grids hold float32 values, whatever is computed with them: a time is scaled by 1000 before it is embedded,
+so a last digit that differs is seen in the tokens.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+Velocity = Callable[[Tensor, float], Tensor]
+"""velocity(x, t): at x, (batch, dim), and a time of the solver's grid."""
+
+
+def euler(
+    velocity: Velocity, noise: Float[Tensor, "draws batch dim"], times: list[float]
+) -> Float[Tensor, "batch dim"]:
+    """x += v dt: first order, one evaluation a step, starting at noise[0]."""
+    x = noise[0]
+    for t, end in pairwise(times):
+        x = x + velocity(x, t) * (end - t)
+    return x
+
+
+def heun(
+    velocity: Velocity, noise: Float[Tensor, "draws batch dim"], times: list[float]
+) -> Float[Tensor, "batch dim"]:
+    """x += (v(x, t) + v(x + v dt, t + dt)) dt / 2: second order, two evaluations a step."""
+    x = noise[0]
+    for t, end in pairwise(times):
+        dt = end - t
+        slope = velocity(x, t)
+        x = x + (slope + velocity(x + slope * dt, end)) * (dt / 2)
+    return x
+
+
+def euler_maruyama(
+    velocity: Velocity, noise: Float[Tensor, "draws batch dim"], times: list[float]
+) -> Float[Tensor, "batch dim"]:
+    """x += (v + (1 - t) score) dt + sqrt(2 (1 - t) dt) noise, and one plain Euler step at the end.
+
+    score = (t v - x) / (1 - t), so the drift is (1 + t) v - x. noise[0] starts, noise[i + 1] is step i's.
+    """
+    x = noise[0]
+    for i, (t, end) in enumerate(pairwise(times[:-1])):
+        dt = end - t
+        drift = (1 + t) * velocity(x, t) - x
+        x = x + drift * dt + math.sqrt(2 * (1 - t) * dt) * noise[i + 1]
+    return x + velocity(x, times[-2]) * (times[-1] - times[-2])
+
+
+def uniform_grid(steps: int, last_step: float) -> list[float]:
+    """0, 1/steps, ..., 1; `last_step` is not used."""
+    return torch.linspace(0.0, 1.0, steps + 1, dtype=torch.float32).tolist()
+
+
+def stochastic_grid(steps: int, last_step: float) -> list[float]:
+    """`steps` equal steps from 0 to 1 - last_step, then one of `last_step` to 1."""
+    return [*torch.linspace(0.0, 1.0 - last_step, steps + 1, dtype=torch.float32).tolist(), 1.0]
+
+
+@dataclass(frozen=True)
+class Solver:
+    """integrate: the solver.  grid: its times.  noisy: whether it draws noise at every step."""
+
+    integrate: Callable[[Velocity, Tensor, list[float]], Tensor]
+    grid: Callable[[int, float], list[float]]
+    noisy: bool = False
+
+    def draws(self, steps: int) -> int:
+        """Rows of noise that one token takes."""
+        return steps + 1 if self.noisy else 1
+
+
+SOLVERS = {
+    "euler": Solver(euler, uniform_grid),
+    "heun": Solver(heun, uniform_grid),
+    "euler_maruyama": Solver(euler_maruyama, stochastic_grid, noisy=True),
+}

@@ -1,0 +1,141 @@
+"""Points of the sphere and what is done to them: project, split, measure, interpolate, rotate.
+
+Knows plain tensors whose last axis holds one point. Does not know any probability law, any model, or where
+the points come from. Points come back in the dtype they came in; half precision is widened to float32 inside.
+"""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def widen(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """x in float32 if it came in half precision (float16, bfloat16), otherwise x itself."""
+    return x.float() if torch.finfo(x.dtype).bits < 32 else x
+
+
+def inner(x: Float[Tensor, "*#shape dim"], y: Float[Tensor, "*#shape dim"]) -> Float[Tensor, "*shape"]:
+    """x · y over the last axis, by elementwise products, which autocast leaves alone."""
+    return (x * y).sum(-1)
+
+
+def project(z: Float[Tensor, "*shape dim"], radius: float = 1.0) -> Float[Tensor, "*shape dim"]:
+    """N_R(z) = R z/|z|, the nearest point on the sphere of radius R.
+
+    Its Jacobian is R (I - u u^T)/|z| with u = z/|z|: the radial part of a small error in z is removed.
+    Neither large nor tiny entries overflow. z = 0 has no direction: there (and where |z| is so small that
+    1/|z| overflows) the result is R z with gradient R, both finite. Raises ValueError for a radius that is
+    not positive. (Paper section 3.)
+    """
+    if not radius > 0:
+        raise ValueError(f"radius must be positive, got {radius}")
+    wide = widen(z)
+    largest = wide.detach().abs().amax(-1, keepdim=True)
+    has_direction = largest > 1e3 * torch.finfo(wide.dtype).tiny
+    scaled = wide / torch.where(has_direction, largest, 1.0)
+    length = torch.linalg.vector_norm(scaled, dim=-1, keepdim=True)
+    return (radius * (scaled / torch.where(has_direction, length, 1.0))).to(z.dtype)
+
+
+def split(
+    error: Float[Tensor, "*#shape dim"], at: Float[Tensor, "*#shape dim"]
+) -> tuple[Float[Tensor, "*shape dim"], Float[Tensor, "*shape dim"]]:
+    """error = radial + tangential, with radial = (error · u) u and u = at/|at|.
+
+    Returns the two parts as vectors; their squared lengths add up to that of the error. Where `at` is 0 the
+    radial part is 0. (Paper section 3.)
+    """
+    direction = project(at)
+    radial = inner(error, direction).unsqueeze(-1) * direction
+    return radial, error - radial
+
+
+def angle(x: Float[Tensor, "*#shape dim"], y: Float[Tensor, "*#shape dim"]) -> Float[Tensor, "*shape"]:
+    """angle(x, y) = 2 atan2(|x - y|, |x + y|) for unit vectors, in radians, in [0, pi].
+
+    Keeps its digits at both ends, where the arc cosine loses half of them. The angle has a corner at x = y
+    and at x = -y; the gradient there is 0, a subgradient. Half precision gives float32.
+    """
+    x, y = widen(x), widen(y)
+    apart = torch.linalg.vector_norm(x - y, dim=-1)
+    together = torch.linalg.vector_norm(x + y, dim=-1)
+    return 2 * torch.atan2(apart, together)
+
+
+def slerp(
+    x: Float[Tensor, "*#shape dim"], y: Float[Tensor, "*#shape dim"], t: Float[Tensor, "*#shape"] | float
+) -> Float[Tensor, "*shape dim"]:
+    """slerp(x, y, t) = (sin((1-t) θ) x + sin(t θ) y)/sin θ: along the great circle, at constant speed.
+
+    x and y are unit vectors, θ their angle; t = 0 gives x and t = 1 gives y. Written around the midpoint m of
+    the arc, cos((1/2-t) θ) m + sin((1/2-t) θ)/(2 sin(θ/2)) (x - y), which divides by nothing that vanishes:
+    values and gradients are those of the limit at x = y. Antipodes have no one great circle: a fixed
+    one through x is taken. Needs dim >= 2.
+    """
+    dtype = torch.promote_types(x.dtype, y.dtype)
+    x, y = torch.broadcast_tensors(widen(x), widen(y))
+    theta = angle(x, y).unsqueeze(-1)
+    t = torch.as_tensor(t, dtype=theta.dtype, device=theta.device)
+    ahead = 0.5 - (t.unsqueeze(-1) if t.ndim else t)
+    share = ahead * torch.sinc(ahead * theta / math.pi) / torch.sinc(theta / (2 * math.pi))
+    point = torch.cos(ahead * theta) * _midpoint(x, y) + share * (x - y)
+    return project(point).to(dtype)
+
+
+def _midpoint(x: Float[Tensor, "*shape dim"], y: Float[Tensor, "*shape dim"]) -> Float[Tensor, "*shape dim"]:
+    """(x + y)/|x + y|, or a fixed unit vector orthogonal to x where x + y is nothing but rounding."""
+    total = x + y
+    antipodal = torch.linalg.vector_norm(total, dim=-1, keepdim=True) <= 16 * torch.finfo(x.dtype).eps
+    aside = torch.zeros_like(x[..., 1:])
+    aside[..., 0] = 1.0
+    return torch.where(antipodal, to_tangent(aside, x), project(torch.where(antipodal, x, total)))
+
+
+def log_sphere_area(dim: int) -> float:
+    """log |S^{dim-1}| = log 2 + (dim/2) log π - log Γ(dim/2): surface of the unit sphere in `dim` dimensions.
+
+    The circle (dim = 2) gives log 2π. Raises ValueError for dim < 1.
+    """
+    if dim < 1:
+        raise ValueError(f"dim must be at least 1, got {dim}")
+    return math.log(2) + dim / 2 * math.log(math.pi) - math.lgamma(dim / 2)
+
+
+def reflect(
+    v: Float[Tensor, "*#shape dim"], normal: Float[Tensor, "*#shape dim"]
+) -> Float[Tensor, "*shape dim"]:
+    """H v = v - 2 (n · v) n with n = normal/|normal|: the Householder reflection that turns n around.
+
+    A normal of 0 reflects nothing.
+    """
+    direction = project(normal)
+    return v - 2 * inner(v, direction).unsqueeze(-1) * direction
+
+
+def to_tangent(
+    v: Float[Tensor, "*#shape less"], mu: Float[Tensor, "*#shape dim"]
+) -> Float[Tensor, "*shape dim"]:
+    """T(mu) v = H (0, v): carries v (dim - 1 numbers) isometrically into the tangent space at the unit mu.
+
+    H reflects in the plane orthogonal to mu + s e1, with s the sign of mu's first coordinate: it exchanges mu
+    and the farther of the two poles. |mu + s e1|^2 >= 2, so no digit is lost next to a pole, and value
+    and gradient are exact at mu = e1 and mu = -e1.
+    """
+    first, rest = mu[..., :1], mu[..., 1:]
+    sign = torch.where(first < 0, -1.0, 1.0).to(mu.dtype)
+    along = inner(rest, v).unsqueeze(-1)
+    parts = (-sign * along, v - along / (1 + sign * first) * rest)
+    return torch.cat(parts, dim=-1)
+
+
+def rotate_pole(
+    v: Float[Tensor, "*#shape dim"], mu: Float[Tensor, "*#shape dim"]
+) -> Float[Tensor, "*shape dim"]:
+    """Q(mu) v = v_1 mu + T(mu) (v_2, ..., v_dim): an orthogonal map that takes the pole e1 onto the unit mu.
+
+    On mu_1 >= 0 it is the shortest rotation from e1 to mu (the identity at mu = e1); on the other half it is
+    the reflection that exchanges the two, the numerically safe choice next to -e1. See `to_tangent`.
+    """
+    return v[..., :1] * mu + to_tangent(v[..., 1:], mu)

@@ -1,0 +1,222 @@
+"""The training script: two visible loops, and the command line around them.
+
+    python -m spherear.train vae --preset digits --run runs/digits/vae
+    python -m spherear.train ar --preset digits --vae runs/digits/vae --run runs/digits/ar
+
+Knows: the order of things in a step.  Does not know: optimisers and files (`training.run`), sizes
+(`models.presets`), lengths and rates (`training.recipes`), or what to show (its caller, who iterates).
+"""
+
+import sys
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, TypeVar, Union
+
+import torch
+from torch import nn
+
+from spherear.models.ar import ARConfig, SphereAR
+from spherear.models.config import Config, require
+from spherear.models.presets import preset
+from spherear.models.vae import VAE, VAEConfig
+from spherear.training.data import ImageData, batches, load_data
+from spherear.training.losses import vae_losses
+from spherear.training.progress import INTERRUPTED, exit_status, watch
+from spherear.training.recipes import ARRecipe, VAERecipe, course
+from spherear.training.run import Run, TrainState, fingerprint
+
+
+def train_vae(
+    config: VAEConfig,
+    data: ImageData,
+    recipe: VAERecipe,
+    folder: str | Path | None = None,
+    device: torch.device | str = "cpu",
+) -> Generator[TrainState, None, None]:
+    """Train a VAE, one `TrainState` a step; leave the loop to stop, call again to go on from `folder`.
+
+    Errors: ValueError for data of another image size, fewer images than a batch, or a folder that holds
+    another run.
+    """
+    require(
+        data.image_size == config.image_size,
+        f"the data's images have {data.image_size} px; expected {config.image_size}, as the VAE's",
+    )
+    model = seeded(VAE, config, recipe.seed).to(device).train()
+    facts = {"kind": "vae", "data": data.spec, "model": config.to_dict()}
+    run = Run(model, recipe, facts, folder)
+    with run.kept():
+        for step, indices in batches(len(data), recipe.batch_size, recipe.seed, start_step=run.step):
+            if run.done:
+                break
+            images, _ = data.batch(indices)
+            images = images.to(device)
+            with autocast(device, recipe.precision):
+                reconstruction, latent = model(images, run.generator(device))
+            yield run.update(vae_losses(images, reconstruction, latent, recipe))
+
+
+def train_ar(
+    config: ARConfig,
+    vae: VAE,
+    data: ImageData,
+    recipe: ARRecipe,
+    folder: str | Path | None = None,
+    device: torch.device | str = "cpu",
+) -> Generator[TrainState, None, None]:
+    """Train an AR model on fresh posterior samples of `vae`, one `TrainState` a step.
+
+    Errors: as `train_vae`, and ValueError for a VAE whose tokens, or data whose classes, do not fit.
+    """
+    ours, theirs = (vae.config.tokens, vae.config.latent_dim), (config.tokens, config.latent_dim)
+    require(ours == theirs, f"the VAE makes {ours} (tokens, dim); expected {theirs}, as the AR model's")
+    require(
+        data.num_classes == config.num_classes,
+        f"the data have {data.num_classes} classes; expected {config.num_classes}, as the AR model's",
+    )
+    vae = vae.to(device).eval()
+    model = seeded(SphereAR, config, recipe.seed).to(device).train()
+    facts = {"kind": "ar", "data": data.spec, "model": config.to_dict(), "vae": fingerprint(vae)}
+    run = Run(model, recipe, facts, folder)
+    with run.kept():
+        for step, indices in batches(len(data), recipe.batch_size, recipe.seed, start_step=run.step):
+            if run.done:
+                break
+            images, labels = data.batch(indices)
+            generator = run.generator(device)
+            with autocast(device, recipe.precision):
+                with torch.no_grad():
+                    tokens = vae.posterior(images.to(device), generator).sample
+                loss = model.loss(
+                    tokens,
+                    labels.to(device),
+                    repeats=recipe.repeats,
+                    label_dropout=recipe.label_dropout,
+                    generator=generator,
+                )
+            yield run.update({"loss": loss})
+
+
+ModelT = TypeVar("ModelT", bound=nn.Module)
+ConfigT = TypeVar("ConfigT", bound=Config)
+
+
+def seeded(build: Callable[[ConfigT], ModelT], config: ConfigT, seed: int) -> ModelT:
+    """`build(config)` with initial weights that depend on `seed` alone; the global generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build(config)
+
+
+def autocast(device: torch.device | str, precision: str) -> torch.autocast:
+    """Autocast to bfloat16 where the recipe asks for it, else nothing."""
+    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bfloat16")
+
+
+@dataclass(frozen=True)
+class VAEJob:
+    """Train a VAE on a preset's data. The same command on the same folder goes on where it stopped."""
+
+    recipe: VAERecipe
+    """How long and how; the defaults are the preset's."""
+    data: str
+    """What to train on: digits, shapes."""
+    run: Path
+    """The run's folder."""
+    preset: str = "digits"
+    """Sizes of the model: digits, shapes, imagenet256-B, -L or -H."""
+    bottleneck: str = "power_spherical"
+    """How tokens are constrained: power_spherical, vmf or gaussian."""
+    device: str = "auto"
+    """cpu, cuda, or auto: cuda where there is one."""
+
+
+@dataclass(frozen=True)
+class ARJob:
+    """Train an AR model on a trained VAE's tokens. The same command on the same folder goes on."""
+
+    recipe: ARRecipe
+    """How long and how; the defaults are the preset's."""
+    data: str
+    """What to train on: digits, shapes."""
+    run: Path
+    """The run's folder."""
+    vae: Path
+    """The finished run folder of the VAE."""
+    preset: str = "digits"
+    """Sizes of the model: digits, shapes, imagenet256-B, -L or -H."""
+    device: str = "auto"
+    """cpu, cuda, or auto: cuda where there is one."""
+
+
+def vae_states(job: VAEJob) -> Generator[TrainState, None, None]:
+    """The training loop a job asks for."""
+    config = preset(job.preset, job.bottleneck).vae
+    data = load_data(job.data, config.image_size)
+    return train_vae(config, data, job.recipe, job.run, pick_device(job.device))
+
+
+def ar_states(job: ARJob) -> Generator[TrainState, None, None]:
+    """The training loop a job asks for."""
+    config = preset(job.preset).ar
+    vae = VAE.from_pretrained(job.vae)
+    data = load_data(job.data, vae.config.image_size)
+    return train_ar(config, vae, data, job.recipe, job.run, pick_device(job.device))
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is cuda where there is one; anything else is taken as it is."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device is {name!r}; expected auto, cpu, cuda or cuda:N ({error})") from error
+    require(
+        device.type != "cuda" or torch.cuda.is_available(), f"device is {name!r}; expected cpu: no CUDA here"
+    )
+    return device
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """`python -m spherear.train vae|ar ...`, and `spherear train`; returns the exit status."""
+    return exit_status(lambda: _run(_parse(list(sys.argv[1:] if args is None else args))))
+
+
+def _parse(args: list[str]) -> VAEJob | ARJob:
+    import tyro
+
+    name = _option(args, "preset", "digits")
+    plan, folder = course(name), Path("runs") / name
+    vae = VAEJob(plan.vae, plan.data, folder / "vae", preset=name)
+    ar = ARJob(plan.ar, plan.data, folder / "ar", folder / "vae", preset=name)
+    kinds = Union[  # noqa: UP007 (tyro reads a Union)
+        Annotated[VAEJob, tyro.conf.subcommand("vae", default=vae)],
+        Annotated[ARJob, tyro.conf.subcommand("ar", default=ar)],
+    ]
+    return tyro.cli(kinds, prog="spherear train", description="Train a model.", args=args)  # type: ignore[arg-type]
+
+
+def _run(job: VAEJob | ARJob) -> int:
+    vae = isinstance(job, VAEJob)
+    states = vae_states(job) if isinstance(job, VAEJob) else ar_states(job)
+    if not watch(states, f"{'VAE' if vae else 'AR model'} ({job.preset})", job.recipe.steps):
+        print(f"stopped: {job.run} holds all it takes; the same command goes on")
+        return INTERRUPTED
+    print(f"finished: {job.run}")
+    return 0
+
+
+def _option(args: Sequence[str], name: str, default: str) -> str:
+    """The value of `--name` in args: the defaults of all other options depend on it."""
+    for flag, value in zip(args, [*args[1:], ""], strict=True):
+        if flag == f"--{name}":
+            return value
+        if flag.startswith(f"--{name}="):
+            return flag.partition("=")[2]
+    return default
+
+
+if __name__ == "__main__":
+    sys.exit(main())

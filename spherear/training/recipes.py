@@ -1,0 +1,144 @@
+"""How long and how each preset is trained, as a table.
+
+Knows: steps, batches, learning rates and loss weights.  Does not know: models, data or devices.
+"""
+
+import math
+from dataclasses import dataclass
+
+from spherear.models.config import Config, one_of, require
+
+
+@dataclass(frozen=True)
+class Recipe(Config):
+    """What the two loops share: AdamW with warm-up, then a cosine from one rate to another."""
+
+    steps: int
+    """Optimiser steps in all."""
+    batch_size: int
+    """Images a step."""
+    learning_rate: float
+    """Peak learning rate."""
+    final_learning_rate: float
+    """Learning rate at the end of the cosine; equal to the peak: constant."""
+    warmup_steps: int
+    """Steps of linear warm-up from zero."""
+    ema_decay: float
+    """Decay of the averaged weights that are sampled from; 0: none are kept."""
+    weight_decay: float = 0.05
+    """Of AdamW, on matrices alone."""
+    beta1: float = 0.9
+    """First-moment decay of AdamW."""
+    beta2: float = 0.95
+    """Second-moment decay of AdamW."""
+    clip: float = 1.0
+    """Largest gradient norm."""
+    precision: str = "float32"
+    """float32, or bfloat16 for autocast."""
+    seed: int = 0
+    """Of weights, data order, posterior samples and noise."""
+    save_every: int = 500
+    """Steps between checkpoints."""
+    log_every: int = 20
+    """Steps between lines of metrics.jsonl."""
+
+    def check(self) -> None:
+        for name in ("steps", "batch_size", "save_every", "log_every"):
+            value = getattr(self, name)
+            require(value >= 1, f"{name} is {value}; expected at least 1")
+        for name in ("learning_rate", "final_learning_rate", "clip"):
+            value = getattr(self, name)
+            require(0 < value < math.inf, f"{name} is {value}; expected a finite number above 0")
+        for name in ("ema_decay", "beta1", "beta2"):
+            value = getattr(self, name)
+            require(0 <= value < 1, f"{name} is {value}; expected 0 or more and below 1")
+        require(self.warmup_steps >= 0, f"warmup_steps is {self.warmup_steps}; expected 0 or more")
+        require(0 <= self.seed < 2**63, f"seed is {self.seed}; expected an integer from 0 to 2^63 - 1")
+        one_of("precision", self.precision, ("float32", "bfloat16"))
+
+    def learning_rate_at(self, step: int) -> float:
+        """Linear from 0 over the warm-up, then a half cosine to the final rate; `step` counts from 0."""
+        if step < self.warmup_steps:
+            return self.learning_rate * (step + 1) / self.warmup_steps
+        done = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
+        weight = 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+        return self.final_learning_rate + weight * (self.learning_rate - self.final_learning_rate)
+
+
+@dataclass(frozen=True)
+class VAERecipe(Recipe):
+    """Training of a VAE; defaults of the loss weights as in the paper."""
+
+    l1_weight: float = 1.0
+    """Of the mean absolute error of pixels."""
+    kl_weight: float = 0.004
+    """Of the mean KL of a token, in nats."""
+
+
+@dataclass(frozen=True)
+class ARRecipe(Recipe):
+    """Training of an AR model on a VAE's posterior samples."""
+
+    label_dropout: float = 0.1
+    """Share of labels replaced by the null class."""
+    repeats: int = 4
+    """Times and noises drawn for every token."""
+
+    def check(self) -> None:
+        super().check()
+        require(0 <= self.label_dropout < 1, f"label_dropout is {self.label_dropout}; expected 0 or more, below 1")
+        require(self.repeats >= 1, f"repeats is {self.repeats}; expected at least 1")
+
+
+@dataclass(frozen=True)
+class Course:
+    """A preset's data set and its two recipes."""
+
+    data: str
+    vae: VAERecipe
+    ar: ARRecipe
+
+
+_IMAGENET_EPOCH = 1_281_167
+_IMAGENET = Course(
+    "folder:imagenet/train",
+    VAERecipe(
+        steps=100 * (_IMAGENET_EPOCH // 256), batch_size=256, learning_rate=1e-4, final_learning_rate=1e-4,
+        warmup_steps=0, ema_decay=0.0, precision="bfloat16", save_every=5000, log_every=100,
+    ),
+    ARRecipe(
+        steps=400 * (_IMAGENET_EPOCH // 512), batch_size=512, learning_rate=3e-4, final_learning_rate=1e-5,
+        warmup_steps=20_000, ema_decay=0.9999, precision="bfloat16", save_every=5000, log_every=100,
+    ),
+)  # fmt: skip
+
+COURSES: dict[str, Course] = {
+    "digits": Course(
+        "digits",
+        VAERecipe(
+            steps=1200, batch_size=64, learning_rate=1e-3, final_learning_rate=1e-4, warmup_steps=50, ema_decay=0.0,
+        ),
+        ARRecipe(
+            steps=2500, batch_size=64, learning_rate=1e-3, final_learning_rate=1e-5, warmup_steps=100,
+            ema_decay=0.995,
+        ),
+    ),
+    "shapes": Course(
+        "shapes",
+        VAERecipe(
+            steps=20_000, batch_size=64, learning_rate=5e-4, final_learning_rate=1e-5, warmup_steps=500,
+            ema_decay=0.0,
+        ),
+        ARRecipe(
+            steps=60_000, batch_size=128, learning_rate=5e-4, final_learning_rate=1e-5, warmup_steps=1000,
+            ema_decay=0.999,
+        ),
+    ),
+    **{f"imagenet256-{size}": _IMAGENET for size in "BLH"},
+}  # fmt: skip
+
+
+def course(name: str) -> Course:
+    """The course of a preset. Unknown names: ValueError with the known."""
+    one_of("preset", name, COURSES)
+    return COURSES[name]

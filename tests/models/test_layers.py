@@ -1,0 +1,89 @@
+"""Rotary positions, attention with and without a cache, and the gated feed-forward."""
+
+import math
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from spherear.models.layers import Attention, Block, KVCache, LayerCache, Rotary, SwiGLU, rope_table, rotate
+
+GRID, PREFIX, HEAD = 4, 3, 16
+
+
+def test_rope_by_complex_numbers():
+    """Each pair turns by its axis' position times its frequency, written here one pair at a time."""
+    x = torch.randn(1, 1, PREFIX + GRID**2, HEAD, dtype=torch.float64)
+    out = rotate(x, rope_table(GRID, PREFIX, HEAD))
+    for position in range(PREFIX + GRID**2):
+        cell = position - PREFIX
+        axes = (0.0, 0.0) if cell < 0 else (cell % GRID + 1.5, cell // GRID + 1.5)  # x, then y
+        for pair in range(HEAD // 2):
+            axis, k = divmod(pair, HEAD // 4)
+            angle = axes[axis] * 10000.0 ** (-2 * k / (HEAD / 2))
+            turned = complex(*x[0, 0, position, 2 * pair : 2 * pair + 2]) * complex(math.cos(angle), math.sin(angle))
+            assert_close(complex(*out[0, 0, position, 2 * pair : 2 * pair + 2]), turned, atol=1e-5, rtol=1e-6)
+
+
+def test_attention_depends_on_relative_position_alone():
+    """q.k after rotation is the same for every pair of cells the same step apart."""
+    q, k = torch.randn(2, 1, 1, 1, HEAD).expand(2, 1, 1, GRID**2, HEAD)
+    table = rope_table(GRID, 0, HEAD)
+    scores = (rotate(q, table) @ rotate(k, table).transpose(-1, -2))[0, 0]
+    assert_close(scores[0, 5], scores[5, 10])  # one right and one down
+    assert_close(scores[1, 2], scores[9, 10])  # one right
+    assert (scores[0, 1] - scores[0, 4]).abs() > 1e-3  # right is not down
+
+
+def test_rotary_stays_float32_and_follows_the_device(device):
+    table = Rotary(GRID, PREFIX, HEAD).to(torch.bfloat16).to(device).table
+    assert table.dtype == torch.float32
+    assert table.device.type == device
+    assert_close(table.cpu(), rope_table(GRID, PREFIX, HEAD))
+
+
+def test_rotary_is_rebuilt_from_the_meta_device():
+    with torch.device("meta"):
+        rotary = Rotary(GRID, PREFIX, HEAD)
+    assert_close(rotary.to_empty(device="cpu").table, rope_table(GRID, PREFIX, HEAD))
+
+
+def test_attention_by_definition():
+    attention = Attention(32, 2).double()
+    x, table = torch.randn(2, 7, 32, dtype=torch.float64), rope_table(GRID, PREFIX, HEAD)[:7]
+    q, k, v = (part.view(2, 7, 2, HEAD).transpose(1, 2) for part in attention.wqkv(x).chunk(3, dim=-1))
+    scores = rotate(q, table) @ rotate(k, table).transpose(-1, -2) / math.sqrt(HEAD)
+    scores = scores.masked_fill(torch.ones(7, 7, dtype=torch.bool).triu(1), -math.inf)
+    expected = attention.wo((scores.softmax(-1) @ v).transpose(1, 2).reshape(2, 7, 32))
+    assert_close(attention(x, table, causal=True), expected)
+
+
+@pytest.mark.parametrize("pieces", [[7], [1] * 7, [3, 1, 1, 2], [2, 5]])
+def test_cached_attention_equals_uncached(pieces, device):
+    block = Block(32, 2).double().to(device)
+    x = torch.randn(2, 7, 32, dtype=torch.float64, device=device)
+    table = rope_table(GRID, PREFIX, HEAD, torch.device(device))[:7]
+    cache = LayerCache(2, 2, 7, HEAD, torch.float64, device)
+    out, start = [], 0
+    for piece in pieces:
+        end = start + piece
+        out.append(block(x[:, start:end], table[start:end], causal=True, cache=cache))
+        start = end
+    assert_close(torch.cat(out, dim=1), block(x, table, causal=True), atol=1e-12, rtol=0)
+
+
+def test_cache_is_preallocated_in_its_dtype_and_says_when_it_is_full():
+    cache = KVCache(3, 2, 2, 5, HEAD, torch.bfloat16)
+    assert cache.nbytes == 3 * 2 * (2 * 2 * 5 * HEAD) * 2
+    layer = cache.layers[0]
+    pointer = layer.keys.data_ptr()
+    new = torch.ones(2, 2, 4, HEAD, dtype=torch.bfloat16)
+    keys, _ = layer.append(new, new)
+    assert (keys.data_ptr(), keys.dtype, cache.filled) == (pointer, torch.bfloat16, 4)
+    with pytest.raises(ValueError, match="holds 5 positions; position 8"):
+        layer.append(new, new)
+
+
+@pytest.mark.parametrize(("width", "hidden"), [(96, 256), (128, 512), (768, 2048), (1024, 2816), (1280, 3584)])
+def test_feed_forward_width(width, hidden):
+    assert SwiGLU(width).w2.in_features == hidden

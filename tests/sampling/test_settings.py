@@ -1,0 +1,101 @@
+"""Settings as data, guidance schedules, and noise from seeds."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+from torch.testing import assert_close
+
+from spherear.sampling import SCHEDULES, SOLVERS, SamplingSettings, seeded_noise
+
+SETTINGS = st.builds(
+    SamplingSettings,
+    guidance_scale=st.floats(0, 100),
+    schedule=st.sampled_from(sorted(SCHEDULES)),
+    solver=st.sampled_from(sorted(SOLVERS)),
+    steps=st.integers(1, 1000),
+    last_step=st.floats(1e-3, 0.999),
+    project=st.booleans(),
+    temperature=st.floats(0, 10),
+)
+
+
+@given(SETTINGS)
+def test_json_round_trip(settings):
+    assert SamplingSettings.from_json(settings.to_json()) == settings
+
+
+def test_file_round_trip(tmp_path):
+    settings = SamplingSettings(guidance_scale=3.5, solver="heun", steps=12)
+    settings.save(tmp_path / "settings.json")
+    assert SamplingSettings.load(tmp_path / "settings.json") == settings
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"guidance_scale": -1.0}', "guidance_scale is -1.0; expected a finite number, 0 or more"),
+        ('{"guidance_scale": Infinity}', "guidance_scale is inf"),
+        ('{"guidance_scale": NaN}', "guidance_scale is nan"),
+        ('{"schedule": "cosine"}', "schedule is 'cosine'; expected one of 'constant', 'linear'"),
+        ('{"solver": "rk4"}', "solver is 'rk4'; expected one of 'euler', 'euler_maruyama', 'heun'"),
+        ('{"steps": 0}', "steps is 0; expected at least 1"),
+        ('{"last_step": 0.0}', "last_step is 0.0; expected a number between 0 and 1"),
+        ('{"temperature": -0.5}', "temperature is -0.5"),
+        ('{"cfg": 2}', r"SamplingSettings has no field \['cfg'\]"),
+        ("{", "expected JSON"),
+        ("[]", "expected a JSON object"),
+    ],
+)
+def test_bad_settings(text, message):
+    with pytest.raises(ValueError, match=message):
+        SamplingSettings.from_json(text)
+
+
+def test_wrong_types_are_type_errors():
+    with pytest.raises(TypeError, match="SamplingSettings.steps is 2.5; expected int"):
+        SamplingSettings.from_json('{"steps": 2.5}')
+
+
+def test_schedules():
+    linear = SamplingSettings(guidance_scale=5.0)
+    assert [linear.scale_at(i, 4) for i in range(4)] == [1.0, 2.0, 3.0, 4.0]
+    constant = SamplingSettings(guidance_scale=5.0, schedule="constant")
+    assert [constant.scale_at(i, 4) for i in range(4)] == [5.0] * 4
+
+
+def test_noise_is_standard_normal_and_keyed_by_seed_and_token():
+    noise = seeded_noise([0, 1, 2**63])
+    drawn = torch.stack([noise(token, (11, 3, 500)) for token in range(3)])  # (token, draws, batch, dim)
+    assert stats.kstest(drawn.flatten().numpy(), "norm").pvalue > 0.01
+    streams = drawn.permute(0, 2, 1, 3).flatten(0, 1).flatten(1)  # one row a (token, seed)
+    correlation = torch.corrcoef(streams) - torch.eye(9)
+    assert correlation.abs().max() < 5 / math.sqrt(streams.shape[1])
+
+
+def test_noise_does_not_depend_on_batch_mates_order_or_solver():
+    alone = seeded_noise([7])(5, (4, 1, 8))
+    batch = seeded_noise([3, 7])
+    batch(0, (4, 2, 8))
+    assert_close(batch(5, (4, 2, 8))[:, 1:], alone, atol=0, rtol=0)
+    assert_close(seeded_noise([7])(5, (1, 1, 8)), alone[:1], atol=0, rtol=0)
+
+
+def test_noise_is_the_same_everywhere():
+    """Frozen numbers: a seed means the same noise on every machine and in every release."""
+    expected = torch.tensor(FROZEN)
+    assert_close(seeded_noise([123])(4, (2, 1, 3))[:, 0], expected, atol=1e-6, rtol=0)
+
+
+FROZEN = [[0.0, 0.0, 0.0], [0.0, 0.0, 0.0]]
+
+
+def test_bad_seeds():
+    for seed in (-1, 2**64):
+        with pytest.raises(ValueError, match=rf"seed is {seed}; expected an integer from 0"):
+            seeded_noise([seed])
+    with pytest.raises(ValueError, match="batch of 2; expected 1 seeds"):
+        seeded_noise([1])(0, (1, 2, 4))

@@ -1,0 +1,79 @@
+"""Solvers against closed forms: order of convergence, exactness, and the law they draw from."""
+
+import math
+
+import pytest
+import torch
+from scipy import stats
+from torch.testing import assert_close
+
+from spherear.sampling import SOLVERS, SamplingSettings
+
+STEPS = (8, 16, 32, 64)
+
+
+def solve(name, velocity, steps, noise=None, last_step=0.04):
+    solver = SOLVERS[name]
+    noise = torch.ones(solver.draws(steps), 1, 1, dtype=torch.float64) if noise is None else noise
+    return solver.integrate(velocity, noise, solver.grid(steps, last_step))
+
+
+@pytest.mark.parametrize(("name", "order"), [("euler", 1), ("heun", 2)])
+def test_order_of_convergence(name, order):
+    """dx/dt = x cos t from 1 ends at exp(sin 1)."""
+    errors = [abs(solve(name, lambda x, t: x * math.cos(t), n).item() - math.exp(math.sin(1))) for n in STEPS]
+    slopes = [math.log2(a / b) for a, b in zip(errors, errors[1:], strict=False)]
+    assert all(abs(slope - order) < 0.1 for slope in slopes[1:]), slopes
+
+
+@pytest.mark.parametrize("name", ["euler", "heun"])
+def test_a_straight_path_is_exact(name):
+    z = torch.tensor([[2.5]], dtype=torch.float64)
+    start = torch.ones(1, 1, 1, dtype=torch.float64)
+    assert_close(solve(name, lambda x, t: z - start[0], 7, start), z)
+
+
+def gaussian_velocity(mean, std):
+    """v(x, t) of the flow from N(0, 1) to N(mean, std^2): E[z - noise | x_t = x], in closed form."""
+
+    def velocity(x, t):
+        variance = (1 - t) ** 2 + (t * std) ** 2
+        gain = (t * std**2 - (1 - t)) / variance
+        return mean + gain * (x - t * mean)
+
+    return velocity
+
+
+@pytest.mark.parametrize("name", sorted(SOLVERS))
+def test_law_of_the_samples(name):
+    """Solving the exact velocity of a Gaussian draws that Gaussian: mean, variance and shape."""
+    steps, rows = 200, 20_000
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(SOLVERS[name].draws(steps), rows, 1, generator=generator, dtype=torch.float64)
+    x = solve(name, gaussian_velocity(1.5, 0.5), steps, noise).flatten()
+    assert abs(x.mean() - 1.5) < 0.02
+    assert abs(x.std() - 0.5) < 0.02
+    assert stats.kstest(((x - x.mean()) / x.std()).numpy(), "norm").pvalue > 0.01
+
+
+def test_euler_maruyama_is_the_published_step():
+    """One step and the last, written out with the score."""
+    v, noise, last = (lambda x, t: 0.3 * x + t), torch.randn(2, 4, 3, dtype=torch.float64), 0.25
+    t, dt, x = 0.0, 0.75, noise[0]
+    score = (t * v(x, t) - x) / (1 - t)
+    x = x + (v(x, t) + (1 - t) * score) * dt + math.sqrt(2 * (1 - t) * dt) * noise[1]
+    expected = x + v(x, 0.75) * last
+    assert_close(solve("euler_maruyama", v, 1, noise, last), expected)
+
+
+@pytest.mark.parametrize("name", sorted(SOLVERS))
+def test_grids(name):
+    settings = SamplingSettings(solver=name, steps=10, last_step=0.1)
+    times = settings.times()
+    assert times[0] == 0.0
+    assert times[-1] == 1.0
+    assert times == sorted(set(times))
+    assert len(times) == (12 if name == "euler_maruyama" else 11)
+    assert settings.draws == (11 if name == "euler_maruyama" else 1)
+    if name == "euler_maruyama":
+        assert_close(times[-2], 0.9, atol=1e-6, rtol=0)
