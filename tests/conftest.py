@@ -8,11 +8,12 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
 
-from spherear.models import ARConfig, SphereAR, VAE, VAEConfig
+from spherear.models import VAE, ARConfig, SphereAR, VAEConfig
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -55,6 +56,14 @@ def golden_json() -> dict:
 def golden_arrays() -> dict[str, torch.Tensor]:
     with np.load(GOLDEN / "reference.npz") as arrays:
         return {name: torch.from_numpy(np.asarray(arrays[name])) for name in arrays.files}
+
+
+@pytest.fixture
+def as_users_do():
+    """Without the run-time shape and type checks that only the tests switch on: what a user would see."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 TINY_VAE = VAEConfig(latent_dim=4, image_size=16, widths=(16, 16, 32), encoder_layers=1, decoder_layers=1,

@@ -44,9 +44,6 @@ class Config:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, list):
-                value = tuple(value)
-                object.__setattr__(self, field.name, value)
             if not _fits(value, field.type):
                 expected = getattr(field.type, "__name__", field.type)
                 raise TypeError(f"{type(self).__name__}.{field.name} is {value!r}; expected {expected}")
@@ -65,4 +62,4 @@ class Config:
         known = {field.name for field in dataclasses.fields(cls)}
         unknown = sorted(set(values) - known)
         require(not unknown, f"{cls.__name__} has no field {unknown}; its fields are {sorted(known)}")
-        return cls(**values)
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})

@@ -74,7 +74,10 @@ def read_json(path: Path) -> dict[str, Any]:
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file, whole or not at all."""
     with atomic_path(path) as part:
+        part.touch()
+        mode = part.stat().st_mode  # what the user's umask asks for; safetensors writes files none else may read
         save_file({name: t.detach().contiguous() for name, t in tensors.items()}, part, metadata)
+        part.chmod(mode)
 
 
 def read_tensors(

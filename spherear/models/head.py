@@ -87,6 +87,11 @@ class VelocityHead(nn.Module):
         """Of the weights, and so of the arithmetic inside."""
         return self.input_proj.weight.dtype
 
+    @property
+    def state_dtype(self) -> torch.dtype:
+        """Of x, t and v: float32 or better."""
+        return torch.promote_types(self.dtype, torch.float32)
+
     def forward(
         self,
         x: Float[Tensor, "*batch dim"],
@@ -117,7 +122,7 @@ class VelocityHead(nn.Module):
                 h = block(h, scale, shift, gate)
         scale, shift = self.final_modulation(y).chunk(2, dim=-1)
         out = self.final_linear(torch.addcmul(shift, self.final_norm(h), 1 + scale))  # (..., dim)
-        return out.to(torch.promote_types(out.dtype, torch.float32))
+        return out.to(self.state_dtype)
 
 
 def flow_matching_loss(

@@ -24,9 +24,9 @@ _IMAGENET_VAE = VAEConfig()
 # fmt: off
 PRESETS: dict[str, Preset] = {
     "digits": Preset(
-        VAEConfig(latent_dim=8, image_size=16, widths=(32, 64, 64), encoder_layers=2, decoder_layers=2),
+        VAEConfig(latent_dim=8, image_size=16, widths=(16, 32, 64), encoder_layers=2, decoder_layers=2),
         ARConfig(latent_dim=8, tokens=16, num_classes=10, class_tokens=4,
-                 width=128, layers=4, heads=2, head_width=128, head_depth=3, head_groups=1),
+                 width=96, layers=4, heads=2, head_width=96, head_depth=3, head_groups=1),
         guidance_scale=2.0,
     ),
     "shapes": Preset(

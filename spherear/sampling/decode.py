@@ -64,12 +64,12 @@ def decode(
     rows = labels if branches == 1 else torch.cat((labels, _null_rows(ar, labels, null_labels)))
     cache = ar.kv_cache(len(rows))
     times = settings.times()
-    clock = dict(zip(times, ar.head.embed_time(torch.tensor(times, device=device)), strict=True))
+    clock = _clock(ar, times)
     condition = ar.start(rows, cache)  # (rows, width)
     shape = (settings.draws, len(labels), ar.config.latent_dim)
     for index in range(ar.config.tokens):
         scale = settings.scale_at(index, ar.config.tokens)
-        drawn = noise(index, shape).to(device) * settings.temperature  # (draws, batch, dim)
+        drawn = noise(index, shape).to(device, ar.head.state_dtype) * settings.temperature
         require(tuple(drawn.shape) == shape, f"noise has shape {tuple(drawn.shape)}; expected {shape}")
         if scale == 1.0:  # every branch for itself
             drawn = drawn.repeat(1, branches, 1)
@@ -79,6 +79,12 @@ def decode(
         yield Step(index, raw[: len(labels)], token[: len(labels)], scale)
         if index + 1 < ar.config.tokens:
             condition = ar.step(token if len(token) == len(rows) else token.repeat(branches, 1), cache)
+
+
+def _clock(ar: SphereAR, times: list[float]) -> dict[float, Tensor]:
+    """Every time of the grid, embedded: (width,) each."""
+    moments = torch.tensor(times, dtype=ar.head.state_dtype, device=ar.proj_in.weight.device)
+    return dict(zip(times, ar.head.embed_time(moments), strict=True))
 
 
 def _null_rows(ar: SphereAR, labels: Tensor, null_labels: Tensor | None) -> Tensor:

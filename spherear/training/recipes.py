@@ -116,11 +116,12 @@ COURSES: dict[str, Course] = {
     "digits": Course(
         "digits",
         VAERecipe(
-            steps=1200, batch_size=64, learning_rate=1e-3, final_learning_rate=1e-4, warmup_steps=50, ema_decay=0.0,
+            steps=600, batch_size=32, learning_rate=2e-3, final_learning_rate=1e-4, warmup_steps=50, ema_decay=0.0,
+            save_every=100,
         ),
         ARRecipe(
-            steps=2500, batch_size=64, learning_rate=1e-3, final_learning_rate=1e-5, warmup_steps=100,
-            ema_decay=0.995,
+            steps=1000, batch_size=32, learning_rate=2e-3, final_learning_rate=1e-5, warmup_steps=50,
+            ema_decay=0.99, save_every=100,
         ),
     ),
     "shapes": Course(

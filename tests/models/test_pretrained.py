@@ -178,7 +178,7 @@ def test_nothing_is_unpickled_but_tensors(tmp_path, monkeypatch):
     torch.save({"model": {"w": torch.zeros(1)}, "args": Malicious()}, "evil.pt")
     with pytest.raises(ValueError, match="is not a complete checkpoint of plain tensors"):
         load_published("evil.pt")
-    (tmp_path / "raw.pt").write_bytes(pickle.dumps(Malicious()))
+    (tmp_path / "raw.pt").write_bytes(pickle.dumps(Malicious(), protocol=2))
     with pytest.raises(ValueError, match="is not a complete checkpoint"):
         load_published("raw.pt")
     assert not (tmp_path / "executed").exists()

@@ -90,7 +90,7 @@ def test_guidance_is_the_formula_and_scale_one_needs_no_null_rows(tiny_ar, monke
     assert rows == [3, 6]
 
 
-def test_guidance_away_from_a_class_is_an_argument(tiny_ar):
+def test_guidance_away_from_a_class_is_an_argument(as_users_do, tiny_ar):
     plain, null, other = (
         tokens_of(run(tiny_ar, null_labels=labels))
         for labels in (None, torch.full((3,), 10), torch.tensor([1, 1, 1]))

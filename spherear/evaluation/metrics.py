@@ -1,0 +1,113 @@
+"""How far generated images are from real ones, in the features of any network.
+
+Knows: feature vectors and class probabilities, in float64.  Does not know: images or networks.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from spherear.models.config import require
+
+CHUNK = 1024  # rows of a distance matrix held at a time
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Mean (f,) and covariance (f, f) of features, all that a Frechet distance needs."""
+
+    mean: Float[Tensor, " f"]
+    covariance: Float[Tensor, "f f"]
+
+    @classmethod
+    def of(cls, features: Float[Tensor, "n f"]) -> "Moments":
+        """Sample moments (divisor n - 1) of at least two feature vectors."""
+        x = _checked(features, at_least=2)
+        centred = x - x.mean(dim=0)
+        return cls(x.mean(dim=0), centred.T @ centred / (len(x) - 1))
+
+
+def frechet_distance(a: Float[Tensor, "n f"] | Moments, b: Float[Tensor, "m f"] | Moments) -> float:
+    """|mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)): 0 for equal moments (Heusel et al. 2017).
+
+    The trace of the root is the sum of the singular values of S_a^(1/2) S_b^(1/2), which needs no root of a
+    matrix that is not symmetric. Features of different widths, or not finite: ValueError.
+    """
+    a, b = (x if isinstance(x, Moments) else Moments.of(x) for x in (a, b))
+    widths = len(a.mean), len(b.mean)
+    require(widths[0] == widths[1], f"features have widths {widths[0]} and {widths[1]}; expected equal ones")
+    cross = torch.linalg.svdvals(_root(a.covariance) @ _root(b.covariance)).sum()
+    spread = a.covariance.trace() + b.covariance.trace() - 2 * cross
+    return float((a.mean - b.mean).square().sum() + spread)
+
+
+def _root(covariance: Tensor) -> Tensor:
+    values, vectors = torch.linalg.eigh(covariance)
+    return vectors * values.clamp(min=0).sqrt() @ vectors.T
+
+
+def inception_score(probabilities: Float[Tensor, "n classes"]) -> float:
+    """exp(mean KL(p(y|x) || p(y))): from 1 to the number of classes (Salimans et al. 2016).
+
+    Rows must be probabilities (ValueError): not below 0, and summing to 1 within 1e-4.
+    """
+    p = _checked(probabilities, at_least=1)
+    sums = p.sum(dim=1)
+    off = float((sums - 1).abs().max())
+    require(off < 1e-4 and float(p.min()) >= 0, f"rows sum to {sums[0]:.4f} ...; expected probabilities")
+    divergence = torch.special.xlogy(p, p) - torch.special.xlogy(p, p.mean(dim=0))
+    return float(divergence.sum(dim=1).mean().exp())
+
+
+@dataclass(frozen=True)
+class PrecisionRecall:
+    """precision: share of generated images near a real one.  recall: share of real ones near a generated."""
+
+    precision: float
+    recall: float
+
+
+def precision_recall(
+    real: Float[Tensor, "n f"], generated: Float[Tensor, "m f"], k: int = 3
+) -> PrecisionRecall:
+    """Near: within the distance from a point to its k-th neighbour in its own set (Kynkaanniemi et al. 2019)."""
+    real, generated = _checked(real, at_least=k + 1), _checked(generated, at_least=k + 1)
+    require(k >= 1, f"k is {k}; expected at least 1")
+    widths = real.shape[1], generated.shape[1]
+    require(widths[0] == widths[1], f"features have widths {widths[0]} and {widths[1]}; expected equal ones")
+    return PrecisionRecall(
+        precision=_covered(generated, real, _radii(real, k)), recall=_covered(real, generated, _radii(generated, k))
+    )
+
+
+def _radii(points: Tensor, k: int) -> Tensor:
+    """Distance of every point to its k-th neighbour (itself not counted)."""
+    rows = [torch.cdist(chunk, points).kthvalue(k + 1, dim=1).values for chunk in points.split(CHUNK)]
+    return torch.cat(rows)
+
+
+def _covered(points: Tensor, centres: Tensor, radii: Tensor) -> float:
+    """The share of points inside at least one ball."""
+    inside = [(torch.cdist(chunk, centres) <= radii).any(dim=1) for chunk in points.split(CHUNK)]
+    return float(torch.cat(inside).double().mean())
+
+
+def pairwise_diversity(features: Float[Tensor, "n f"], labels: Int[Tensor, " n"]) -> float:
+    """Mean distance between two different members of a class, averaged over classes of two or more."""
+    x = _checked(features, at_least=2)
+    require(len(x) == len(labels), f"there are {len(labels)} labels; expected {len(x)}, one a row")
+    groups = [x[labels == label] for label in labels.unique()]
+    means = [torch.pdist(group).mean() for group in groups if len(group) > 1]
+    require(bool(means), "no class has two members; expected at least one that does")
+    return float(torch.stack(means).mean())
+
+
+def _checked(x: Tensor, at_least: int) -> Tensor:
+    require(
+        x.ndim == 2 and len(x) >= at_least, f"there are {tuple(x.shape)} values; expected {at_least} rows or more"
+    )
+    bad = int((~torch.isfinite(x)).sum())
+    require(bad == 0, f"{bad} values are not finite; expected none")
+    return x.double()

@@ -1,0 +1,160 @@
+"""Images and labels by index: a spec string names a data set, an index names an image.
+
+Knows: the data sets (`digits`, `shapes`) and the order in which a run meets their images.
+Does not know: models, devices, or what is trained.
+
+Every data set is deterministic by index, and every order by (seed, step): a run that resumes in the
+middle of an epoch goes on with the images it would have met.
+"""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from spherear.models.config import one_of, require
+from spherear.training.shapes import CLASSES as SHAPES
+from spherear.training.shapes import render
+
+TEST_EVERY = 5  # of the digits of a class, in scikit-learn's order, one in so many is held out
+EPOCH = 50_000  # images of the unlimited `shapes` that count as one epoch
+TEST_START = 1_000_000_000  # index of the first held-out shape
+
+
+class ImageData:
+    """Labelled images: `len(data)` of them, read by `batch`.
+
+    spec: the string that names the data set.  classes: names of the labels.  image_size: in pixels.
+    """
+
+    spec: str
+    classes: tuple[str, ...]
+    image_size: int
+
+    @property
+    def num_classes(self) -> int:
+        """How many labels there are."""
+        return len(self.classes)
+
+    def __len__(self) -> int:
+        raise TypeError(f"{type(self).__name__} does not say how many images it has")
+
+    def batch(
+        self, indices: Int[Tensor, " n"]
+    ) -> tuple[Float[Tensor, "n 3 size size"], Int[Tensor, " n"]]:
+        """Images in [-1, 1], float32, and their labels. Indices out of range: ValueError."""
+        bad = (indices < 0) | (indices >= len(self))
+        if bad.any():
+            raise ValueError(f"index {int(indices[bad][0])} is out of range; expected 0 to {len(self) - 1}")
+        return self._read(indices)
+
+    def _read(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        raise TypeError(f"{type(self).__name__} does not say how its images are read")
+
+
+class Digits(ImageData):
+    """scikit-learn's 1,797 handwritten digits of 8x8 pixels, bright on dark, resized bicubically.
+
+    Split by a rule, not by chance: of each class, in scikit-learn's order, every fifth is held out.
+    """
+
+    classes = tuple("0123456789")
+
+    def __init__(self, split: str, image_size: int) -> None:
+        from sklearn.datasets import load_digits
+
+        source = load_digits()
+        labels = torch.from_numpy(source.target).long()
+        kept = _split(labels, split)
+        native = torch.from_numpy(source.images).float()[kept, None] / 8 - 1  # (n, 1, 8, 8)
+        resized = F.interpolate(native, (image_size, image_size), mode="bicubic", align_corners=False)
+        self.spec = "digits" if split == "train" else f"digits:{split}"
+        self.image_size = image_size
+        self.images = resized.clamp(-1, 1).expand(-1, 3, -1, -1)
+        self.labels = labels[kept]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def _read(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        return self.images[indices], self.labels[indices]
+
+
+def _split(labels: Int[Tensor, " n"], split: str) -> Int[Tensor, " m"]:
+    """Which images belong to a split, in order."""
+    rank = torch.zeros_like(labels)
+    for label in range(10):
+        mine = labels == label
+        rank[mine] = torch.arange(int(mine.sum()))
+    held_out = rank % TEST_EVERY == TEST_EVERY - 1
+    keep = {"train": ~held_out, "test": held_out, "all": torch.ones_like(held_out)}[split]
+    return keep.nonzero().flatten()
+
+
+class Shapes(ImageData):
+    """Procedural pictures (see `training.shapes`), unlimited; the test split starts where no epoch gets."""
+
+    classes = SHAPES
+
+    def __init__(self, split: str, image_size: int) -> None:
+        self.spec = "shapes" if split == "train" else f"shapes:{split}"
+        self.image_size = image_size
+        self.start = TEST_START if split == "test" else 0
+
+    def __len__(self) -> int:
+        return EPOCH
+
+    def _read(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        return render(indices + self.start, self.image_size)
+
+
+LOADERS: dict[str, tuple[Callable[[str, int], ImageData], tuple[str, ...]]] = {
+    "digits": (Digits, ("train", "test", "all")),
+    "shapes": (Shapes, ("train", "test")),
+}
+
+
+def load_data(spec: str, image_size: int) -> ImageData:
+    """The data set that `spec`, `name` or `name:split`, names, at `image_size` pixels.
+
+    Unknown names or splits, or a size below 1: ValueError.
+    """
+    name, _, split = spec.partition(":")
+    one_of("data", name, LOADERS)
+    loader, splits = LOADERS[name]
+    one_of(f"split of {name}", split or "train", splits)
+    require(image_size >= 1, f"image_size is {image_size}; expected at least 1")
+    return loader(split or "train", image_size)
+
+
+def epoch_order(length: int, seed: int, epoch: int) -> Int[Tensor, " length"]:
+    """A permutation of 0 .. length - 1 that depends on (seed, epoch) alone."""
+    stream = np.random.Generator(np.random.Philox(key=[seed, epoch]))
+    return torch.from_numpy(stream.permutation(length))
+
+
+def batches(
+    length: int, batch_size: int, seed: int, start_step: int = 0
+) -> Iterator[tuple[int, Int[Tensor, " batch"]]]:
+    """(step, indices) without end; each epoch in its own order, its last incomplete batch left out.
+
+    Step n's indices depend on (seed, n) alone. Fewer images than a batch: ValueError.
+    """
+    require(
+        length >= batch_size, f"the data set has {length} images; expected at least one batch, {batch_size}"
+    )
+    return _batches(length, batch_size, seed, start_step)
+
+
+def _batches(length: int, batch_size: int, seed: int, step: int) -> Iterator[tuple[int, Tensor]]:
+    per_epoch = length // batch_size
+    epoch, place = divmod(step, per_epoch)
+    while True:
+        order = epoch_order(length, seed, epoch)
+        for start in range(place * batch_size, per_epoch * batch_size, batch_size):
+            yield step, order[start : start + batch_size]
+            step += 1
+        epoch, place = epoch + 1, 0
