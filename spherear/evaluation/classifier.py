@@ -45,7 +45,7 @@ class DigitsClassifier(nn.Module):
             f"images have shape {tuple(images.shape)}; expected (n, 3, s, s) with s at least 8",
         )
         grey = images.float().mean(dim=1, keepdim=True)  # (n, 1, s, s)
-        native = F.interpolate(grey, (8, 8), mode="area")  # all a digit holds, whatever it was resized to
+        native = F.interpolate(grey, (8, 8), mode="area")  # about what it was before it was resized
         x = F.interpolate(native, (SIZE, SIZE), mode="bilinear", align_corners=False)
         return F.relu(self.embed(self.convolutions(x)))
 

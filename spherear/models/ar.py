@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from spherear.models.config import Config, require
 from spherear.models.head import VelocityHead, flow_matching_loss
-from spherear.models.layers import NORM_EPS, Block, KVCache, Rotary, init_normal
+from spherear.models.layers import Block, KVCache, RMSNorm, Rotary, init_normal
 from spherear.models.pretrained import Pretrained
 
 
@@ -68,7 +68,7 @@ class SphereAR(Pretrained[ARConfig], nn.Module):
         width = config.width
         self.cls_embedding = nn.Embedding(config.num_classes + 1, config.class_tokens * width)
         self.proj_in = nn.Linear(config.latent_dim, width)
-        self.emb_norm = nn.RMSNorm(width, eps=NORM_EPS)
+        self.emb_norm = RMSNorm(width)
         self.rotary = Rotary(
             math.isqrt(config.tokens),
             config.class_tokens,
@@ -76,7 +76,7 @@ class SphereAR(Pretrained[ARConfig], nn.Module):
             length=config.class_tokens + config.tokens - 1,
         )
         self.layers = nn.ModuleList(Block(width, config.heads) for _ in range(config.layers))
-        self.norm = nn.RMSNorm(width, eps=NORM_EPS)
+        self.norm = RMSNorm(width)
         self.pos_for_diff = nn.Embedding(config.tokens, width)
         init_normal(self)
         self.head = VelocityHead(

@@ -164,6 +164,16 @@ def _causal_mask(new: int, old: int, device: torch.device) -> Tensor:
     return torch.ones(new, old + new, dtype=torch.bool, device=device).tril(diagonal=old)
 
 
+class RMSNorm(nn.RMSNorm):
+    """x / rms(x) * weight, in the weight's precision: in float32 under autocast, as layer norms are."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, eps=NORM_EPS)
+
+    def forward(self, x: Float[Tensor, "*shape width"]) -> Float[Tensor, "*shape width"]:
+        return super().forward(x.to(self.weight.dtype))
+
+
 class SwiGLU(nn.Module):
     """w2(SiLU(a) * b) with (a, b) = w1(x); hidden width 8/3 of x's, rounded up to a multiple of 256."""
 
@@ -185,8 +195,8 @@ class Block(nn.Module):
         super().__init__()
         self.attention = Attention(width, heads)
         self.feed_forward = SwiGLU(width)
-        self.attention_norm = nn.RMSNorm(width, eps=NORM_EPS)
-        self.ffn_norm = nn.RMSNorm(width, eps=NORM_EPS)
+        self.attention_norm = RMSNorm(width)
+        self.ffn_norm = RMSNorm(width)
 
     def forward(
         self,

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from spherear.models.config import Config, one_of, require
-from spherear.models.layers import NORM_EPS, Block, Rotary, init_normal
+from spherear.models.layers import NORM_EPS, Block, RMSNorm, Rotary, init_normal
 from spherear.models.pretrained import Pretrained
 from spherear.sphere.bottlenecks import BOTTLENECKS, Bottleneck, Latent
 
@@ -144,7 +144,7 @@ class Encoder(nn.Module):
         self.stem = _conv(3, widths[0])
         self.down = nn.Sequential(*(Down(a, b) for a, b in zip(widths, widths[1:], strict=False)))
         self.mixer = Mixer(config, config.encoder_layers)
-        self.norm = nn.RMSNorm(widths[-1], eps=NORM_EPS)
+        self.norm = RMSNorm(widths[-1])
         self.output = nn.Linear(widths[-1], widths[-1], bias=False)
 
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch tokens channels"]:

@@ -243,6 +243,6 @@ def _cut_metrics(path: Path, step: int) -> None:
 
 def _step_of(line: str) -> float:
     try:
-        return json.loads(line)["step"]
+        return float(json.loads(line)["step"])
     except (json.JSONDecodeError, KeyError):
         return math.inf  # half a line, from a run that was killed as it wrote

@@ -86,10 +86,10 @@ def _cover(labels: Tensor, u: Tensor, size: int) -> Float[Tensor, "n size size"]
     two = labels >= len(SHAPES)
     radius = torch.where(two, _between(u[:, 11], 0.26, 0.38), _between(u[:, 11], 0.5, 0.78))
     room = 0.95 - radius
-    near = _between(u[:, 12:14], -1, 1) * room[:, None]  # one copy: anywhere it fits
+    near = _between(u[:, 12:14], -1.0, 1.0) * room[:, None]  # one copy: anywhere it fits
     axis = 2 * math.pi * u[:, 14]
     apart = torch.stack((axis.cos(), axis.sin()), dim=1) * _between(u[:, 15], 1.2, 1.4)[:, None] * radius[:, None]
-    shift = _between(u[:, 12:14], -1, 1) * (room[:, None] - apart.abs()).clamp(min=0)
+    shift = _between(u[:, 12:14], -1.0, 1.0) * (room[:, None] - apart.abs()).clamp(min=0)
     centres = torch.where(two[:, None], shift + apart, near), shift - apart
     distances = [_distance(labels % len(SHAPES), centre, radius, u[:, 16 + i], size) for i, centre in enumerate(centres)]
     both = torch.where(two[:, None, None], torch.minimum(*distances), distances[0])
