@@ -26,7 +26,16 @@ from spherear.sampling.pixels import save_png, tile
 from spherear.sampling.settings import SamplingSettings
 from spherear.training.progress import INTERRUPTED, exit_status, watch
 
-LIBRARIES = ("torch", "numpy", "einops", "jaxtyping", "safetensors", "huggingface_hub", "scikit-learn", "pillow")
+LIBRARIES = (
+    "torch",
+    "numpy",
+    "einops",
+    "jaxtyping",
+    "safetensors",
+    "huggingface_hub",
+    "scikit-learn",
+    "pillow",
+)
 LAB = ("jupyterlab", "ipykernel", "ipywidgets", "anywidget", "matplotlib", "plotly")
 
 
@@ -61,14 +70,14 @@ def demo(
     if pipeline is None:
         print(f"stopped: {run} holds all it takes; the same command goes on")
         return INTERRUPTED
-    scales = tqdm(sample_and_judge(pipeline, guidance, seed), "3/3 sampling", len(guidance), unit="sheet")
-    rows = list(scales)
-    save_results(run, rows, shlex.join(["spherear", *sys.argv[1:]]))
+    drawing = sample_and_judge(pipeline, guidance, seed)
+    sheets = list(tqdm(drawing, "3/3 sampling 100 digits a guidance scale", len(guidance), unit="sheet"))
+    save_results(run, sheets, shlex.join(["spherear", *sys.argv[1:]]))
     print(f"\n{'guidance':>8} {'recognised':>10} {'Frechet':>8} {'precision':>9} {'recall':>6} {'diversity':>9}")
-    for row in rows:
-        j = row.judgement
+    for sheet in sheets:
+        j = sheet.judgement
         print(
-            f"{row.scale:8g} {j.accuracy:10.0%} {j.frechet:8.1f} {j.precision:9.2f} {j.recall:6.2f} {j.diversity:9.2f}"
+            f"{sheet.scale:8g} {j.accuracy:10.0%} {j.frechet:8.1f} {j.precision:9.2f} {j.recall:6.2f} {j.diversity:9.2f}"
         )
     print(
         "\nrecognised: as the digit asked for, by a classifier that never saw these images. Frechet distance,\n"
@@ -104,7 +113,10 @@ def sample(
     require(min(count, zoom) >= 1, f"count and zoom are {count} and {zoom}; expected at least 1")
     pipeline = Pipeline.from_pretrained(run, device=train.pick_device(device))
     for frame in tqdm(
-        pipeline.stream(list(labels) * count, settings, seed), "sampling", pipeline.vae.config.tokens, unit="token"
+        pipeline.stream(list(labels) * count, settings, seed),
+        "sampling",
+        pipeline.vae.config.tokens,
+        unit="token",
     ):
         sheet = tile(frame.images, columns=len(labels))
     save_png(out, sheet, zoom)
@@ -115,7 +127,9 @@ def sample(
 def doctor() -> int:
     """Print versions and devices, and say whether the lab (notebooks, widgets, figures) is ready."""
     gib = shutil.disk_usage(".").free / 2**30
-    print(f"spherear {importlib.metadata.version('spherear')}, Python {platform.python_version()}, {platform.platform()}")
+    print(
+        f"spherear {importlib.metadata.version('spherear')}, Python {platform.python_version()}, {platform.platform()}"
+    )
     print(f"CPU: {os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads; {gib:.0f} GiB free here")
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
@@ -124,7 +138,7 @@ def doctor() -> int:
         print("CUDA: none, everything runs on the CPU")
     missing = [name for group in (LIBRARIES, LAB) for name in _report(group)]
     lab = [name for name in missing if name in LAB]
-    print('lab: ready' if not lab else f'lab: not ready, {", ".join(lab)} missing: pip install "spherear[lab]"')
+    print("lab: ready" if not lab else f'lab: not ready, {", ".join(lab)} missing: pip install "spherear[lab]"')
     return 0 if set(missing) <= set(LAB) else 1
 
 
@@ -163,7 +177,10 @@ def main(args: Sequence[str] | None = None) -> int:
         return train.main(args[1:])
     return exit_status(
         lambda: tyro.extras.subcommand_cli_from_dict(
-            COMMANDS, prog="spherear", description="Hyperspherical autoregressive image generation.", args=args
+            COMMANDS,
+            prog="spherear",
+            description="Hyperspherical autoregressive image generation.",
+            args=args,
         )
     )
 

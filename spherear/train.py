@@ -23,7 +23,7 @@ from spherear.models.vae import VAE, VAEConfig
 from spherear.training.data import ImageData, batches, load_data
 from spherear.training.losses import vae_losses
 from spherear.training.progress import INTERRUPTED, exit_status, watch
-from spherear.training.recipes import ARRecipe, VAERecipe, course
+from spherear.training.recipes import ARRecipe, Recipe, VAERecipe, course
 from spherear.training.run import Run, TrainState, fingerprint
 
 
@@ -39,17 +39,12 @@ def train_vae(
     Errors: ValueError for data of another image size, fewer images than a batch, or a folder that holds
     another run.
     """
-    require(
-        data.image_size == config.image_size,
-        f"the data's images have {data.image_size} px; expected {config.image_size}, as the VAE's",
-    )
+    _check_data(data, config.image_size, recipe)
     model = seeded(VAE, config, recipe.seed).to(device).train()
     facts = {"kind": "vae", "data": data.spec, "model": config.to_dict()}
     run = Run(model, recipe, facts, folder)
     with run.kept():
-        for step, indices in batches(len(data), recipe.batch_size, recipe.seed, start_step=run.step):
-            if run.done:
-                break
+        for indices in batches(len(data), recipe.batch_size, recipe.seed, range(run.step, recipe.steps)):
             images, _ = data.batch(indices)
             images = images.to(device)
             with autocast(device, recipe.precision):
@@ -75,14 +70,13 @@ def train_ar(
         data.num_classes == config.num_classes,
         f"the data have {data.num_classes} classes; expected {config.num_classes}, as the AR model's",
     )
+    _check_data(data, vae.config.image_size, recipe)
     vae = vae.to(device).eval()
     model = seeded(SphereAR, config, recipe.seed).to(device).train()
     facts = {"kind": "ar", "data": data.spec, "model": config.to_dict(), "vae": fingerprint(vae)}
     run = Run(model, recipe, facts, folder)
     with run.kept():
-        for step, indices in batches(len(data), recipe.batch_size, recipe.seed, start_step=run.step):
-            if run.done:
-                break
+        for indices in batches(len(data), recipe.batch_size, recipe.seed, range(run.step, recipe.steps)):
             images, labels = data.batch(indices)
             generator = run.generator(device)
             with autocast(device, recipe.precision):
@@ -100,6 +94,18 @@ def train_ar(
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 ConfigT = TypeVar("ConfigT", bound=Config)
+
+
+def _check_data(data: ImageData, image_size: int, recipe: Recipe) -> None:
+    """Before anything is built or written: images of the VAE's size, and at least a batch of them."""
+    require(
+        data.image_size == image_size,
+        f"the data's images have {data.image_size} px; expected {image_size}, as the VAE's",
+    )
+    require(
+        len(data) >= recipe.batch_size,
+        f"the data set has {len(data)} images; expected at least one batch, {recipe.batch_size}",
+    )
 
 
 def seeded(build: Callable[[ConfigT], ModelT], config: ConfigT, seed: int) -> ModelT:
@@ -173,9 +179,7 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise ValueError(f"device is {name!r}; expected auto, cpu, cuda or cuda:N ({error})") from error
-    require(
-        device.type != "cuda" or torch.cuda.is_available(), f"device is {name!r}; expected cpu: no CUDA here"
-    )
+    require(device.type != "cuda" or torch.cuda.is_available(), f"device is {name!r}; expected cpu: no CUDA here")
     return device
 
 
@@ -195,7 +199,7 @@ def _parse(args: list[str]) -> VAEJob | ARJob:
         Annotated[VAEJob, tyro.conf.subcommand("vae", default=vae)],
         Annotated[ARJob, tyro.conf.subcommand("ar", default=ar)],
     ]
-    return tyro.cli(kinds, prog="spherear train", description="Train a model.", args=args)  # type: ignore[arg-type]
+    return tyro.cli(kinds, prog="spherear train", description="Train a model.", args=args)
 
 
 def _run(job: VAEJob | ARJob) -> int:

@@ -21,6 +21,7 @@ from spherear.models.files import read_tensors, write_tensors, write_text
 from spherear.models.pretrained import load_weights
 
 SIZE = 16  # pixels the network works at
+SIZES = (8, 16, 32)  # pixels it is shown
 WEIGHTS = "digits_classifier.safetensors"
 LOG = "digits_classifier.log"
 
@@ -75,9 +76,12 @@ def augment(images: Float[Tensor, "n 3 s s"], generator: torch.Generator) -> Flo
 
 
 def train_classifier(
-    images: Float[Tensor, "n 3 s s"], labels: Int[Tensor, " n"], seed: int = 0, epochs: int = 40
+    versions: list[Tensor], labels: Int[Tensor, " n"], seed: int = 0, epochs: int = 60
 ) -> tuple[DigitsClassifier, list[float]]:
-    """Train on augmented images -> (classifier in eval mode, mean loss of every epoch)."""
+    """Train on augmented images -> (classifier in eval mode, mean loss of every epoch).
+
+    versions: the same images, (n, 3, s, s), at one or more sizes s; each batch takes one of them by chance.
+    """
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -86,10 +90,11 @@ def train_classifier(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
     losses = []
     for _ in range(epochs):
-        order = torch.randperm(len(images), generator=generator).split(64)
+        order = torch.randperm(len(labels), generator=generator).split(64)
         total = torch.zeros(())
         for rows in order:
-            loss = F.cross_entropy(model(augment(images[rows], generator)), labels[rows], label_smoothing=0.05)
+            images = versions[int(torch.randint(len(versions), (), generator=generator))][rows]
+            loss = F.cross_entropy(model(augment(images, generator)), labels[rows], label_smoothing=0.05)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -100,14 +105,12 @@ def train_classifier(
 
 
 @torch.no_grad()
-def accuracy(
-    model: DigitsClassifier, images: Float[Tensor, "n 3 s s"], labels: Int[Tensor, " n"]
-) -> float:
+def accuracy(model: DigitsClassifier, images: Float[Tensor, "n 3 s s"], labels: Int[Tensor, " n"]) -> float:
     """The share of images recognised."""
     return float((model(images).argmax(dim=1) == labels).double().mean())
 
 
-def main(out: Path = Path(__file__).parent, seed: int = 0, epochs: int = 40) -> None:
+def main(out: Path = Path(__file__).parent, seed: int = 0, epochs: int = 60) -> None:
     """Train the digits classifier on the training split; write weights and log.
 
     Args:
@@ -117,13 +120,15 @@ def main(out: Path = Path(__file__).parent, seed: int = 0, epochs: int = 40) -> 
     """
     from spherear.training.data import load_data
 
-    train, test = load_data("digits", 16), load_data("digits:test", 16)
-    images, labels = train.batch(torch.arange(len(train)))
-    model, losses = train_classifier(images, labels, seed, epochs)
+    train = [load_data("digits", size) for size in SIZES]
+    everything = torch.arange(len(train[0]))
+    versions = [data.batch(everything)[0] for data in train]
+    model, losses = train_classifier(versions, train[0].batch(everything)[1], seed, epochs)
+    test = load_data("digits:test", SIZE)
     score = accuracy(model, *test.batch(torch.arange(len(test))))
     log = (
         f"command: python -m spherear.evaluation.classifier --seed {seed} --epochs {epochs}\n"
-        f"torch {torch.__version__}, {len(train)} training images\n"
+        f"torch {torch.__version__}, {len(everything)} training images\n"
         + "".join(f"epoch {i + 1}: loss {losses[i]:.4f}\n" for i in range(0, epochs, max(1, epochs // 8)))
         + f"held-out accuracy: {score:.4f} of {len(test)} images\n"
     )

@@ -3,8 +3,7 @@
 Knows: the digits classifier and the metrics.  Does not know: what made the images.
 """
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
@@ -25,10 +24,6 @@ class Judgement:
     recall: float
     diversity: float
 
-    def to_dict(self) -> dict[str, Any]:
-        """As plain numbers."""
-        return asdict(self)
-
 
 @torch.no_grad()
 def judge_digits(
@@ -45,11 +40,10 @@ def judge_digits(
     ours, real = classifier.features(images), classifier.features(real_images)
     fidelity = precision_recall(real, ours)
     return Judgement(
-        accuracy=float(recognised.float().mean()),
-        frechet=float(frechet_distance(real, ours)),
+        accuracy=float(recognised.double().mean()),
+        frechet=frechet_distance(real, ours),
         precision=fidelity.precision,
         recall=fidelity.recall,
-        diversity=float(
-            pairwise_diversity(images.flatten(1), labels) / pairwise_diversity(real_images.flatten(1), real_labels)
-        ),
+        diversity=pairwise_diversity(images.flatten(1), labels)
+        / pairwise_diversity(real_images.flatten(1), real_labels),
     )

@@ -69,16 +69,15 @@ class PrecisionRecall:
     recall: float
 
 
-def precision_recall(
-    real: Float[Tensor, "n f"], generated: Float[Tensor, "m f"], k: int = 3
-) -> PrecisionRecall:
+def precision_recall(real: Float[Tensor, "n f"], generated: Float[Tensor, "m f"], k: int = 3) -> PrecisionRecall:
     """Near: within the distance from a point to its k-th neighbour in its own set (Kynkaanniemi et al. 2019)."""
     real, generated = _checked(real, at_least=k + 1), _checked(generated, at_least=k + 1)
     require(k >= 1, f"k is {k}; expected at least 1")
     widths = real.shape[1], generated.shape[1]
     require(widths[0] == widths[1], f"features have widths {widths[0]} and {widths[1]}; expected equal ones")
     return PrecisionRecall(
-        precision=_covered(generated, real, _radii(real, k)), recall=_covered(real, generated, _radii(generated, k))
+        precision=_covered(generated, real, _radii(real, k)),
+        recall=_covered(real, generated, _radii(generated, k)),
     )
 
 
@@ -106,7 +105,8 @@ def pairwise_diversity(features: Float[Tensor, "n f"], labels: Int[Tensor, " n"]
 
 def _checked(x: Tensor, at_least: int) -> Tensor:
     require(
-        x.ndim == 2 and len(x) >= at_least, f"there are {tuple(x.shape)} values; expected {at_least} rows or more"
+        x.ndim == 2 and len(x) >= at_least,
+        f"there are {tuple(x.shape)} values; expected {at_least} rows or more",
     )
     bad = int((~torch.isfinite(x)).sum())
     require(bad == 0, f"{bad} values are not finite; expected none")

@@ -1,16 +1,18 @@
 """The demonstration: real digits to tokens on the sphere to new digits, trained from nothing and judged.
 
 Knows: the order of the story.  Does not know: how any chapter is done, or what a terminal is.
+Needs matplotlib.
 """
 
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from spherear.evaluation.judge import Judgement, judge_digits
+from spherear.lab.plots import sheets_figure
 from spherear.models.files import atomic_path, write_json
 from spherear.models.presets import preset
 from spherear.models.vae import VAE
@@ -22,11 +24,12 @@ from spherear.training.recipes import course
 from spherear.training.run import TrainState
 
 PER_CLASS = 10
+LABELS = torch.arange(10).repeat_interleave(PER_CLASS)
 Watch = Callable[[Generator[TrainState, None, None], str, int], bool]
 
 
 @dataclass(frozen=True)
-class Row:
+class Sheet:
     """One guidance scale of the demonstration: its images, ten a class, and what the judge says of them."""
 
     scale: float
@@ -35,7 +38,12 @@ class Row:
 
 
 def train_pipeline(
-    folder: Path, watch: Watch, seed: int, bottleneck: str, steps: tuple[int | None, int | None], device: torch.device
+    folder: Path,
+    watch: Watch,
+    seed: int,
+    bottleneck: str,
+    steps: tuple[int | None, int | None],
+    device: torch.device,
 ) -> Pipeline | None:
     """Train VAE and AR model in `folder`, going on from what is there; None when `watch` was stopped.
 
@@ -55,32 +63,35 @@ def train_pipeline(
     return Pipeline.from_pretrained(folder, device=device)
 
 
-def sample_and_judge(pipeline: Pipeline, scales: tuple[float, ...], seed: int) -> Iterator[Row]:
+def sample_and_judge(pipeline: Pipeline, scales: tuple[float, ...], seed: int) -> Iterator[Sheet]:
     """Ten digits a class at every guidance scale, from the same seeds, each sheet with its judgement.
 
     The judge compares with held-out digits, which no model here was trained on.
     """
-    labels = torch.arange(10).repeat_interleave(PER_CLASS)
-    real = load_data("digits:test", pipeline.vae.config.image_size)
-    real_images, real_labels = real.batch(torch.arange(len(real)))
+    real, real_labels = held_out(pipeline.vae.config.image_size)
     for scale in scales:
         settings = SamplingSettings(guidance_scale=scale)
-        images = pipeline.sample(labels, settings, seeds=seed).cpu()
-        yield Row(scale, images, judge_digits(images, labels, real_images, real_labels))
+        images = pipeline.sample(LABELS, settings, seeds=seed).cpu()
+        yield Sheet(scale, images, judge_digits(images, LABELS, real, real_labels))
 
 
-def save_results(folder: Path, rows: list[Row], command: str) -> None:
-    """Write `results.json` and, where matplotlib is installed, `samples.png`."""
-    results = [{"guidance_scale": row.scale, **row.judgement.to_dict()} for row in rows]
-    write_json(folder / "results.json", {"command": command, "images": len(rows[0].images), "results": results})
-    from spherear.lab.plots import guidance_figure
+def held_out(image_size: int) -> tuple[Tensor, Tensor]:
+    """The digits that no model was trained on, and their labels."""
+    data = load_data("digits:test", image_size)
+    return data.batch(torch.arange(len(data)))
 
-    captions = {
-        row.scale: f"recognised {row.judgement.accuracy:.0%}, diversity {row.judgement.diversity:.2f}" for row in rows
-    }
-    figure = guidance_figure(
-        {row.scale: row.images for row in rows}, captions, PER_CLASS, "Digits drawn by SphereAR, one row a class",
-        [str(digit) for digit in range(10)],
-    )  # fmt: skip
+
+def save_results(folder: Path, sheets: list[Sheet], command: str) -> None:
+    """Write `results.json`, and `samples.png`: real held-out digits beside the drawn ones."""
+    results = [{"guidance_scale": sheet.scale, **asdict(sheet.judgement)} for sheet in sheets]
+    write_json(folder / "results.json", {"command": command, "images": len(LABELS), "results": results})
+    real, real_labels = held_out(sheets[0].images.shape[-1])
+    rows = [real[real_labels == digit][:PER_CLASS] for digit in range(10)]
+    panels, captions = {"real": torch.cat(rows)}, {"real": "held out of all training"}
+    for sheet in sheets:
+        name, judgement = f"guidance {sheet.scale:g}", sheet.judgement
+        panels[name] = sheet.images
+        captions[name] = f"recognised {judgement.accuracy:.0%}, diversity {judgement.diversity:.2f}"
+    figure = sheets_figure(panels, captions, PER_CLASS, [str(digit) for digit in range(10)])
     with atomic_path(folder / "samples.png") as part:
         figure.savefig(part, format="png", dpi=120)

@@ -79,9 +79,7 @@ class SphereAR(Pretrained[ARConfig], nn.Module):
         self.norm = RMSNorm(width)
         self.pos_for_diff = nn.Embedding(config.tokens, width)
         init_normal(self)
-        self.head = VelocityHead(
-            config.latent_dim, width, config.head_width, config.head_depth, config.head_groups
-        )
+        self.head = VelocityHead(config.latent_dim, width, config.head_width, config.head_depth, config.head_groups)
 
     @property
     def null_label(self) -> int:
@@ -139,9 +137,7 @@ class SphereAR(Pretrained[ARConfig], nn.Module):
         """Labels -> the condition of the first token; fills the cache with the class tokens."""
         return self._next(self._classes(labels), kv_cache)
 
-    def step(
-        self, token: Float[Tensor, "batch dim"], kv_cache: KVCache
-    ) -> Float[Tensor, "batch width"]:
+    def step(self, token: Float[Tensor, "batch dim"], kv_cache: KVCache) -> Float[Tensor, "batch width"]:
         """The newest token -> the condition of the one after it; the cache grows by one position."""
         return self._next(self._inputs(token[:, None]), kv_cache)
 

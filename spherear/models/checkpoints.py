@@ -129,7 +129,7 @@ def vae_config(weights: Mapping[str, Tensor], ar_weights: Mapping[str, Tensor] |
     blocks = _count(weights, "encoder.patchify.0.net.")
     stem = _shape(weights, "encoder.conv_in.weight")[0]
     downs = [_shape(weights, f"encoder.patchify.0.net.{i}.block.2.weight")[0] for i in range(blocks)]
-    channels, width = _shape(weights, "quant_proj.weight")
+    channels = _shape(weights, "quant_proj.weight")[0]
     registers = _shape(weights, "encoder.register_token.weight")[0]
     if "encoder.freqs_cis" in weights:
         tokens = weights["encoder.freqs_cis"].shape[0] - registers

@@ -80,9 +80,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
         part.chmod(mode)
 
 
-def read_tensors(
-    path: Path, device: torch.device | str = "cpu"
-) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_tensors(path: Path, device: torch.device | str = "cpu") -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read a safetensors file -> (tensors, metadata). A truncated or foreign file is a ValueError."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; expected a safetensors file there")

@@ -32,8 +32,13 @@ class TimeEmbedding(nn.Module):
         super().__init__()
         self.mlp = nn.Sequential(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return next(self.mlp.parameters()).dtype
+
     def forward(self, t: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape width"]:
-        return self.mlp(time_features(t).to(self.mlp[0].weight.dtype))
+        return self.mlp(time_features(t).to(self.dtype))
 
 
 class HeadBlock(nn.Module):
@@ -105,9 +110,7 @@ class VelocityHead(nn.Module):
         """The part that depends on time alone."""
         return self.time_embed(t)
 
-    def embed_condition(
-        self, condition: Float[Tensor, "*shape condition_width"]
-    ) -> Float[Tensor, "*shape width"]:
+    def embed_condition(self, condition: Float[Tensor, "*shape condition_width"]) -> Float[Tensor, "*shape width"]:
         """The part that depends on the condition alone."""
         return self.cond_embed(condition.to(self.dtype))
 

@@ -147,7 +147,10 @@ class Attention(nn.Module):
         cache: LayerCache | None = None,
     ) -> Float[Tensor, "batch tokens width"]:
         q, k, v = rearrange(
-            self.wqkv(x), "batch tokens (three heads w) -> three batch heads tokens w", three=3, heads=self.heads
+            self.wqkv(x),
+            "batch tokens (three heads w) -> three batch heads tokens w",
+            three=3,
+            heads=self.heads,
         )
         q, k = rotate(q, rope), rotate(k, rope)
         mask = None

@@ -5,6 +5,7 @@ Does not know: how its losses are weighted, labels, or how tokens are predicted 
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from einops import rearrange
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from spherear.models.config import Config, one_of, require
 from spherear.models.layers import NORM_EPS, Block, RMSNorm, Rotary, init_normal
 from spherear.models.pretrained import Pretrained
-from spherear.sphere.bottlenecks import BOTTLENECKS, Bottleneck, Latent
+from spherear.sphere.bottlenecks import BOTTLENECKS, Latent, bottleneck
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ class Encoder(nn.Module):
         super().__init__()
         widths = config.widths
         self.stem = _conv(3, widths[0])
-        self.down = nn.Sequential(*(Down(a, b) for a, b in zip(widths, widths[1:], strict=False)))
+        self.down = nn.Sequential(*(Down(a, b) for a, b in pairwise(widths)))
         self.mixer = Mixer(config, config.encoder_layers)
         self.norm = RMSNorm(widths[-1])
         self.output = nn.Linear(widths[-1], widths[-1], bias=False)
@@ -162,7 +163,7 @@ class Decoder(nn.Module):
         self.grid = config.grid
         self.stem = _conv(widths[0], widths[0])
         self.mixer = Mixer(config, config.decoder_layers)
-        self.up = nn.Sequential(*(Up(a, b) for a, b in zip(widths, widths[1:], strict=False)))
+        self.up = nn.Sequential(*(Up(a, b) for a, b in pairwise(widths)))
         self.output = nn.Sequential(_norm(widths[-1]), nn.SiLU(), _conv(widths[-1], 3))
 
     def forward(self, x: Float[Tensor, "batch tokens channels"]) -> Float[Tensor, "batch 3 height width"]:
@@ -183,7 +184,7 @@ class VAE(Pretrained[VAEConfig], nn.Module):
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
         self.config = config
-        self.bottleneck: Bottleneck = BOTTLENECKS[config.bottleneck](config.latent_dim)
+        self.bottleneck = bottleneck(config.bottleneck, config.latent_dim)
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
         self.quant_proj = nn.Linear(config.widths[-1], self.bottleneck.channels)
@@ -197,9 +198,7 @@ class VAE(Pretrained[VAEConfig], nn.Module):
         latent = self.posterior(images, generator)
         return self._decode(latent.sample), latent
 
-    def encode(
-        self, images: Float[Tensor, "batch 3 height width"], generator: torch.Generator | None = None
-    ) -> Latent:
+    def encode(self, images: Float[Tensor, "batch 3 height width"], generator: torch.Generator | None = None) -> Latent:
         """Images in [-1, 1] -> `Latent` of (batch, tokens, latent_dim). NaN or a wrong shape: ValueError."""
         self._check_images(images)
         check_finite("images", images)

@@ -5,11 +5,11 @@ Knows: the published rounding, sheets of images, PNG files.  Does not know: what
 
 from pathlib import Path
 
+import torch
 from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-import torch
 from spherear.models.config import require
 from spherear.models.files import atomic_path
 
@@ -19,9 +19,7 @@ def to_uint8(images: Float[Tensor, "batch 3 height width"]) -> UInt8[Tensor, "ba
     return (127.5 * images + 128).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
 
 
-def tile(
-    images: Float[Tensor, "n 3 size size"], columns: int, gap: int = 1
-) -> UInt8[Tensor, "height width 3"]:
+def tile(images: Float[Tensor, "n 3 size size"], columns: int, gap: int = 1) -> UInt8[Tensor, "height width 3"]:
     """Images in rows of `columns`, `gap` white pixels apart, as bytes on the host."""
     require(len(images) > 0 and columns >= 1, f"{len(images)} images in {columns} columns; expected at least 1")
     rows = -(-len(images) // columns)

@@ -61,7 +61,8 @@ class SamplingSettings(Config):
         require(self.steps >= 1, f"steps is {self.steps}; expected at least 1")
         require(0 < self.last_step < 1, f"last_step is {self.last_step}; expected a number between 0 and 1")
         require(
-            0 <= temperature < float("inf"), f"temperature is {temperature}; expected a finite number, 0 or more"
+            0 <= temperature < float("inf"),
+            f"temperature is {temperature}; expected a finite number, 0 or more",
         )
 
     @property

@@ -30,9 +30,7 @@ def euler(
     return x
 
 
-def heun(
-    velocity: Velocity, noise: Float[Tensor, "draws batch dim"], times: list[float]
-) -> Float[Tensor, "batch dim"]:
+def heun(velocity: Velocity, noise: Float[Tensor, "draws batch dim"], times: list[float]) -> Float[Tensor, "batch dim"]:
     """x += (v(x, t) + v(x + v dt, t + dt)) dt / 2: second order, two evaluations a step."""
     x = noise[0]
     for t, end in pairwise(times):

@@ -31,9 +31,7 @@ class AngularCentralGaussian(SphericalLaw):
     arg_constraints = {"scale_tril": constraints.lower_cholesky}  # noqa: RUF012
     scale_tril: Tensor
 
-    def __init__(
-        self, scale_tril: Float[Tensor, "*batch dim dim"], validate_args: bool | None = None
-    ) -> None:
+    def __init__(self, scale_tril: Float[Tensor, "*batch dim dim"], validate_args: bool | None = None) -> None:
         if scale_tril.ndim < 2:
             raise ValueError(f"scale_tril must have shape (..., dim, dim), got {tuple(scale_tril.shape)}")
         self.dtype = torch.promote_types(scale_tril.dtype, torch.float32)

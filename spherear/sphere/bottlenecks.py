@@ -5,6 +5,7 @@ Does not know: images, networks, or what predicts the tokens.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -113,6 +114,13 @@ class GaussianBottleneck(Bottleneck):
         return Latent(mean + sigma * noise, mean, kl, sigma)
 
 
-BOTTLENECKS: dict[str, type[Bottleneck]] = {
+BOTTLENECKS: dict[str, Callable[[int], Bottleneck]] = {
     family.name: family for family in (PowerSphericalBottleneck, VonMisesFisherBottleneck, GaussianBottleneck)
 }
+
+
+def bottleneck(name: str, dim: int) -> Bottleneck:
+    """The family of that name for tokens of `dim` numbers. Unknown names: ValueError with the known."""
+    if name not in BOTTLENECKS:
+        raise ValueError(f"bottleneck is {name!r}; expected one of {', '.join(map(repr, sorted(BOTTLENECKS)))}")
+    return BOTTLENECKS[name](dim)

@@ -103,9 +103,7 @@ def log_sphere_area(dim: int) -> float:
     return math.log(2) + dim / 2 * math.log(math.pi) - math.lgamma(dim / 2)
 
 
-def reflect(
-    v: Float[Tensor, "*#shape dim"], normal: Float[Tensor, "*#shape dim"]
-) -> Float[Tensor, "*shape dim"]:
+def reflect(v: Float[Tensor, "*#shape dim"], normal: Float[Tensor, "*#shape dim"]) -> Float[Tensor, "*shape dim"]:
     """H v = v - 2 (n · v) n with n = normal/|normal|: the Householder reflection that turns n around.
 
     A normal of 0 reflects nothing.
@@ -114,9 +112,7 @@ def reflect(
     return v - 2 * inner(v, direction).unsqueeze(-1) * direction
 
 
-def to_tangent(
-    v: Float[Tensor, "*#shape less"], mu: Float[Tensor, "*#shape dim"]
-) -> Float[Tensor, "*shape dim"]:
+def to_tangent(v: Float[Tensor, "*#shape less"], mu: Float[Tensor, "*#shape dim"]) -> Float[Tensor, "*shape dim"]:
     """T(mu) v = H (0, v): carries v (dim - 1 numbers) isometrically into the tangent space at the unit mu.
 
     H reflects in the plane orthogonal to mu + s e1, with s the sign of mu's first coordinate: it exchanges mu
@@ -130,9 +126,7 @@ def to_tangent(
     return torch.cat(parts, dim=-1)
 
 
-def rotate_pole(
-    v: Float[Tensor, "*#shape dim"], mu: Float[Tensor, "*#shape dim"]
-) -> Float[Tensor, "*shape dim"]:
+def rotate_pole(v: Float[Tensor, "*#shape dim"], mu: Float[Tensor, "*#shape dim"]) -> Float[Tensor, "*shape dim"]:
     """Q(mu) v = v_1 mu + T(mu) (v_2, ..., v_dim): an orthogonal map that takes the pole e1 onto the unit mu.
 
     On mu_1 >= 0 it is the shortest rotation from e1 to mu (the identity at mu = e1); on the other half it is

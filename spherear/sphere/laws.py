@@ -67,9 +67,7 @@ def gaussian(like: Tensor, shape: Sequence[int], generator: Generator | None) ->
     return torch.randn(shape, generator=generator, dtype=like.dtype, device=like.device)
 
 
-def uniform_direction(
-    like: Tensor, shape: Sequence[int], generator: Generator | None
-) -> Float[Tensor, "..."]:
+def uniform_direction(like: Tensor, shape: Sequence[int], generator: Generator | None) -> Float[Tensor, "..."]:
     """g/|g| with g ~ N(0, I): uniform on the sphere of the last axis (its first pole should g ever be 0)."""
     g = gaussian(like, shape, generator)
     g[..., 0] += (g == 0).all(-1)

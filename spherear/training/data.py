@@ -42,9 +42,7 @@ class ImageData:
     def __len__(self) -> int:
         raise TypeError(f"{type(self).__name__} does not say how many images it has")
 
-    def batch(
-        self, indices: Int[Tensor, " n"]
-    ) -> tuple[Float[Tensor, "n 3 size size"], Int[Tensor, " n"]]:
+    def batch(self, indices: Int[Tensor, " n"]) -> tuple[Float[Tensor, "n 3 size size"], Int[Tensor, " n"]]:
         """Images in [-1, 1], float32, and their labels. Indices out of range: ValueError."""
         bad = (indices < 0) | (indices >= len(self))
         if bad.any():
@@ -136,25 +134,19 @@ def epoch_order(length: int, seed: int, epoch: int) -> Int[Tensor, " length"]:
     return torch.from_numpy(stream.permutation(length))
 
 
-def batches(
-    length: int, batch_size: int, seed: int, start_step: int = 0
-) -> Iterator[tuple[int, Int[Tensor, " batch"]]]:
-    """(step, indices) without end; each epoch in its own order, its last incomplete batch left out.
+def batches(length: int, batch_size: int, seed: int, steps: range) -> Iterator[Int[Tensor, " batch"]]:
+    """The indices of each of `steps`: every epoch in its own order, its last incomplete batch left out.
 
-    Step n's indices depend on (seed, n) alone. Fewer images than a batch: ValueError.
+    A step's indices depend on (seed, step) alone. Fewer images than a batch: ValueError.
     """
-    require(
-        length >= batch_size, f"the data set has {length} images; expected at least one batch, {batch_size}"
-    )
-    return _batches(length, batch_size, seed, start_step)
+    require(length >= batch_size, f"the data set has {length} images; expected at least one batch, {batch_size}")
+    return _batches(length, batch_size, seed, steps)
 
 
-def _batches(length: int, batch_size: int, seed: int, step: int) -> Iterator[tuple[int, Tensor]]:
-    per_epoch = length // batch_size
-    epoch, place = divmod(step, per_epoch)
-    while True:
-        order = epoch_order(length, seed, epoch)
-        for start in range(place * batch_size, per_epoch * batch_size, batch_size):
-            yield step, order[start : start + batch_size]
-            step += 1
-        epoch, place = epoch + 1, 0
+def _batches(length: int, batch_size: int, seed: int, steps: range) -> Iterator[Tensor]:
+    shuffled, order = -1, torch.empty(0)
+    for step in steps:
+        epoch, place = divmod(step, length // batch_size)
+        if epoch != shuffled:
+            shuffled, order = epoch, epoch_order(length, seed, epoch)
+        yield order[place * batch_size : (place + 1) * batch_size]

@@ -24,9 +24,7 @@ KEY = 0x5EED_5A9E5  # of the streams, so that they are no other random numbers o
 NUMBERS = 20  # random numbers a picture takes
 
 
-def render(
-    indices: Int[Tensor, " n"], size: int
-) -> tuple[Float[Tensor, "n 3 size size"], Int[Tensor, " n"]]:
+def render(indices: Int[Tensor, " n"], size: int) -> tuple[Float[Tensor, "n 3 size size"], Int[Tensor, " n"]]:
     """Pictures in [-1, 1] and labels, an index's label being index modulo 10.
 
     Each has one large or two smaller copies of its shape: random place, size, turn and colour over a soft
@@ -91,7 +89,9 @@ def _cover(labels: Tensor, u: Tensor, size: int) -> Float[Tensor, "n size size"]
     apart = torch.stack((axis.cos(), axis.sin()), dim=1) * _between(u[:, 15], 1.2, 1.4)[:, None] * radius[:, None]
     shift = _between(u[:, 12:14], -1.0, 1.0) * (room[:, None] - apart.abs()).clamp(min=0)
     centres = torch.where(two[:, None], shift + apart, near), shift - apart
-    distances = [_distance(labels % len(SHAPES), centre, radius, u[:, 16 + i], size) for i, centre in enumerate(centres)]
+    distances = [
+        _distance(labels % len(SHAPES), centre, radius, u[:, 16 + i], size) for i, centre in enumerate(centres)
+    ]
     both = torch.where(two[:, None, None], torch.minimum(*distances), distances[0])
     return (0.5 - both * size / 2).clamp(0, 1)  # a pixel is 2 / size wide
 

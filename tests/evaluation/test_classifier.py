@@ -7,7 +7,13 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from spherear.evaluation.classifier import DigitsClassifier, accuracy, load_digits_classifier, main, train_classifier
+from spherear.evaluation.classifier import (
+    DigitsClassifier,
+    accuracy,
+    load_digits_classifier,
+    main,
+    train_classifier,
+)
 from spherear.evaluation.judge import judge_digits
 from spherear.evaluation.metrics import pairwise_diversity
 from spherear.training.data import load_data
@@ -48,8 +54,8 @@ def test_what_it_sees_hardly_depends_on_the_size(classifier):
 def test_training_learns_and_depends_on_the_seed_alone():
     data = load_data("digits", 16)
     images, labels = data.batch(torch.arange(600))
-    model, losses = train_classifier(images, labels, seed=1, epochs=3)
-    again, _ = train_classifier(images, labels, seed=1, epochs=3)
+    model, losses = train_classifier([images], labels, seed=1, epochs=3)
+    again, _ = train_classifier([images], labels, seed=1, epochs=3)
     assert losses[-1] < 0.7 * losses[0]
     assert accuracy(model, *held_out(16)) > 0.6
     for a, b in zip(model.parameters(), again.parameters(), strict=True):
@@ -59,7 +65,10 @@ def test_training_learns_and_depends_on_the_seed_alone():
 def test_the_command_writes_weights_and_log(tmp_path, capsys):
     main(tmp_path, seed=2, epochs=1)
     assert "held-out accuracy" in capsys.readouterr().out
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["digits_classifier.log", "digits_classifier.safetensors"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "digits_classifier.log",
+        "digits_classifier.safetensors",
+    ]
     loaded = load_digits_classifier(tmp_path / "digits_classifier.safetensors")
     assert isinstance(loaded, DigitsClassifier)
 

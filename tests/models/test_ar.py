@@ -125,7 +125,11 @@ def test_time_features_by_definition():
 
 def test_initialisation_follows_the_paper():
     ar = SphereAR(replace(TINY_AR, width=128))
-    for weight in (ar.layers[0].attention.wqkv.weight, ar.cls_embedding.weight, ar.head.time_embed.mlp[2].weight):
+    for weight in (
+        ar.layers[0].attention.wqkv.weight,
+        ar.cls_embedding.weight,
+        ar.head.time_embed.mlp[2].weight,
+    ):
         assert abs(float(weight.detach().std()) / 0.02 - 1) < 0.1
     head = ar.head
     for part in (*head.ada_ln_blocks, head.final_modulation, head.final_linear):

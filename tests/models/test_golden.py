@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from spherear.models import PRESETS, SphereAR, VAE
+from spherear.models import PRESETS, VAE, SphereAR
 from spherear.models.checkpoints import load_parts, to_published
 from spherear.sampling import SamplingSettings, decode, load_published
 from spherear.sphere.geometry import project

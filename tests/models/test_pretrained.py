@@ -147,7 +147,11 @@ def published():
 def test_published_files(published, tmp_path, wrap):
     vae, ar, vae_weights, ar_weights = published
     path = tmp_path / "model.pt"
-    for weights, expected in ((vae_weights, VAE), (ar_weights, SphereAR), (vae_weights | ar_weights, Pipeline)):
+    for weights, expected in (
+        (vae_weights, VAE),
+        (ar_weights, SphereAR),
+        (vae_weights | ar_weights, Pipeline),
+    ):
         torch.save(wrap(weights), path)
         assert type(load_published(path)) is expected
     loaded = load_published(path)
@@ -216,9 +220,14 @@ def test_published_weights_that_miss_a_part(published):
 def test_a_failed_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "f.json"
     write_json(path, {"a": 1})
-    with pytest.raises(OSError, match=r"could not write .*f\.json: .*No space left"), atomic_path(path) as part:
-        part.write_text("half")
-        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def fill_the_disk():
+        with atomic_path(path) as part:
+            part.write_text("half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match=r"could not write .*f\.json: .*No space left"):
+        fill_the_disk()
     assert read_json(path) == {"a": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["f.json"]
 

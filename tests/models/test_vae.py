@@ -94,7 +94,11 @@ def test_bad_tokens(as_users_do, tiny_vae):
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"bottleneck": "cube"}, ValueError, "bottleneck is 'cube'; expected one of 'gaussian', 'power_spherical'"),
+        (
+            {"bottleneck": "cube"},
+            ValueError,
+            "bottleneck is 'cube'; expected one of 'gaussian', 'power_spherical'",
+        ),
         ({"image_size": 18}, ValueError, "image_size is 18; expected a multiple of the patch, 4"),
         ({"latent_dim": 1}, ValueError, "latent_dim is 1"),
         ({"widths": (16, 30)}, ValueError, r"widths is \(16, 30\)"),

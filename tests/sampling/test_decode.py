@@ -37,7 +37,9 @@ def tokens_of(steps):
 
 
 @pytest.mark.parametrize("solver", ["euler", "heun", "euler_maruyama"])
-@pytest.mark.parametrize(("scale", "schedule"), [(1.0, "linear"), (3.0, "linear"), (3.0, "constant"), (0.0, "constant")])
+@pytest.mark.parametrize(
+    ("scale", "schedule"), [(1.0, "linear"), (3.0, "linear"), (3.0, "constant"), (0.0, "constant")]
+)
 def test_cached_loop_equals_teacher_forcing(tiny_ar, solver, scale, schedule):
     """Every token again from teacher-forced conditions of both branches, without cache or hoisting."""
     ar = tiny_ar.double()
@@ -92,8 +94,7 @@ def test_guidance_is_the_formula_and_scale_one_needs_no_null_rows(tiny_ar, monke
 
 def test_guidance_away_from_a_class_is_an_argument(as_users_do, tiny_ar):
     plain, null, other = (
-        tokens_of(run(tiny_ar, null_labels=labels))
-        for labels in (None, torch.full((3,), 10), torch.tensor([1, 1, 1]))
+        tokens_of(run(tiny_ar, null_labels=labels)) for labels in (None, torch.full((3,), 10), torch.tensor([1, 1, 1]))
     )
     assert_close(plain, null, atol=0, rtol=0)
     assert (plain - other).abs().max() > 1e-3
@@ -203,7 +204,13 @@ def test_sheets(tmp_path):
     images = torch.linspace(-1, 1, 3).view(3, 1, 1, 1).expand(3, 3, 2, 2)
     sheet = tile(images, columns=2)
     assert sheet.shape == (7, 7, 3)
-    assert [int(sheet[y, x, 0]) for y, x in ((1, 1), (1, 4), (4, 1), (4, 4), (0, 0))] == [0, 128, 255, 255, 255]
+    assert [int(sheet[y, x, 0]) for y, x in ((1, 1), (1, 4), (4, 1), (4, 4), (0, 0))] == [
+        0,
+        128,
+        255,
+        255,
+        255,
+    ]
     save_png(tmp_path / "sheet.png", sheet, zoom=3)
     with Image.open(tmp_path / "sheet.png") as picture:
         assert picture.size == (21, 21)

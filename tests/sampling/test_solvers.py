@@ -1,6 +1,7 @@
 """Solvers against closed forms: order of convergence, exactness, and the law they draw from."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ def solve(name, velocity, steps, noise=None, last_step=0.04):
 def test_order_of_convergence(name, order):
     """dx/dt = x cos t from 1 ends at exp(sin 1)."""
     errors = [abs(solve(name, lambda x, t: x * math.cos(t), n).item() - math.exp(math.sin(1))) for n in STEPS]
-    slopes = [math.log2(a / b) for a, b in zip(errors, errors[1:], strict=False)]
+    slopes = [math.log2(a / b) for a, b in pairwise(errors)]
     assert all(abs(slope - order) < 0.1 for slope in slopes[1:]), slopes
 
 

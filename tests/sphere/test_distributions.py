@@ -26,9 +26,7 @@ KAPPAS = [0.0, 1e-3, 1.0, 1e3, 1e6]
 
 def triangular(dim: int, seed: int = 0) -> torch.Tensor:
     """A well conditioned lower triangular factor with a positive diagonal."""
-    return torch.tril(points(dim, dim, seed=seed), -1) * 0.5 + torch.diag(
-        0.5 + points(dim, seed=seed + 1).abs()
-    )
+    return torch.tril(points(dim, dim, seed=seed), -1) * 0.5 + torch.diag(0.5 + points(dim, seed=seed + 1).abs())
 
 
 # golden numbers and other libraries ----------------------------------------------------------------------

@@ -4,6 +4,9 @@ import math
 
 import pytest
 import torch
+from torch.distributions import kl_divergence
+from torch.testing import assert_close
+
 from spherear.sphere.distributions import (
     AngularCentralGaussian,
     HypersphericalUniform,
@@ -11,9 +14,6 @@ from spherear.sphere.distributions import (
     VonMisesFisher,
 )
 from spherear.sphere.geometry import log_sphere_area
-from torch.distributions import kl_divergence
-from torch.testing import assert_close
-
 from tests.sphere.truth import at_angle, points, rings, units
 
 DIM = 5

@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from torch import Tensor
+from torch.testing import assert_close
+
 from spherear.sphere.distributions import (
     AngularCentralGaussian,
     HypersphericalUniform,
@@ -13,9 +16,6 @@ from spherear.sphere.distributions import (
     VonMisesFisher,
 )
 from spherear.sphere.von_mises_fisher import _angle_slope, _draw_angle
-from torch import Tensor
-from torch.testing import assert_close
-
 from tests.sphere.truth import DIMS, pole, power_spherical_cdf, rings, units, von_mises_fisher_cdf
 
 CDFS = {PowerSpherical: power_spherical_cdf, VonMisesFisher: von_mises_fisher_cdf}
@@ -106,9 +106,7 @@ def a_law(name: str, dtype: torch.dtype = torch.float32, device: str = "cpu", di
     return {"power_spherical": PowerSpherical, "von_mises_fisher": VonMisesFisher}[name](mu, kappa)
 
 
-every_law = pytest.mark.parametrize(
-    "name", ["uniform", "power_spherical", "von_mises_fisher", "angular_gaussian"]
-)
+every_law = pytest.mark.parametrize("name", ["uniform", "power_spherical", "von_mises_fisher", "angular_gaussian"])
 
 
 @every_law

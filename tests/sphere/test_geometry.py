@@ -80,9 +80,7 @@ def test_split_adds_up_and_is_orthogonal(dim):
     radial, tangential = split(error, at)
     assert_close(radial + tangential, error)
     assert_close((tangential * at).sum(-1), torch.zeros(6, dtype=torch.float64), atol=1e-12, rtol=0)
-    assert_close(
-        radial, torch.linalg.matmul(at * error, torch.ones(dim, 1).double()) * at / (at * at).sum(-1, True)
-    )
+    assert_close(radial, torch.linalg.matmul(at * error, torch.ones(dim, 1).double()) * at / (at * at).sum(-1, True))
 
 
 def test_projection_keeps_the_tangential_part_of_an_error_and_drops_the_radial_one():
@@ -130,9 +128,7 @@ def test_slerp_is_the_textbook_formula_at_constant_speed(dim):
 
 def test_slerp_takes_one_t_a_pair():
     x, y, t = units(5, 3), units(5, 3, seed=1), torch.linspace(0, 1, 5, dtype=torch.float64)
-    assert_close(
-        slerp(x, y, t), torch.stack([slerp(a, b, float(s)) for a, b, s in zip(x, y, t, strict=True)])
-    )
+    assert_close(slerp(x, y, t), torch.stack([slerp(a, b, float(s)) for a, b, s in zip(x, y, t, strict=True)]))
     assert slerp(x[:1], y[:1], t).shape == (5, 3)
 
 

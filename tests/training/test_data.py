@@ -1,7 +1,5 @@
 """Data sets by index and orders by seed."""
 
-from itertools import islice
-
 import numpy as np
 import pytest
 import torch
@@ -115,7 +113,7 @@ def test_bad_indices():
 
 
 def test_an_epoch_meets_every_image_once():
-    order = [indices for _, indices in islice(batches(20, 5, seed=3), 8)]
+    order = list(batches(20, 5, 3, range(8)))
     for epoch in (order[:4], order[4:]):
         assert sorted(torch.cat(epoch).tolist()) == list(range(20))
     assert torch.cat(order[:4]).tolist() != torch.cat(order[4:]).tolist()
@@ -124,13 +122,12 @@ def test_an_epoch_meets_every_image_once():
 
 @pytest.mark.parametrize("start", [0, 1, 3, 4, 11])
 def test_order_resumes_anywhere(start):
-    whole = list(islice(batches(23, 5, seed=1), 16))
-    resumed = list(islice(batches(23, 5, seed=1, start_step=start), 16 - start))
-    assert [step for step, _ in resumed] == list(range(start, 16))
-    for (_, a), (_, b) in zip(whole[start:], resumed, strict=True):
+    whole = list(batches(23, 5, 1, range(16)))
+    resumed = list(batches(23, 5, 1, range(start, 16)))
+    for a, b in zip(whole[start:], resumed, strict=True):
         assert torch.equal(a, b)
 
 
 def test_fewer_images_than_a_batch():
     with pytest.raises(ValueError, match="has 4 images; expected at least one batch, 5"):
-        batches(4, 5, seed=0)
+        batches(4, 5, 0, range(1))

@@ -15,7 +15,7 @@ from torch.testing import assert_close
 
 from spherear.models import VAE, SphereAR
 from spherear.models.files import read_json
-from spherear.train import autocast, train_ar, train_vae
+from spherear.train import train_ar, train_vae
 from spherear.training.data import ImageData, load_data
 from spherear.training.losses import vae_losses
 from spherear.training.recipes import COURSES, ARRecipe, Recipe, VAERecipe, course
@@ -60,11 +60,13 @@ def test_loss_falls(kind, vae, digits, device):
     assert sum(losses[-10:]) < 0.9 * sum(losses[:10])
 
 
-def test_bfloat16_autocast_learns_too(vae, digits):
-    states = loop("ar", vae, digits, steps=40, batch_size=16, learning_rate=3e-3, precision="bfloat16")
-    losses = [state.metrics()["loss"] for state in states]
-    assert sum(losses[-10:]) < 0.92 * sum(losses[:10])
-    assert not autocast("cpu", "float32")._enabled
+def test_bfloat16_autocast_follows_float32(vae, digits):
+    curves = [
+        [state.metrics()["loss"] for state in loop("ar", vae, digits, steps=40, batch_size=16, precision=precision)]
+        for precision in ("float32", "bfloat16")
+    ]
+    assert curves[0] != curves[1]
+    assert_close(*(torch.tensor(curve) for curve in curves), atol=0.02, rtol=0)
 
 
 @pytest.mark.parametrize("kind", ["vae", "ar"])
@@ -179,22 +181,23 @@ def test_a_truncated_checkpoint_is_named(digits, tmp_path):
         next(loop("vae", None, digits, tmp_path))
 
 
-class Wrong(ImageData):
+class TwoClasses(ImageData):
     """Data of the right size with the wrong number of classes."""
 
-    spec, classes, image_size = "wrong", ("a", "b"), 16
+    spec, classes, image_size = "two", ("a", "b"), 16
 
     def __len__(self):
-        return 3
+        return 30
 
 
-def test_what_does_not_fit_is_refused(digits, vae):
+def test_what_does_not_fit_is_refused(digits, vae, tmp_path):
     with pytest.raises(ValueError, match="images have 32 px; expected 16"):
         next(loop("vae", None, load_data("digits", 32)))
     with pytest.raises(ValueError, match="has 1442 images; expected at least one batch, 2000"):
-        next(loop("vae", None, digits, batch_size=2000))
+        next(loop("vae", None, digits, tmp_path, batch_size=2000))
+    assert list(tmp_path.iterdir()) == []
     with pytest.raises(ValueError, match="have 2 classes; expected 10"):
-        next(loop("ar", vae, Wrong()))
+        next(loop("ar", vae, TwoClasses()))
     with pytest.raises(ValueError, match=r"the VAE makes \(16, 4\).*expected \(16, 5\)"):
         next(train_ar(replace(TINY_AR, latent_dim=5), vae, digits, AR_RECIPE))
 
@@ -220,7 +223,10 @@ def test_weight_decay_spares_vectors_the_input_projection_and_classes():
     names = {id(p): name for name, p in model.named_parameters()}
     assert decayed["weight_decay"] == 0.05
     assert spared["weight_decay"] == 0.0
-    assert {names[id(p)] for p in spared["params"] if p.ndim > 1} == {"proj_in.weight", "cls_embedding.weight"}
+    assert {names[id(p)] for p in spared["params"] if p.ndim > 1} == {
+        "proj_in.weight",
+        "cls_embedding.weight",
+    }
     assert all(p.ndim > 1 for p in decayed["params"])
     assert len(decayed["params"]) + len(spared["params"]) == len(names)
 
@@ -251,9 +257,7 @@ def test_losses_are_the_weighted_sum(vae, digits):
 
 
 def test_streams_are_keyed():
-    draws = {
-        (seed, step): torch.rand(3, generator=keyed_generator(seed, step)) for seed in (0, 1) for step in (0, 1)
-    }
+    draws = {(seed, step): torch.rand(3, generator=keyed_generator(seed, step)) for seed in (0, 1) for step in (0, 1)}
     assert len({tuple(v.tolist()) for v in draws.values()}) == 4
     assert_close(torch.rand(3, generator=keyed_generator(1, 1)), draws[1, 1], atol=0, rtol=0)
 
@@ -269,9 +273,25 @@ def test_recipes_survive_json(name):
 def test_the_papers_recipe():
     plan = course("imagenet256-B")
     vae, ar = plan.vae, plan.ar
-    assert (vae.batch_size, vae.learning_rate, vae.final_learning_rate, vae.kl_weight) == (256, 1e-4, 1e-4, 0.004)
-    assert (ar.batch_size, ar.learning_rate, ar.final_learning_rate, ar.warmup_steps) == (512, 3e-4, 1e-5, 20_000)
-    assert (ar.ema_decay, ar.label_dropout, ar.repeats, ar.clip, ar.weight_decay) == (0.9999, 0.1, 4, 1.0, 0.05)
+    assert (vae.batch_size, vae.learning_rate, vae.final_learning_rate, vae.kl_weight) == (
+        256,
+        1e-4,
+        1e-4,
+        0.004,
+    )
+    assert (ar.batch_size, ar.learning_rate, ar.final_learning_rate, ar.warmup_steps) == (
+        512,
+        3e-4,
+        1e-5,
+        20_000,
+    )
+    assert (ar.ema_decay, ar.label_dropout, ar.repeats, ar.clip, ar.weight_decay) == (
+        0.9999,
+        0.1,
+        4,
+        1.0,
+        0.05,
+    )
     assert (ar.beta1, ar.beta2) == (0.9, 0.95)
 
 
