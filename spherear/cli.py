@@ -14,9 +14,10 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+import tyro
 from tqdm import tqdm
 
 from spherear import train
@@ -26,16 +27,7 @@ from spherear.sampling.pixels import save_png, tile
 from spherear.sampling.settings import SamplingSettings
 from spherear.training.progress import INTERRUPTED, exit_status, watch
 
-LIBRARIES = (
-    "torch",
-    "numpy",
-    "einops",
-    "jaxtyping",
-    "safetensors",
-    "huggingface_hub",
-    "scikit-learn",
-    "pillow",
-)
+LIBRARIES = ("torch", "numpy", "einops", "jaxtyping", "safetensors", "huggingface_hub", "scikit-learn", "pillow")
 LAB = ("jupyterlab", "ipykernel", "ipywidgets", "anywidget", "matplotlib", "plotly")
 
 
@@ -76,9 +68,8 @@ def demo(
     print(f"\n{'guidance':>8} {'recognised':>10} {'Frechet':>8} {'precision':>9} {'recall':>6} {'diversity':>9}")
     for sheet in sheets:
         j = sheet.judgement
-        print(
-            f"{sheet.scale:8g} {j.accuracy:10.0%} {j.frechet:8.1f} {j.precision:9.2f} {j.recall:6.2f} {j.diversity:9.2f}"
-        )
+        print(f"{sheet.scale:8g} {j.accuracy:10.0%} {j.frechet:8.1f} {j.precision:9.2f}", end="")
+        print(f" {j.recall:6.2f} {j.diversity:9.2f}")
     print(
         "\nrecognised: as the digit asked for, by a classifier that never saw these images. Frechet distance,\n"
         "precision and recall: to held-out digits in its features. diversity: distance within a class, real = 1.\n"
@@ -95,10 +86,10 @@ def sample(
     seed: int = 0,
     out: Path = Path("samples.png"),
     zoom: int = 4,
-    settings: SamplingSettings = SamplingSettings(guidance_scale=2.0),  # noqa: B008
+    settings: Annotated[SamplingSettings, tyro.conf.arg(name="")] = SamplingSettings(guidance_scale=2.0),  # noqa: B008
     device: str = "auto",
 ) -> int:
-    """Draw images with a trained pipeline and save them as one PNG, a row for each of `count` rounds.
+    """Draw images with a trained pipeline and save them as one PNG, one column a label.
 
     Args:
         run: Folder of a finished run (with vae/ and ar/ in it), or a hub repository owner/name.
@@ -112,13 +103,9 @@ def sample(
     """
     require(min(count, zoom) >= 1, f"count and zoom are {count} and {zoom}; expected at least 1")
     pipeline = Pipeline.from_pretrained(run, device=train.pick_device(device))
-    for frame in tqdm(
-        pipeline.stream(list(labels) * count, settings, seed),
-        "sampling",
-        pipeline.vae.config.tokens,
-        unit="token",
-    ):
-        sheet = tile(frame.images, columns=len(labels))
+    steps = pipeline.steps(list(labels) * count, settings, seed)
+    drawn = [step.token for step in tqdm(steps, "sampling", pipeline.vae.config.tokens, unit="token")]
+    sheet = tile(pipeline.images(torch.stack(drawn, dim=1)), columns=len(labels))
     save_png(out, sheet, zoom)
     print(out)
     return 0
@@ -170,8 +157,6 @@ COMMANDS = {"demo": demo, "train": train_models, "sample": sample, "doctor": doc
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0, 2 for what a person can mend, 130 for Ctrl-C."""
-    import tyro
-
     args = list(sys.argv[1:] if args is None else args)
     if args[:1] == ["train"]:
         return train.main(args[1:])

@@ -199,7 +199,8 @@ def _parse(args: list[str]) -> VAEJob | ARJob:
         Annotated[VAEJob, tyro.conf.subcommand("vae", default=vae)],
         Annotated[ARJob, tyro.conf.subcommand("ar", default=ar)],
     ]
-    return tyro.cli(kinds, prog="spherear train", description="Train a model.", args=args)
+    config = (tyro.conf.OmitArgPrefixes,)  # --steps, not --recipe.steps
+    return tyro.cli(kinds, prog="spherear train", description="Train a model.", args=args, config=config)
 
 
 def _run(job: VAEJob | ARJob) -> int:

@@ -7,6 +7,7 @@ import zlib
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # one thread a worker; pytest-xdist has as many workers as cores
 
 import jaxtyping
 import numpy as np

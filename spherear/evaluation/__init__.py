@@ -1,0 +1,1 @@
+"""How good the images are: metrics, and the offline judge."""

@@ -71,8 +71,8 @@ class Pipeline:
         seeds: one an image, or the first of consecutive ones. Errors: ValueError for labels out of range
         or a wrong number of seeds.
         """
-        tokens = [step.token for step in self._steps(labels, settings, seeds)]
-        return self._pixels(torch.stack(tokens, dim=1))
+        tokens = [step.token for step in self.steps(labels, settings, seeds)]
+        return self.images(torch.stack(tokens, dim=1))
 
     def stream(
         self,
@@ -85,23 +85,24 @@ class Pipeline:
         require(every >= 1, f"every is {every}; expected at least 1")
         grid, count = self.vae.config.grid, self.vae.config.tokens
         tokens: Tensor | None = None
-        for step in self._steps(labels, settings, seeds):
+        for step in self.steps(labels, settings, seeds):
             if tokens is None:
                 tokens = step.token.new_zeros(len(step.token), count, step.token.shape[-1])
             tokens[:, step.index] = step.token
             drawn = step.index + 1
             if drawn == count:
-                yield Frame(self._pixels(tokens), step)
+                yield Frame(self.images(tokens), step)
             elif drawn % every == 0:
                 shown = _shown(drawn, grid, self.vae.config.patch, tokens.device)
-                yield Frame(self._pixels(tokens) * shown, step)
+                yield Frame(self.images(tokens) * shown, step)
 
-    def _steps(
+    def steps(
         self,
-        labels: Sequence[int] | Tensor,
-        settings: SamplingSettings | None,
-        seeds: int | Sequence[int],
+        labels: Sequence[int] | Int[Tensor, " batch"],
+        settings: SamplingSettings | None = None,
+        seeds: int | Sequence[int] = 0,
     ) -> Iterator[Step]:
+        """The token loop below `sample` and `stream`, for who wants the tokens."""
         rows = torch.as_tensor(labels)
         require(
             rows.ndim == 1 and len(rows) > 0 and not rows.is_floating_point(),
@@ -114,7 +115,8 @@ class Pipeline:
         return decode(self.ar, rows.long(), settings, seeded_noise(seeds), self.vae.project)
 
     @torch.no_grad()
-    def _pixels(self, tokens: Tensor) -> Tensor:
+    def images(self, tokens: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch 3 height width"]:
+        """Tokens -> images, about [-1, 1], float32."""
         return self.vae.decode(tokens).float()
 
 

@@ -31,9 +31,9 @@ def tile(images: Float[Tensor, "n 3 size size"], columns: int, gap: int = 1) -> 
     return to_uint8(sheet)[0].cpu()
 
 
-def save_png(path: Path, sheet: UInt8[Tensor, "height width 3"], zoom: int = 1) -> None:
+def save_png(path: str | Path, sheet: UInt8[Tensor, "height width 3"], zoom: int = 1) -> None:
     """Write a PNG, whole or not at all, every pixel `zoom` pixels wide."""
     picture = Image.fromarray(sheet.numpy())
     size = (picture.width * zoom, picture.height * zoom)
-    with atomic_path(path) as part:
+    with atomic_path(Path(path)) as part:
         picture.resize(size, Image.Resampling.NEAREST).save(part, format="PNG")

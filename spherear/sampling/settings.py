@@ -36,22 +36,22 @@ SCHEDULES: dict[str, Schedule] = {"linear": linear, "constant": constant}
 
 @dataclass(frozen=True)
 class SamplingSettings(Config):
-    """How tokens are drawn; the defaults are the published ones (`last_step` is Euler-Maruyama's alone).
-
-    guidance_scale: s in v = v_null + s (v_cond - v_null); 1 is no guidance.
-    schedule: how s grows over the sequence, a key of SCHEDULES.
-    solver: a key of SOLVERS.  steps: solver steps a token.  last_step: length of its last, noise-free step.
-    project: put every token on the sphere before it is handed on.
-    temperature: factor on all noise.
-    """
+    """How tokens are drawn; the defaults are the published ones."""
 
     guidance_scale: float = 4.5
+    """s in v = v_null + s (v_cond - v_null); 1 is no guidance."""
     schedule: str = "linear"
+    """How s grows over the tokens: linear (from 1) or constant."""
     solver: str = "euler_maruyama"
+    """How a token is drawn from noise: euler, heun or euler_maruyama."""
     steps: int = 100
+    """Solver steps a token."""
     last_step: float = 0.04
+    """Length of the noise-free step that ends euler_maruyama; the other solvers have none."""
     project: bool = True
+    """Put every token on the sphere before it is handed on."""
     temperature: float = 1.0
+    """Factor on all noise."""
 
     def check(self) -> None:
         one_of("schedule", self.schedule, SCHEDULES)

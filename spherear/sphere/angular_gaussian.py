@@ -66,8 +66,9 @@ class AngularCentralGaussian(SphericalLaw):
         ValueError for a value off the sphere.
         """
         factor = double(self.scale_tril)
-        whitened = torch.linalg.solve_triangular(factor, self._checked(value).unsqueeze(-1), upper=False)
-        log_length = torch.linalg.vector_norm(whitened.squeeze(-1), dim=-1).log()
+        identity = torch.eye(self.dim, dtype=factor.dtype, device=factor.device)
+        inverse = torch.linalg.solve_triangular(factor, identity, upper=False)
+        log_length = torch.linalg.vector_norm(_apply(inverse, self._checked(value)), dim=-1).log()
         log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         return self._result(-log_sphere_area(self.dim) - log_det - self.dim * log_length, value)
 
@@ -80,7 +81,12 @@ class AngularCentralGaussian(SphericalLaw):
     def _draw(self, shape: torch.Size, generator: Generator | None) -> Float[Tensor, "..."]:
         """u = L e/|L e| with e ~ N(0, I), pathwise in L."""
         e = gaussian(self.scale_tril, (*shape, self.dim), generator)
-        return project((self.scale_tril * e.unsqueeze(-2)).sum(-1))
+        return project(_apply(self.scale_tril, e))
+
+
+def _apply(matrix: Tensor, v: Tensor) -> Tensor:
+    """matrix v, the last axis of v being the vector; one product for all draws that share a matrix."""
+    return (v.unsqueeze(-2) @ matrix.mT).squeeze(-2)
 
 
 def divergence_from_uniform(factor: Float[Tensor, "*batch dim dim"]) -> Float[Tensor, "*batch"]:

@@ -1,6 +1,7 @@
 """The laws on the unit sphere, and the Kullback-Leibler divergences between them that are exact.
 
-Each law has its own file; this is the room's front door. Importing it registers the divergences with
+Knows which pairs have an exact divergence. Does not know how a law is drawn from: each has its own file, and
+this is the room's front door. Importing it registers the divergences with
 `torch.distributions.kl_divergence`. All are in nats, with the shape the two batch shapes broadcast to. Pairs
 without an exact formula (von Mises-Fisher to Power Spherical, two Power Sphericals) are not registered.
 """

@@ -61,6 +61,7 @@ class PowerSpherical(AxialLaw):
         g = gaussian(self.loc, (*shape, self.dim - 1), generator)
         alpha = ((self.dim - 1) / 2 + self._kappa).expand(shape)
         x = torch._standard_gamma(alpha, generator=generator)
+        x = torch.where(alpha.isnan(), alpha, x)  # the sampler itself would hide it
         y = double(g).square().sum(-1) / 2
         along = ((x - y) / (x + y)).to(self.dtype).unsqueeze(-1)
         across = ((2 * x).sqrt() / (x + y)).to(self.dtype).unsqueeze(-1)

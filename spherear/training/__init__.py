@@ -1,0 +1,1 @@
+"""The parts of a run: data, recipes, losses, state, progress."""

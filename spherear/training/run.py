@@ -185,8 +185,7 @@ class Run:
         parameters = dict(self.model.named_parameters())
         for name, tensor in groups["optimizer"].items():
             owner, _, key = name.rpartition("/")
-            # AdamW keeps its step count on the host; everything else lives with its parameter
-            self.optimizer.state[parameters[owner]][key] = tensor.cpu() if key == "step" else tensor
+            self.optimizer.state[parameters[owner]][key] = tensor
         self.step = int(metadata["step"])
 
 
@@ -199,7 +198,7 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
         {"params": decayed[True], "weight_decay": recipe.weight_decay},
         {"params": decayed[False], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(recipe.beta1, recipe.beta2))
+    return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(recipe.beta1, recipe.beta2), fused=True)
 
 
 def keyed_generator(seed: int, step: int, device: torch.device | str = "cpu") -> torch.Generator:

@@ -1,4 +1,4 @@
-"""Every registered divergence against its own definition, E_p[log p - log q], and the closed forms there are."""
+"""Every registered divergence against its definition, E_p[log p - log q], and the closed forms there are."""
 
 import math
 

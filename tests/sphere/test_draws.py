@@ -202,7 +202,7 @@ def test_von_mises_fisher_draws_move_along_their_quantiles(dim, kappa):
 @pytest.mark.parametrize("dim", [2, 3, 16])
 @pytest.mark.parametrize("kappa", [0.5, 20.0])
 def test_gradient_of_an_expectation(law, dim, kappa):
-    """d E[t^2]/dkappa and the gradient of E[a · u] in mu, against quadrature and the mean, within 4 standard errors."""
+    """dE[t^2]/dkappa by quadrature and the gradient of E[a · u] in mu, each within 4 standard errors."""
     k = torch.full((COUNT,), kappa, dtype=torch.float64, requires_grad=True)
     mu = units(dim).expand(COUNT, dim).clone().requires_grad_()
     a = units(dim, seed=5)
@@ -226,8 +226,7 @@ def test_gradient_of_an_expectation(law, dim, kappa):
 def test_gradient_of_one_draw_in_mu_is_that_of_its_formula(law):
     """With common random numbers, moving mu moves the draw as automatic differentiation says."""
     mu = units(5, 8)
-    if (mu[:, 0].abs() < 0.05).any():
-        pytest.fail("the test needs points away from the seam mu_1 = 0")
+    mu[:, 0] += 0.1 * mu[:, 0].sign()  # away from the seam mu_1 = 0, where the frame changes hands
 
     def draw(z):
         p = law(z / z.norm(dim=-1, keepdim=True), torch.full((5,), 7.0, dtype=torch.float64))

@@ -35,6 +35,9 @@ def at_angle(mu: Tensor, theta: Tensor) -> Tensor:
     return theta.cos().unsqueeze(-1) * mu + theta.sin().unsqueeze(-1) * aside
 
 
+leggauss = cache(np.polynomial.legendre.leggauss)
+
+
 def rings(dim: int, scale: float = 1.0) -> tuple[Tensor, Tensor]:
     """Angles from an axis and weights, so that (weight * f(theta)).sum() integrates f over S^{dim-1}.
 
@@ -47,9 +50,8 @@ def rings(dim: int, scale: float = 1.0) -> tuple[Tensor, Tensor]:
     return theta, weight * np.exp(log_ring) * theta.sin() ** (dim - 2)
 
 
-@cache
-def _gauss_legendre(low: float, high: float, count: int = 300) -> tuple[np.ndarray, np.ndarray]:
-    nodes, weights = np.polynomial.legendre.leggauss(count)
+def _gauss_legendre(low: float, high: float) -> tuple[np.ndarray, np.ndarray]:
+    nodes, weights = leggauss(300)
     return (high - low) / 2 * (nodes + 1) + low, (high - low) / 2 * weights
 
 

@@ -1,0 +1,196 @@
+"""The command line as a person meets it: real processes, real folders, real signals."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from PIL import Image
+
+from spherear import cli, train
+from spherear.models import VAE
+from spherear.models.files import read_json
+from spherear.sampling import Pipeline
+
+SHORT = ["--vae-steps", "4", "--ar-steps", "4", "--guidance", "3"]
+
+
+def command(*args, **options):
+    return subprocess.run([sys.executable, "-m", "spherear.cli", *args], capture_output=True, text=True, **options)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A demonstration of a few steps: everything but the learning."""
+    folder = tmp_path_factory.mktemp("demo") / "run"
+    done = command("demo", "--run", str(folder), *SHORT, check=True)
+    return folder, done
+
+
+def test_demo_leaves_a_run_a_figure_and_a_table(run):
+    folder, done = run
+    assert "recognised" in done.stdout
+    results = read_json(folder / "results.json")
+    assert results["command"].endswith(f"demo --run {folder} {' '.join(SHORT)}")
+    assert [row["guidance_scale"] for row in results["results"]] == [3.0]
+    assert set(results["results"][0]) == {
+        "guidance_scale", "accuracy", "frechet", "precision", "recall", "diversity",
+    }  # fmt: skip
+    with Image.open(folder / "samples.png") as figure:
+        assert figure.width > figure.height > 300  # the real digits and one sheet
+    assert Pipeline.from_pretrained(folder).vae.config.bottleneck == "power_spherical"
+    for part, steps in (("vae", 4), ("ar", 4)):
+        lines = (folder / part / "metrics.jsonl").read_text().splitlines()
+        assert json.loads(lines[-1])["step"] == steps
+
+
+def test_demo_shows_loss_rate_and_time_left(run):
+    bars = run[1].stderr
+    assert "1/3 VAE" in bars
+    assert "loss=" in bars
+    assert "step/s" in bars or "s/step" in bars
+
+
+@pytest.mark.slow
+def test_demo_again_trains_nothing_and_draws_the_same(run):
+    folder, _ = run
+    before = {p: p.read_bytes() for p in (folder / "vae" / "model.safetensors", folder / "samples.png")}
+    results = read_json(folder / "results.json")["results"]
+    command("demo", "--run", str(folder), *SHORT, check=True)
+    assert read_json(folder / "results.json")["results"] == results
+    assert {p: p.read_bytes() for p in before} == before
+
+
+def test_demo_refuses_another_run(run):
+    done = command("demo", "--run", str(run[0]), "--bottleneck", "gaussian", *SHORT)
+    assert done.returncode == 2
+    assert "model.bottleneck is 'power_spherical', asked for 'gaussian'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_sample_writes_the_sheet_that_python_draws(run, tmp_path):
+    folder, _ = run
+    sheet = tmp_path / "sheet.png"
+    options = ["--labels", "3", "8", "--seed", "5", "--zoom", "1", "--steps", "3", "--guidance-scale", "2"]
+    assert cli.main(["sample", "--run", str(folder), "--count", "2", "--out", str(sheet), *options]) == 0
+    from spherear.sampling import SamplingSettings, tile
+
+    images = Pipeline.from_pretrained(folder).sample([3, 8, 3, 8], SamplingSettings(2.0, steps=3), seeds=5)
+    with Image.open(sheet) as picture:
+        assert list(picture.tobytes()) == tile(images, 2).flatten().tolist()
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["sample", "--run", "nowhere"], "'nowhere' is not a folder here; expected a folder"),
+        (["sample", "--guidance-scale", "-1"], "guidance_scale is -1.0; expected"),
+        (["sample", "--labels", "12"], "label 12 is out of range; expected 0 to 10"),
+        (["sample", "--count", "0"], "count and zoom are 0 and 4"),
+        (["sample", "--device", "abacus"], "device is 'abacus'; expected auto, cpu, cuda"),
+        (["train", "vae", "--preset", "cats"], "preset is 'cats'; expected one of 'digits'"),
+        (["train", "vae", "--data", "cats"], "data is 'cats'; expected one of 'digits', 'shapes'"),
+        (["train", "ar", "--vae", "nowhere"], "'nowhere' is not a folder here"),
+    ],
+)
+def test_what_a_person_can_mend_is_one_line(run, args, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    if args[0] == "sample" and "--run" not in args:
+        args = [*args, "--run", str(run[0])]
+    assert cli.main(args) == 2
+    errors = capsys.readouterr().err
+    assert f"error: {message}" in errors
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_recipe_that_cannot_be_is_refused(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["train", "vae", "--steps", "0"])
+    assert stop.value.code == 2
+    assert "steps is 0; expected at least 1" in capsys.readouterr().err
+
+
+def test_train_commands_and_their_defaults(tmp_path):
+    job = train._parse(["vae", "--preset", "shapes", "--batch-size", "3", "--run", str(tmp_path)])
+    assert (job.preset, job.data, job.recipe.batch_size, job.recipe.steps) == ("shapes", "shapes", 3, 20_000)
+    job = train._parse(["ar", "--preset=imagenet256-L"])
+    assert (str(job.vae), job.recipe.batch_size) == ("runs/imagenet256-L/vae", 512)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs SIGINT")
+def test_ctrl_c_leaves_a_run_that_resumes(tmp_path):
+    folder = tmp_path / "vae"
+    args = ["train", "vae", "--run", str(folder), "--batch-size", "4", "--log-every", "1", "--save-every", "100000"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "spherear.cli", *args, "--steps", "100000"], stdout=subprocess.PIPE, text=True,
+        stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not (folder / "metrics.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "the same command goes on" in out
+    done = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    job = train._parse([*args[1:], "--steps", "100000"])
+    assert next(train.vae_states(job)).step == done[-1] + 1
+
+
+def test_train_to_the_end(tmp_path, capsys):
+    assert cli.main(["train", "vae", "--run", str(tmp_path / "v"), "--batch-size", "4", "--steps", "2"]) == 0
+    assert f"finished: {tmp_path / 'v'}" in capsys.readouterr().out
+    assert VAE.from_pretrained(tmp_path / "v").config.image_size == 16
+    assert (
+        train.main(
+            ["ar", "--vae", str(tmp_path / "v"), "--run", str(tmp_path / "a"), "--steps", "2", "--batch-size", "4"]
+        )
+        == 0
+    )
+    assert (tmp_path / "a" / "model.safetensors").exists()
+
+
+def test_doctor(capsys):
+    assert cli.main(["doctor"]) == 0
+    out = capsys.readouterr().out
+    assert "torch 2." in out
+    assert "CPU:" in out
+    assert "lab: ready" in out
+
+
+def test_doctor_names_what_the_lab_misses(monkeypatch, capsys):
+    monkeypatch.setattr(cli, "LAB", ("matplotlib", "no-such-library"))
+    assert cli.main(["doctor"]) == 0
+    assert 'lab: not ready, no-such-library missing: pip install "spherear[lab]"' in capsys.readouterr().out
+
+
+def test_demo_without_matplotlib_says_what_to_install(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert cli.main(["demo", "--run", str(tmp_path / "run")]) == 2
+    assert 'matplotlib is not installed; expected it: pip install "spherear[lab]"' in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("args", [[], ["demo"], ["sample"], ["doctor"], ["train"], ["train", "vae"], ["train", "ar"]])
+def test_help_is_there(args, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([*args, "--help"])
+    assert stop.value.code == 0
+    assert "usage: spherear" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_demo_learns_digits(tmp_path):
+    """The whole demonstration with its defaults: recognised at guidance 2 as often as promised, in memory."""
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    command("demo", "--run", str(tmp_path / "run"), check=True, env=environment)
+    rows = {row["guidance_scale"]: row for row in read_json(tmp_path / "run" / "results.json")["results"]}
+    assert rows[2.0]["accuracy"] >= 0.9
+    assert rows[2.0]["diversity"] > 0.6
+    assert rows[2.0]["recall"] > 0.5
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20  # GiB, where ru_maxrss is in KiB
+    assert peak < 4
