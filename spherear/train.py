@@ -44,7 +44,7 @@ def train_vae(
     facts = {"kind": "vae", "data": data.spec, "model": config.to_dict()}
     run = Run(model, recipe, facts, folder)
     with run.kept():
-        for indices in batches(len(data), recipe.batch_size, recipe.seed, range(run.step, recipe.steps)):
+        for indices in batches(data, recipe.batch_size, recipe.seed, range(run.step, recipe.steps)):
             images, _ = data.batch(indices)
             images = images.to(device)
             with autocast(device, recipe.precision):
@@ -76,7 +76,7 @@ def train_ar(
     facts = {"kind": "ar", "data": data.spec, "model": config.to_dict(), "vae": fingerprint(vae)}
     run = Run(model, recipe, facts, folder)
     with run.kept():
-        for indices in batches(len(data), recipe.batch_size, recipe.seed, range(run.step, recipe.steps)):
+        for indices in batches(data, recipe.batch_size, recipe.seed, range(run.step, recipe.steps)):
             images, labels = data.batch(indices)
             generator = run.generator(device)
             with autocast(device, recipe.precision):

@@ -28,11 +28,13 @@ class ImageData:
     """Labelled images: `len(data)` of them, read by `batch`.
 
     spec: the string that names the data set.  classes: names of the labels.  image_size: in pixels.
+    unlimited: images go on after the first `len(data)`, which are one epoch.
     """
 
     spec: str
     classes: tuple[str, ...]
     image_size: int
+    unlimited = False
 
     @property
     def num_classes(self) -> int:
@@ -44,9 +46,10 @@ class ImageData:
 
     def batch(self, indices: Int[Tensor, " n"]) -> tuple[Float[Tensor, "n 3 size size"], Int[Tensor, " n"]]:
         """Images in [-1, 1], float32, and their labels. Indices out of range: ValueError."""
-        bad = (indices < 0) | (indices >= len(self))
+        length = TEST_START if self.unlimited else len(self)
+        bad = (indices < 0) | (indices >= length)
         if bad.any():
-            raise ValueError(f"index {int(indices[bad][0])} is out of range; expected 0 to {len(self) - 1}")
+            raise ValueError(f"index {int(indices[bad][0])} is out of range; expected 0 to {length - 1}")
         return self._read(indices)
 
     def _read(self, indices: Tensor) -> tuple[Tensor, Tensor]:
@@ -96,6 +99,7 @@ class Shapes(ImageData):
     """Procedural pictures (see `training.shapes`), unlimited; the test split starts where no epoch gets."""
 
     classes = SHAPES
+    unlimited = True
 
     def __init__(self, split: str, image_size: int) -> None:
         self.spec = "shapes" if split == "train" else f"shapes:{split}"
@@ -134,19 +138,21 @@ def epoch_order(length: int, seed: int, epoch: int) -> Int[Tensor, " length"]:
     return torch.from_numpy(stream.permutation(length))
 
 
-def batches(length: int, batch_size: int, seed: int, steps: range) -> Iterator[Int[Tensor, " batch"]]:
+def batches(data: ImageData, batch_size: int, seed: int, steps: range) -> Iterator[Int[Tensor, " batch"]]:
     """The indices of each of `steps`: every epoch in its own order, its last incomplete batch left out.
 
-    A step's indices depend on (seed, step) alone. Fewer images than a batch: ValueError.
+    Unlimited data have new images in every epoch. A step's indices depend on (seed, step) alone. Fewer
+    images than a batch: ValueError.
     """
+    length = len(data)
     require(length >= batch_size, f"the data set has {length} images; expected at least one batch, {batch_size}")
-    return _batches(length, batch_size, seed, steps)
+    return _batches(length, batch_size, seed, steps, length if data.unlimited else 0)
 
 
-def _batches(length: int, batch_size: int, seed: int, steps: range) -> Iterator[Tensor]:
+def _batches(length: int, batch_size: int, seed: int, steps: range, stride: int) -> Iterator[Tensor]:
     shuffled, order = -1, torch.empty(0)
     for step in steps:
         epoch, place = divmod(step, length // batch_size)
         if epoch != shuffled:
-            shuffled, order = epoch, epoch_order(length, seed, epoch)
+            shuffled, order = epoch, epoch_order(length, seed, epoch) + epoch * stride
         yield order[place * batch_size : (place + 1) * batch_size]

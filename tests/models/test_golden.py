@@ -16,7 +16,7 @@ from tests.conftest import GOLDEN, draw, golden_weights
 PARAMETERS = {"B": 204_499_216, "L": 476_380_176, "H": 943_854_096}
 
 
-def near(actual, expected, atol=1e-4):
+def assert_near(actual, expected, atol=1e-4):
     assert_close(actual, expected, atol=atol, rtol=0)
 
 
@@ -43,18 +43,18 @@ def latents(golden_json):
 def test_encoder(vae, golden_json, golden_arrays):
     image = torch.tanh(draw(golden_json["tag"] + "/image", 2, 3, 32, 32)).float()
     latent = vae.encode(image)
-    near(latent.mode / 4.0, golden_arrays["vae_mean_direction"])
-    near(latent.spread, golden_arrays["vae_concentration"])
-    near(latent.kl, golden_arrays["vae_kl"])
+    assert_near(latent.mode / 4.0, golden_arrays["vae_mean_direction"])
+    assert_near(latent.spread, golden_arrays["vae_concentration"])
+    assert_near(latent.kl, golden_arrays["vae_kl"])
 
 
 def test_decoder(vae, golden_json, golden_arrays):
     latent = project(draw(golden_json["tag"] + "/latent", 2, 64, 16), 4.0).float()
-    near(vae.decode(latent), golden_arrays["vae_recon"])
+    assert_near(vae.decode(latent), golden_arrays["vae_recon"])
 
 
 def test_condition(ar, latents, golden_json, golden_arrays):
-    near(ar(latents, torch.tensor(golden_json["labels"])), golden_arrays["ar_hidden"])
+    assert_near(ar(latents, torch.tensor(golden_json["labels"])), golden_arrays["ar_hidden"])
 
 
 def test_velocity_and_loss(ar, latents, golden_json, golden_arrays):
@@ -65,9 +65,9 @@ def test_velocity_and_loss(ar, latents, golden_json, golden_arrays):
     t = times[:, None]
     x = (1 - t) * noise + t * latents.flatten(0, 1)
     condition = ar(latents, labels).flatten(0, 1)
-    near(ar.head(x, times, condition).view(2, 16, 16), golden_arrays["head_velocity"])
+    assert_near(ar.head(x, times, condition).view(2, 16, 16), golden_arrays["head_velocity"])
     loss = ar.loss(latents, labels, times, noise, repeats=1, label_dropout=0.0)
-    near(loss, golden_arrays["flow_loss"])
+    assert_near(loss, golden_arrays["flow_loss"])
 
 
 GUIDED = [(1.0, "linear"), (4.5, "linear"), (3.0, "constant")]
@@ -105,7 +105,7 @@ def test_each_token_given_the_golden_past(ar, golden_json, golden_arrays, scale,
         return torch.cat((expected[:, next(position)], on_sphere(raw[batch:])))
 
     raw, _, draws = golden_steps(ar, golden_json, scale, schedule, hand_on_golden)
-    near(on_sphere(raw), expected, atol=2e-4)
+    assert_near(on_sphere(raw), expected, atol=2e-4)
     assert draws == int(golden_arrays[f"draws_cfg{scale}_{schedule}"])
 
 
@@ -119,7 +119,7 @@ def test_free_running_tokens(ar, golden_json, golden_arrays, scale, schedule):
     expected = golden_arrays[f"sample_cfg{scale}_{schedule}"]
     _, token, _ = golden_steps(ar, golden_json, scale, schedule, on_sphere)
     compared = expected.shape[1] if scale == 1.0 else 5
-    near(token[:, :compared], expected[:, :compared], atol=2e-4)
+    assert_near(token[:, :compared], expected[:, :compared], atol=2e-4)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch.testing import assert_close
 
-from spherear.training.data import batches, epoch_order, load_data
+from spherear.training.data import ImageData, batches, epoch_order, load_data
 from spherear.training.shapes import CLASSES, render
 
 
@@ -108,12 +108,33 @@ def test_bad_specs(spec, size, message):
 def test_bad_indices():
     with pytest.raises(ValueError, match="index 1442 is out of range; expected 0 to 1441"):
         load_data("digits", 8).batch(torch.tensor([3, 1442]))
+    with pytest.raises(ValueError, match="index 1000000000 is out of range; expected 0 to 999999999"):
+        load_data("shapes", 8).batch(torch.tensor([10**9]))
     with pytest.raises(ValueError, match="indices go down to -1"):
         render(torch.tensor([-1]), 8)
 
 
+class Numbers(ImageData):
+    """So many images, of which only the number matters."""
+
+    def __init__(self, length, unlimited=False):
+        self.length, self.unlimited = length, unlimited
+
+    def __len__(self):
+        return self.length
+
+
+def test_unlimited_data_have_new_images_in_every_epoch():
+    met = torch.cat(list(batches(Numbers(20, unlimited=True), 5, 3, range(12))))
+    assert sorted(met.tolist()) == list(range(60))
+    resumed = torch.cat(list(batches(Numbers(20, unlimited=True), 5, 3, range(7, 12))))
+    assert torch.equal(resumed, met[35:])
+    shapes = load_data("shapes", 8)
+    assert_close(shapes.batch(torch.tensor([123_456]))[0], render(torch.tensor([123_456]), 8)[0], atol=0, rtol=0)
+
+
 def test_an_epoch_meets_every_image_once():
-    order = list(batches(20, 5, 3, range(8)))
+    order = list(batches(Numbers(20), 5, 3, range(8)))
     for epoch in (order[:4], order[4:]):
         assert sorted(torch.cat(epoch).tolist()) == list(range(20))
     assert torch.cat(order[:4]).tolist() != torch.cat(order[4:]).tolist()
@@ -122,12 +143,12 @@ def test_an_epoch_meets_every_image_once():
 
 @pytest.mark.parametrize("start", [0, 1, 3, 4, 11])
 def test_order_resumes_anywhere(start):
-    whole = list(batches(23, 5, 1, range(16)))
-    resumed = list(batches(23, 5, 1, range(start, 16)))
+    whole = list(batches(Numbers(23), 5, 1, range(16)))
+    resumed = list(batches(Numbers(23), 5, 1, range(start, 16)))
     for a, b in zip(whole[start:], resumed, strict=True):
         assert torch.equal(a, b)
 
 
 def test_fewer_images_than_a_batch():
     with pytest.raises(ValueError, match="has 4 images; expected at least one batch, 5"):
-        batches(4, 5, 0, range(1))
+        batches(Numbers(4), 5, 0, range(1))
