@@ -1,0 +1,63 @@
+"""Results of a study: one line of JSON a measurement, tidy, whole or not there.
+
+Knows: what a measurement is filed under.  Does not know: how it is made or drawn.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from spherear.models.config import Config
+from spherear.models.files import write_text
+
+
+@dataclass(frozen=True)
+class Record(Config):
+    """One measured number and all it depends on."""
+
+    variant: str
+    """Family and its strength, as the paper's figure 4 writes it: S-04 is KL weight 0.004, F-02 is scale 0.2."""
+    family: str
+    """The bottleneck's name."""
+    kl_weight: float
+    noise_scale: float
+    """Of fixed_variance; 0 for the others."""
+    seed: int
+    """Of training; samples take the same seeds in every cell."""
+    guidance_scale: float
+    schedule: str
+    project_ar: bool
+    """Whether tokens are projected before they are fed back."""
+    project_decoder: bool
+    """Whether tokens are projected before they are decoded."""
+    metric: str
+    value: float
+    images: int
+    """How many were measured."""
+    data: str
+    command: str
+    commit: str
+    hardware: str
+
+
+def read_records(path: str | Path) -> list[Record]:
+    """Read a JSON-lines file of records. A missing file: FileNotFoundError; a line that is none: ValueError."""
+    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            records.append(Record.from_dict(json.loads(line)))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path}, line {number} is not a record: {error}") from error
+    return records
+
+
+def write_records(path: str | Path, records: Iterable[Record]) -> None:
+    """Write records as JSON lines, whole or not at all."""
+    write_text(Path(path), "".join(json.dumps(record.to_dict()) + "\n" for record in records))
+
+
+def select(records: Sequence[Record], **fields: object) -> list[Record]:
+    """Those records whose fields have the given values."""
+    return [r for r in records if all(getattr(r, name) == value for name, value in fields.items())]
