@@ -29,13 +29,14 @@ from spherear.training.progress import INTERRUPTED, exit_status, watch
 
 LIBRARIES = ("torch", "numpy", "einops", "jaxtyping", "safetensors", "huggingface_hub", "scikit-learn", "pillow")
 LAB = ("jupyterlab", "ipykernel", "ipywidgets", "anywidget", "matplotlib", "plotly")
+Family = Literal["power_spherical", "vmf", "gaussian", "fixed_variance", "normalized_gaussian", "vq"]
 
 
 def demo(
     run: Path = Path("runs/demo"),
     seed: int = 0,
     guidance: tuple[float, ...] = (1.0, 2.0, 4.0),
-    bottleneck: Literal["power_spherical", "vmf", "gaussian"] = "power_spherical",
+    bottleneck: Family = "power_spherical",
     vae_steps: int | None = None,
     ar_steps: int | None = None,
     device: str = "auto",

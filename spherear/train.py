@@ -7,6 +7,7 @@ Knows: the order of things in a step.  Does not know: optimisers and files (`tra
 (`models.presets`), lengths and rates (`training.recipes`), or what to show (its caller, who iterates).
 """
 
+import math
 import sys
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
@@ -17,14 +18,15 @@ import torch
 from torch import nn
 
 from spherear.models.ar import ARConfig, SphereAR
+from spherear.models.categorical import CategoricalHead
 from spherear.models.config import Config, require
-from spherear.models.presets import preset
+from spherear.models.presets import check_pair, preset, with_vae
 from spherear.models.vae import VAE, VAEConfig
 from spherear.training.data import ImageData, batches, load_data
 from spherear.training.losses import vae_losses
 from spherear.training.progress import INTERRUPTED, exit_status, watch
 from spherear.training.recipes import ARRecipe, Recipe, VAERecipe, course
-from spherear.training.run import Run, TrainState, fingerprint
+from spherear.training.run import Run, TrainState, fingerprint, keyed_generator
 
 
 def train_vae(
@@ -35,6 +37,9 @@ def train_vae(
     device: torch.device | str = "cpu",
 ) -> Generator[TrainState, None, None]:
     """Train a VAE, one `TrainState` a step; leave the loop to stop, call again to go on from `folder`.
+
+    Where nothing fixes the length of a token, tokens are in the end scaled to standard deviation 1 over the
+    training set, all by one number.
 
     Errors: ValueError for data of another image size, fewer images than a batch, or a folder that holds
     another run.
@@ -50,6 +55,7 @@ def train_vae(
             with autocast(device, recipe.precision):
                 reconstruction, latent = model(images, run.generator(device))
             yield run.update(vae_losses(images, reconstruction, latent, recipe))
+        _settle_scale(run.result, data, recipe, device)
 
 
 def train_ar(
@@ -64,8 +70,7 @@ def train_ar(
 
     Errors: as `train_vae`, and ValueError for a VAE whose tokens, or data whose classes, do not fit.
     """
-    ours, theirs = (vae.config.tokens, vae.config.latent_dim), (config.tokens, config.latent_dim)
-    require(ours == theirs, f"the VAE makes {ours} (tokens, dim); expected {theirs}, as the AR model's")
+    check_pair(vae.config, config)
     require(
         data.num_classes == config.num_classes,
         f"the data have {data.num_classes} classes; expected {config.num_classes}, as the AR model's",
@@ -73,6 +78,8 @@ def train_ar(
     _check_data(data, vae.config.image_size, recipe)
     vae = vae.to(device).eval()
     model = seeded(SphereAR, config, recipe.seed).to(device).train()
+    if vae.codebook is not None and isinstance(model.head, CategoricalHead):
+        model.head.adopt(vae.codebook)
     facts = {"kind": "ar", "data": data.spec, "model": config.to_dict(), "vae": fingerprint(vae)}
     run = Run(model, recipe, facts, folder)
     with run.kept():
@@ -108,6 +115,27 @@ def _check_data(data: ImageData, image_size: int, recipe: Recipe) -> None:
     )
 
 
+def _settle_scale(model: nn.Module, data: ImageData, recipe: VAERecipe, device: torch.device | str) -> None:
+    """One over the standard deviation of the latents becomes the scale, where the family has no radius."""
+    assert isinstance(model, VAE)
+    if model.bottleneck.radius is None:
+        model.rescale(1.0)
+        model.rescale(1.0 / latent_deviation(model, data, recipe.seed, device))
+
+
+@torch.no_grad()
+def latent_deviation(vae: VAE, data: ImageData, seed: int, device: torch.device | str, limit: int = 8192) -> float:
+    """Standard deviation of all numbers of all tokens of the data's first `limit` images, about their mean."""
+    generator, training = keyed_generator(seed, 0, device), vae.training
+    vae.eval()
+    count, total, squares = 0, 0.0, 0.0
+    for indices in torch.arange(min(limit, len(data))).split(128):
+        tokens = vae.posterior(data.batch(indices)[0].to(device), generator).sample.double()
+        count, total, squares = count + tokens.numel(), total + float(tokens.sum()), squares + float((tokens**2).sum())
+    vae.train(training)
+    return math.sqrt(squares / count - (total / count) ** 2)
+
+
 def seeded(build: Callable[[ConfigT], ModelT], config: ConfigT, seed: int) -> ModelT:
     """`build(config)` with initial weights that depend on `seed` alone; the global generator is left as it was."""
     with torch.random.fork_rng(devices=[]):
@@ -133,7 +161,7 @@ class VAEJob:
     preset: str = "digits"
     """Sizes of the model: digits, shapes, imagenet256-B, -L or -H."""
     bottleneck: str = "power_spherical"
-    """How tokens are constrained: power_spherical, vmf or gaussian."""
+    """How tokens are constrained: power_spherical, vmf, gaussian, fixed_variance, normalized_gaussian or vq."""
     device: str = "auto"
     """cpu, cuda, or auto: cuda where there is one."""
 
@@ -165,8 +193,8 @@ def vae_states(job: VAEJob) -> Generator[TrainState, None, None]:
 
 def ar_states(job: ARJob) -> Generator[TrainState, None, None]:
     """The training loop a job asks for."""
-    config = preset(job.preset).ar
     vae = VAE.from_pretrained(job.vae)
+    config = with_vae(preset(job.preset), vae.config).ar
     data = load_data(job.data, vae.config.image_size)
     return train_ar(config, vae, data, job.recipe, job.run, pick_device(job.device))
 

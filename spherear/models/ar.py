@@ -9,12 +9,13 @@ import math
 from dataclasses import dataclass
 
 import torch
-from einops import rearrange, repeat
+from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from spherear.models.categorical import CategoricalHead
 from spherear.models.config import Config, require
-from spherear.models.head import VelocityHead, flow_matching_loss
+from spherear.models.head import VelocityHead
 from spherear.models.layers import Block, KVCache, RMSNorm, Rotary, init_normal
 from spherear.models.pretrained import Pretrained
 
@@ -23,8 +24,9 @@ from spherear.models.pretrained import Pretrained
 class ARConfig(Config):
     """Sizes of an AR model; the defaults are SphereAR-B for 256 px.
 
-    width, layers, heads: of the transformer.  head_width, head_depth, head_groups: of the velocity head.
-    class_tokens: how many sequence positions a label fills.
+    width, layers, heads: of the transformer.  head_width, head_depth, head_groups: of the head.
+    class_tokens: how many sequence positions a label fills.  codes: how many different tokens there are,
+    each with its logit; 0: a continuum, with a velocity.
     """
 
     latent_dim: int = 16
@@ -37,10 +39,12 @@ class ARConfig(Config):
     head_width: int = 768
     head_depth: int = 6
     head_groups: int = 2
+    codes: int = 0
 
     def check(self) -> None:
         for name, value in self.to_dict().items():
-            require(value >= 1, f"{name} is {value}; expected at least 1")
+            least = 0 if name == "codes" else 1
+            require(value >= least, f"{name} is {value}; expected at least {least}")
         require(math.isqrt(self.tokens) ** 2 == self.tokens, f"tokens is {self.tokens}; expected a square")
         require(
             self.width % (4 * self.heads) == 0,
@@ -53,7 +57,7 @@ class ARConfig(Config):
 
 
 class SphereAR(Pretrained[ARConfig], nn.Module):
-    """p(z_1 ... z_L | label), one token after another in raster order, each by its velocity head.
+    """p(z_1 ... z_L | label), one token after another in raster order, each by its head.
 
     The sequence is [class tokens, z_1 ... z_(L-1)]; its last L outputs, each with the learnt embedding
     of the position it predicts added, are the conditions of tokens 1 to L. Label `num_classes` is the
@@ -79,7 +83,7 @@ class SphereAR(Pretrained[ARConfig], nn.Module):
         self.norm = RMSNorm(width)
         self.pos_for_diff = nn.Embedding(config.tokens, width)
         init_normal(self)
-        self.head = VelocityHead(config.latent_dim, width, config.head_width, config.head_depth, config.head_groups)
+        self.head = _head(config)
 
     @property
     def null_label(self) -> int:
@@ -110,22 +114,16 @@ class SphereAR(Pretrained[ARConfig], nn.Module):
         label_dropout: float = 0.1,
         generator: torch.Generator | None = None,
     ) -> Float[Tensor, ""]:
-        """Flow-matching loss of every token, each `repeats` times with fresh time and noise.
+        """The head's loss of every token, given the tokens before it and its label.
 
-        Times default to sigmoid(N(0, 1)), noise to N(0, I); given ones have (repeats * batch * tokens)
-        rows, ordered (repeat, batch, token). A share `label_dropout` of labels becomes the null class.
+        A share `label_dropout` of labels becomes the null class. repeats, times, noise: see
+        `VelocityHead.loss`; a categorical head needs none.
         """
-        device = tokens.device
         if label_dropout > 0:
-            drop = torch.rand(labels.shape, generator=generator, device=device) < label_dropout
+            drop = torch.rand(labels.shape, generator=generator, device=tokens.device) < label_dropout
             labels = torch.where(drop, self.null_label, labels)
-        condition = repeat(self(tokens, labels), "batch tokens width -> (r batch tokens) width", r=repeats)
-        target = repeat(tokens, "batch tokens dim -> (r batch tokens) dim", r=repeats)
-        if times is None:
-            times = torch.sigmoid(torch.randn(target.shape[0], generator=generator, device=device))
-        if noise is None:
-            noise = torch.randn(target.shape, generator=generator, device=device, dtype=target.dtype)
-        return flow_matching_loss(self.head, target, condition, times, noise)
+        condition = self(tokens, labels)
+        return self.head.loss(tokens, condition, repeats=repeats, times=times, noise=noise, generator=generator)
 
     def kv_cache(self, batch: int) -> KVCache:
         """An empty cache for `batch` rows, in the weights' dtype and on their device."""
@@ -168,6 +166,11 @@ class SphereAR(Pretrained[ARConfig], nn.Module):
         )
         if labels.device.type == "cpu":
             check_labels(labels, self.config.num_classes + 1)
+
+
+def _head(config: ARConfig) -> VelocityHead | CategoricalHead:
+    sizes = config.latent_dim, config.width, config.head_width, config.head_depth
+    return CategoricalHead(*sizes, config.codes) if config.codes else VelocityHead(*sizes, config.head_groups)
 
 
 def check_labels(labels: Int[Tensor, " batch"], num_classes: int) -> None:

@@ -8,6 +8,7 @@ import math
 
 import torch
 import torch.nn.functional as F
+from einops import repeat
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -126,6 +127,29 @@ class VelocityHead(nn.Module):
         scale, shift = self.final_modulation(y).chunk(2, dim=-1)
         out = self.final_linear(torch.addcmul(shift, self.final_norm(h), 1 + scale))  # (..., dim)
         return out.to(self.state_dtype)
+
+    def loss(
+        self,
+        tokens: Float[Tensor, "batch tokens dim"],
+        condition: Float[Tensor, "batch tokens width"],
+        *,
+        repeats: int = 4,
+        times: Float[Tensor, " rows"] | None = None,
+        noise: Float[Tensor, "rows dim"] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Float[Tensor, ""]:
+        """`flow_matching_loss` of every token, each `repeats` times with fresh time and noise.
+
+        Times default to sigmoid(N(0, 1)), noise to N(0, I); given ones have (repeats * batch * tokens)
+        rows, ordered (repeat, batch, token).
+        """
+        condition = repeat(condition, "batch tokens width -> (r batch tokens) width", r=repeats)
+        target = repeat(tokens, "batch tokens dim -> (r batch tokens) dim", r=repeats)
+        if times is None:
+            times = torch.sigmoid(torch.randn(target.shape[0], generator=generator, device=target.device))
+        if noise is None:
+            noise = torch.randn(target.shape, generator=generator, device=target.device, dtype=target.dtype)
+        return flow_matching_loss(self, target, condition, times, noise)
 
 
 def flow_matching_loss(

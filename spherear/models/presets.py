@@ -6,7 +6,7 @@ Knows: model sizes.  Does not know: how long or on what each is trained (see `tr
 from dataclasses import dataclass, replace
 
 from spherear.models.ar import ARConfig
-from spherear.models.config import one_of
+from spherear.models.config import one_of, require
 from spherear.models.vae import VAEConfig
 
 
@@ -54,4 +54,16 @@ def preset(name: str, bottleneck: str = "power_spherical") -> Preset:
     """The preset of that name, its VAE with that bottleneck. Unknown names: ValueError with the known."""
     one_of("preset", name, PRESETS)
     row = PRESETS[name]
-    return replace(row, vae=replace(row.vae, bottleneck=bottleneck))
+    return with_vae(row, replace(row.vae, bottleneck=bottleneck))
+
+
+def with_vae(row: Preset, vae: VAEConfig) -> Preset:
+    """The preset with this VAE, and with its AR model made to fit the VAE's tokens."""
+    ar = replace(row.ar, latent_dim=vae.latent_dim, tokens=vae.tokens, codes=vae.alphabet)
+    return replace(row, vae=vae, ar=ar)
+
+
+def check_pair(vae: VAEConfig, ar: ARConfig) -> None:
+    """Refuse an AR model made for other tokens than the VAE's: ValueError."""
+    ours, theirs = (vae.tokens, vae.latent_dim, vae.alphabet), (ar.tokens, ar.latent_dim, ar.codes)
+    require(ours == theirs, f"the VAE makes {ours} (tokens, dim, codes); expected {theirs}, as the AR model's")

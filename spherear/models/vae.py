@@ -4,7 +4,8 @@ Knows: images in [-1, 1], the grid of tokens they become, and the bottleneck bet
 Does not know: how its losses are weighted, labels, or how tokens are predicted (paper section 3.1).
 """
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from spherear.models.config import Config, one_of, require
 from spherear.models.layers import NORM_EPS, Block, RMSNorm, Rotary, init_normal
 from spherear.models.pretrained import Pretrained
-from spherear.sphere.bottlenecks import BOTTLENECKS, Latent, bottleneck
+from spherear.sphere.bottlenecks import BOTTLENECKS, Latent, VectorQuantizedBottleneck, bottleneck
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,9 @@ class VAEConfig(Config):
 
     widths: channels after the stem and after each halving of the image, so the patch is
     2^(len(widths) - 1) pixels; the last is also the transformer's width.
+    noise_scale: of the `fixed_variance` bottleneck.  codes: of the `vq` bottleneck.
+    latent_scale: a token is this times the latent; one over the latents' standard deviation on the training
+    set where nothing else fixes their scale.
     """
 
     bottleneck: str = "power_spherical"
@@ -34,6 +38,9 @@ class VAEConfig(Config):
     decoder_layers: int = 12
     head_width: int = 64
     registers: int = 4
+    noise_scale: float = 0.2
+    codes: int = 64
+    latent_scale: float = 1.0
 
     def check(self) -> None:
         one_of("bottleneck", self.bottleneck, BOTTLENECKS)
@@ -56,6 +63,10 @@ class VAEConfig(Config):
             f"layers and registers are {self.encoder_layers}, {self.decoder_layers}, {self.registers}; "
             "expected none below 0",
         )
+        for name in ("noise_scale", "latent_scale"):
+            value = getattr(self, name)
+            require(0 < value < math.inf, f"{name} is {value}; expected a finite number above 0")
+        require(self.codes >= 2, f"codes is {self.codes}; expected at least 2")
 
     @property
     def patch(self) -> int:
@@ -71,6 +82,11 @@ class VAEConfig(Config):
     def tokens(self) -> int:
         """Tokens of an image."""
         return self.grid**2
+
+    @property
+    def alphabet(self) -> int:
+        """How many different tokens there are; 0: a continuum."""
+        return self.codes if self.bottleneck == "vq" else 0
 
 
 def _norm(channels: int) -> nn.GroupNorm:
@@ -184,7 +200,9 @@ class VAE(Pretrained[VAEConfig], nn.Module):
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
         self.config = config
-        self.bottleneck = bottleneck(config.bottleneck, config.latent_dim)
+        self.bottleneck = bottleneck(
+            config.bottleneck, config.latent_dim, noise_scale=config.noise_scale, codes=config.codes
+        )
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
         self.quant_proj = nn.Linear(config.widths[-1], self.bottleneck.channels)
@@ -197,6 +215,17 @@ class VAE(Pretrained[VAEConfig], nn.Module):
         self._check_images(images)
         latent = self.posterior(images, generator)
         return self._decode(latent.sample), latent
+
+    @property
+    def codebook(self) -> Float[Tensor, "codes dim"] | None:
+        """All tokens there are, where they are discrete."""
+        if not isinstance(self.bottleneck, VectorQuantizedBottleneck):
+            return None
+        return self.config.latent_scale * self.bottleneck.codebook
+
+    def rescale(self, latent_scale: float) -> None:
+        """Let tokens be `latent_scale` times the latents, from now on."""
+        self.config = replace(self.config, latent_scale=latent_scale)
 
     def encode(self, images: Float[Tensor, "batch 3 height width"], generator: torch.Generator | None = None) -> Latent:
         """Images in [-1, 1] -> `Latent` of (batch, tokens, latent_dim). NaN or a wrong shape: ValueError."""
@@ -220,10 +249,13 @@ class VAE(Pretrained[VAEConfig], nn.Module):
 
     def posterior(self, images: Tensor, generator: torch.Generator | None = None) -> Latent:
         features = self.quant_proj(self.encoder(images.to(self.quant_proj.weight.dtype)))
-        return self.bottleneck(features, generator)
+        latent = self.bottleneck(features, generator)
+        scale = self.config.latent_scale
+        return latent if scale == 1.0 else latent.scaled(scale)
 
     def _decode(self, tokens: Tensor) -> Tensor:
-        return self.decoder(self.post_quant_proj(tokens.to(self.post_quant_proj.weight.dtype)))
+        latents = self.bottleneck.decoder_input(tokens / self.config.latent_scale)
+        return self.decoder(self.post_quant_proj(latents.to(self.post_quant_proj.weight.dtype)))
 
     def _check_images(self, images: Tensor) -> None:
         size = self.config.image_size

@@ -1,7 +1,8 @@
 """The token loop: condition, draw, project, feed back.
 
-Knows: one AR model, guidance, a solver's velocity, and the order in which tokens are drawn.
-Does not know: the VAE (a projection is handed in), pixels, or who is watching (paper section 3.2).
+Knows: one AR model, its two branches under guidance, and the order in which tokens are drawn.
+Does not know: how a token is drawn (`draw`), the VAE (a projection is handed in), pixels, or who is watching
+(paper section 3.2).
 """
 
 from collections.abc import Callable, Iterator
@@ -13,8 +14,8 @@ from torch import Tensor
 
 from spherear.models.ar import SphereAR, check_labels
 from spherear.models.config import require
+from spherear.sampling.draw import drawing
 from spherear.sampling.settings import Noise, SamplingSettings
-from spherear.sampling.solvers import Velocity
 
 Projection = Callable[[Tensor], Tensor]
 
@@ -29,12 +30,6 @@ class Step:
     guidance_scale: float
 
 
-def guide(velocity: Float[Tensor, "rows dim"], scale: float) -> Float[Tensor, "batch dim"]:
-    """v_null + scale (v_cond - v_null), from conditional rows followed by as many null rows."""
-    conditional, null = velocity.chunk(2)
-    return null + scale * (conditional - null)
-
-
 @torch.no_grad()
 def decode(
     ar: SphereAR,
@@ -46,7 +41,7 @@ def decode(
 ) -> Iterator[Step]:
     """Draw `ar.config.tokens` tokens for each label, one `Step` at a time; leave the loop to stop.
 
-    noise: called once a token, in order, as noise(index, (settings.draws, batch, dim)); both guidance
+    noise: called once a token, in order, as noise(index, (draws, batch, dim)); both guidance
         branches share it.
     project: applied to every token before it is fed back (and ignored if `settings.project` is False).
     null_labels: what guidance leads away from; the null class by default. Without guidance (scale 1)
@@ -54,7 +49,7 @@ def decode(
 
     A token at scale 1 (the first, under the linear schedule) is not guided: the null branch then draws one
     of its own from the same noise, and that is what its past holds, as in the published model. Every other
-    token is handed to both branches. State and velocity are float32 or better whatever the model's dtype.
+    token is handed to both branches. Tokens are float32 or better whatever the model's dtype.
     Labels out of range: ValueError.
     """
     device = ar.proj_in.weight.device
@@ -63,28 +58,20 @@ def decode(
     branches = 1 if settings.guidance_scale == 1.0 else 2
     rows = labels if branches == 1 else torch.cat((labels, _null_rows(ar, labels, null_labels)))
     cache = ar.kv_cache(len(rows))
-    times = settings.times()
-    clock = _clock(ar, times)
+    way = drawing(ar.head, settings)
     condition = ar.start(rows, cache)  # (rows, width)
-    shape = (settings.draws, len(labels), ar.config.latent_dim)
+    shape = (way.draws, len(labels), ar.config.latent_dim)
     for index in range(ar.config.tokens):
         scale = settings.scale_at(index, ar.config.tokens)
-        drawn = noise(index, shape).to(device, ar.head.state_dtype) * settings.temperature
+        drawn = noise(index, shape).to(device, ar.head.state_dtype)
         require(tuple(drawn.shape) == shape, f"noise has shape {tuple(drawn.shape)}; expected {shape}")
         if scale == 1.0:  # every branch for itself
             drawn = drawn.repeat(1, branches, 1)
-        velocity = _velocity(ar, condition, clock, scale)
-        raw = settings.method.integrate(velocity, drawn, times)  # (batch or rows, dim)
+        raw = way.draw(condition, drawn, scale)  # (batch or rows, dim)
         token = project(raw) if settings.project else raw
         yield Step(index, raw[: len(labels)], token[: len(labels)], scale)
         if index + 1 < ar.config.tokens:
             condition = ar.step(token if len(token) == len(rows) else token.repeat(branches, 1), cache)
-
-
-def _clock(ar: SphereAR, times: list[float]) -> dict[float, Tensor]:
-    """Every time of the grid, embedded: (width,) each."""
-    moments = torch.tensor(times, dtype=ar.head.state_dtype, device=ar.proj_in.weight.device)
-    return dict(zip(times, ar.head.embed_time(moments), strict=True))
 
 
 def _null_rows(ar: SphereAR, labels: Tensor, null_labels: Tensor | None) -> Tensor:
@@ -96,16 +83,3 @@ def _null_rows(ar: SphereAR, labels: Tensor, null_labels: Tensor | None) -> Tens
     )
     check_labels(null_labels, ar.config.num_classes + 1)
     return null_labels.to(labels.device)
-
-
-def _velocity(ar: SphereAR, condition: Tensor, clock: dict[float, Tensor], scale: float) -> Velocity:
-    """One token's velocity(x, t): its condition is embedded here, once, its times were before."""
-    embedded = ar.head.embed_condition(condition)  # (rows, width)
-
-    def own(x: Tensor, t: float) -> Tensor:
-        return ar.head.velocity(x, clock[t], embedded)
-
-    def guided(x: Tensor, t: float) -> Tensor:
-        return guide(own(x.repeat(2, 1), t), scale)
-
-    return own if scale == 1.0 else guided

@@ -16,6 +16,7 @@ from torch import Tensor
 from spherear.models.ar import SphereAR, check_labels
 from spherear.models.checkpoints import load_parts
 from spherear.models.config import require
+from spherear.models.presets import check_pair
 from spherear.models.pretrained import find_folder
 from spherear.models.vae import VAE
 from spherear.sampling.decode import Step, decode
@@ -34,9 +35,7 @@ class Pipeline:
     """A VAE and an AR model with the same tokens: images from labels, streamed or at once."""
 
     def __init__(self, vae: VAE, ar: SphereAR) -> None:
-        ours = (vae.config.tokens, vae.config.latent_dim)
-        theirs = (ar.config.tokens, ar.config.latent_dim)
-        require(ours == theirs, f"the VAE makes {ours} (tokens, dim); expected {theirs}, as the AR model's")
+        check_pair(vae.config, ar.config)
         self.vae = vae.eval()
         self.ar = ar.eval()
 

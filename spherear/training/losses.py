@@ -17,7 +17,13 @@ def vae_losses(
     latent: Latent,
     recipe: VAERecipe,
 ) -> dict[str, Tensor]:
-    """loss = l1_weight |x - y| + kl_weight KL: scalars `loss`, `l1` (a pixel's mean) and `kl` (nats a token)."""
+    """loss = l1_weight |x - y| + kl_weight KL + penalty: scalars `loss`, `l1` (a pixel's mean), `kl` (nats a token).
+
+    penalty: the bottleneck's own, where it has one.
+    """
     l1 = F.l1_loss(reconstruction.float(), images)
     kl = latent.kl.mean()
-    return {"loss": recipe.l1_weight * l1 + recipe.kl_weight * kl, "l1": l1, "kl": kl}
+    loss = recipe.l1_weight * l1 + recipe.kl_weight * kl
+    if latent.penalty is not None:
+        loss = loss + latent.penalty.mean()
+    return {"loss": loss, "l1": l1, "kl": kl}

@@ -81,6 +81,11 @@ class Run:
         self._began, self._first = time.monotonic(), self.step
 
     @property
+    def result(self) -> nn.Module:
+        """The weights to use: averaged where an average is kept."""
+        return self.ema if self.ema is not None else self.model
+
+    @property
     def done(self) -> bool:
         """Whether the recipe's steps are all taken."""
         return self.step >= self.recipe.steps
@@ -136,8 +141,7 @@ class Run:
 
     def _state(self, losses: Mapping[str, Tensor], learning_rate: float) -> TrainState:
         rate = (self.step - self._first) / max(1e-9, time.monotonic() - self._began)
-        model = self.ema if self.ema is not None else self.model
-        return TrainState(self.step, self.recipe.steps, losses, learning_rate, rate, model)
+        return TrainState(self.step, self.recipe.steps, losses, learning_rate, rate, self.result)
 
     @torch.no_grad()
     def _average(self) -> None:
@@ -145,6 +149,8 @@ class Run:
             return
         average = get_ema_multi_avg_fn(self.recipe.ema_decay)
         average(list(self.ema.parameters()), list(self.model.parameters()), self.step)
+        for kept, newest in zip(self.ema.buffers(), self.model.buffers(), strict=True):
+            kept.copy_(newest)  # a codebook is an average already
 
     def _log(self, state: TrainState) -> None:
         metrics = state.metrics()
@@ -159,9 +165,8 @@ class Run:
     def _finish(self) -> None:
         self.save()
         if self.folder is not None:
-            model = self.ema if self.ema is not None else self.model
-            assert isinstance(model, Pretrained)
-            model.save_pretrained(self.folder)
+            assert isinstance(self.result, Pretrained)
+            self.result.save_pretrained(self.folder)
 
     def _open(self, folder: Path) -> None:
         if not (folder / RUN_FILE).exists():

@@ -28,7 +28,7 @@ def test_round_trip_shapes_and_gradients(bottleneck, device):
     assert gradients["encoder.stem.weight"].abs().sum() > 0
 
 
-@pytest.mark.parametrize("bottleneck", ["power_spherical", "vmf"])
+@pytest.mark.parametrize("bottleneck", ["power_spherical", "vmf", "normalized_gaussian"])
 def test_tokens_lie_on_the_sphere(bottleneck, device):
     vae = VAE(replace(TINY_VAE, bottleneck=bottleneck)).to(device)
     latent = vae.encode(IMAGES.to(device))
@@ -36,8 +36,9 @@ def test_tokens_lie_on_the_sphere(bottleneck, device):
         assert_close(tokens.norm(dim=-1), torch.full((2, 16), math.sqrt(4.0), device=device), atol=1e-5, rtol=0)
 
 
-def test_gaussian_is_not_projected():
-    vae = VAE(replace(TINY_VAE, bottleneck="gaussian"))
+@pytest.mark.parametrize("bottleneck", ["gaussian", "fixed_variance", "decoder_normalized", "vq"])
+def test_tokens_without_a_radius_are_not_projected(bottleneck):
+    vae = VAE(replace(TINY_VAE, bottleneck=bottleneck))
     tokens = torch.randn(2, 16, 4)
     assert vae.project(tokens) is tokens
     assert vae.bottleneck.radius is None
@@ -97,7 +98,7 @@ def test_bad_tokens(as_users_do, tiny_vae):
         (
             {"bottleneck": "cube"},
             ValueError,
-            "bottleneck is 'cube'; expected one of 'gaussian', 'power_spherical'",
+            "bottleneck is 'cube'; expected one of 'decoder_normalized', 'fixed_variance', 'gaussian'",
         ),
         ({"image_size": 18}, ValueError, "image_size is 18; expected a multiple of the patch, 4"),
         ({"latent_dim": 1}, ValueError, "latent_dim is 1"),

@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 from spherear.models import SphereAR
 from spherear.sampling import Pipeline, SamplingSettings, decode, seeded_noise, to_uint8
-from spherear.sampling.decode import guide
+from spherear.sampling.draw import guide
 from spherear.sampling.pixels import save_png, tile
 from spherear.sphere.geometry import project
 from tests.conftest import TINY_AR, randomise
@@ -182,7 +182,7 @@ def test_bad_requests(pipeline, labels, seeds, message):
 
 def test_models_that_do_not_belong_together(tiny_vae):
     other = randomise(SphereAR(replace(TINY_AR, tokens=9)))
-    with pytest.raises(ValueError, match=r"the VAE makes \(16, 4\) \(tokens, dim\); expected \(9, 4\)"):
+    with pytest.raises(ValueError, match=r"the VAE makes \(16, 4, 0\) \(tokens, dim, codes\); expected \(9, 4, 0\)"):
         Pipeline(tiny_vae, other)
 
 

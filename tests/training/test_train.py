@@ -198,7 +198,7 @@ def test_what_does_not_fit_is_refused(digits, vae, tmp_path):
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(ValueError, match="have 2 classes; expected 10"):
         next(loop("ar", vae, TwoClasses()))
-    with pytest.raises(ValueError, match=r"the VAE makes \(16, 4\).*expected \(16, 5\)"):
+    with pytest.raises(ValueError, match=r"the VAE makes \(16, 4, 0\).*expected \(16, 5, 0\)"):
         next(train_ar(replace(TINY_AR, latent_dim=5), vae, digits, AR_RECIPE))
 
 

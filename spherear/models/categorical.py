@@ -1,0 +1,80 @@
+"""The other head: which code comes next, for tokens from a codebook.
+
+Knows: logits of codes given a condition, and the vectors the codes stand for.
+Does not know: where the codebook was learnt, guidance, or how a code is picked.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from spherear.models.config import require
+from spherear.models.layers import NORM_EPS
+from spherear.sphere.bottlenecks import nearest_code
+
+
+class CategoricalHead(nn.Module):
+    """logits(condition) of `codes` codes: residual blocks x + w2(SiLU(w1(norm(x)))), then a linear map.
+
+    latent_dim: of a code's vector.  condition_width: of the condition.  width, depth: of the blocks.
+    `codebook` (codes, latent_dim) is a buffer that training copies from the VAE.
+    """
+
+    codebook: Tensor
+
+    def __init__(self, latent_dim: int, condition_width: int, width: int, depth: int, codes: int) -> None:
+        super().__init__()
+        self.register_buffer("codebook", torch.zeros(codes, latent_dim))
+        self.cond_embed = nn.Linear(condition_width, width)
+        self.res_blocks = nn.ModuleList(
+            nn.Sequential(
+                nn.LayerNorm(width, eps=NORM_EPS), nn.Linear(width, 3 * width), nn.SiLU(), nn.Linear(3 * width, width)
+            )
+            for _ in range(depth)
+        )
+        self.final_norm = nn.LayerNorm(width, eps=NORM_EPS, elementwise_affine=False)
+        self.final_linear = nn.Linear(width, codes)
+        self._init()
+
+    def _init(self) -> None:
+        for part in self.modules():
+            if isinstance(part, nn.Linear):
+                nn.init.xavier_uniform_(part.weight)
+                nn.init.zeros_(part.bias)
+        nn.init.zeros_(self.final_linear.weight)
+
+    @property
+    def state_dtype(self) -> torch.dtype:
+        """Of logits: float32 or better."""
+        return torch.promote_types(self.final_linear.weight.dtype, torch.float32)
+
+    def forward(self, condition: Float[Tensor, "*batch condition_width"]) -> Float[Tensor, "*batch codes"]:
+        """Condition -> logits, float32 or better."""
+        x = self.cond_embed(condition.to(self.cond_embed.weight.dtype))  # (..., width)
+        for block in self.res_blocks:
+            x = x + block(x)
+        return self.final_linear(self.final_norm(x)).to(self.state_dtype)
+
+    def codes(self, tokens: Float[Tensor, "*batch dim"]) -> Int[Tensor, "*batch"]:
+        """The code of every token."""
+        return nearest_code(tokens, self.codebook)
+
+    def adopt(self, codebook: Float[Tensor, "codes dim"]) -> None:
+        """Take over a VAE's codebook. One of another shape: ValueError."""
+        found, expected = tuple(codebook.shape), tuple(self.codebook.shape)
+        require(found == expected, f"the codebook has shape {found}; expected {expected}")
+        self.codebook.copy_(codebook)
+
+    def loss(
+        self,
+        tokens: Float[Tensor, "batch tokens dim"],
+        condition: Float[Tensor, "batch tokens width"],
+        **draws: Any,
+    ) -> Float[Tensor, ""]:
+        """Cross-entropy of the tokens' codes, in nats a token; draws (of a velocity head) are not needed."""
+        logits = rearrange(self(condition), "batch tokens codes -> (batch tokens) codes")
+        return F.cross_entropy(logits, self.codes(tokens).flatten())
