@@ -1,4 +1,4 @@
-"""The command line: `spherear demo | train | sample | doctor`.
+"""The command line: `spherear demo | train | sample | study | doctor`.
 
 Knows: how a person asks for the library's work and is told how it went.
 Does not know: how any of it is done.
@@ -65,7 +65,7 @@ def demo(
         return INTERRUPTED
     drawing = sample_and_judge(pipeline, guidance, seed)
     sheets = list(tqdm(drawing, "3/3 sampling 100 digits a guidance scale", len(guidance), unit="sheet"))
-    save_results(run, sheets, shlex.join(["spherear", *sys.argv[1:]]))
+    save_results(run, sheets, _command())
     print(f"\n{'guidance':>8} {'recognised':>10} {'Frechet':>8} {'precision':>9} {'recall':>6} {'diversity':>9}")
     for sheet in sheets:
         j = sheet.judgement
@@ -78,6 +78,54 @@ def demo(
         f"{time.monotonic() - began:.0f} s"
     )
     return 0
+
+
+def study(
+    grid: tyro.conf.Positional[Literal["quick", "full"]] = "quick",
+    out: Path | None = None,
+    jobs: int = 0,
+    budget: float | None = None,
+) -> int:
+    """Train and compare the families of latents: every cell of a grid a job of its own, measured and filed.
+
+    The same command goes on where it stopped: finished cells are kept, others resume from their checkpoints.
+
+    Args:
+        grid: quick (two seeds, minutes) or full (all families and strengths, three seeds, an hour or two).
+        out: The study's folder; runs/study/<grid> by default.
+        jobs: Cells at once; 0: one a core.
+        budget: Minutes to aim at: training and images are scaled down, equally in every cell. Kept with the
+            study: a study that has begun goes on as it began.
+    """
+    _need("matplotlib")
+    from spherear.lab.cell import GRID_FILE
+    from spherear.lab.grids import grid_named
+    from spherear.lab.study import RESULTS_FILE, open_study, run_study, waiting_cells, within_budget
+
+    require(jobs >= 0, f"jobs is {jobs}; expected 0 or more")
+    folder, cores = out or Path("runs/study") / grid, os.cpu_count() or 1
+    at_once = jobs or cores
+    threads = max(1, cores // at_once)
+    plan = grid_named(grid)
+    if budget is not None and not (folder / GRID_FILE).exists():
+        plan = within_budget(plan, budget, at_once, threads)
+    plan = open_study(plan, folder, _command())
+    waiting, failed = len(waiting_cells(plan, folder)), 0
+    with tqdm(total=len(plan.cells), initial=len(plan.cells) - waiting, desc=f"study {grid}", unit="cell") as bar:
+        for ended in run_study(plan, folder, at_once, threads):
+            bar.update()
+            if ended.status:
+                failed += 1
+                bar.write(f"{ended.job.name} failed ({ended.last_line}); see {ended.job.log}", file=sys.stderr)
+            else:
+                bar.write(f"{ended.job.name}: {ended.seconds:.0f} s", file=sys.stderr)
+    print(folder / RESULTS_FILE)
+    return 1 if failed else 0
+
+
+def _command() -> str:
+    """The command line, as it can be typed again."""
+    return shlex.join(["spherear", *sys.argv[1:]])
 
 
 def sample(
@@ -153,7 +201,7 @@ def train_models() -> int:
     return train.main(["--help"])
 
 
-COMMANDS = {"demo": demo, "train": train_models, "sample": sample, "doctor": doctor}
+COMMANDS = {"demo": demo, "train": train_models, "sample": sample, "study": study, "doctor": doctor}
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -39,6 +39,10 @@ class Record(Config):
     command: str
     commit: str
     hardware: str
+    vae_steps: int = 0
+    """Training steps of the VAE."""
+    ar_steps: int = 0
+    """Training steps of the AR model."""
 
 
 def read_records(path: str | Path) -> list[Record]:

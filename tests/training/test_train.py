@@ -15,6 +15,8 @@ from torch.testing import assert_close
 
 from spherear.models import VAE, SphereAR
 from spherear.models.files import read_json
+from spherear.models.presets import Preset, with_vae
+from spherear.sphere.bottlenecks import BOTTLENECKS
 from spherear.train import train_ar, train_vae
 from spherear.training.data import ImageData, load_data
 from spherear.training.losses import vae_losses
@@ -58,6 +60,52 @@ def test_loss_falls(kind, vae, digits, device):
     losses = [state.metrics()["loss"] for state in states]
     assert len(losses) == 60
     assert sum(losses[-10:]) < 0.9 * sum(losses[:10])
+
+
+def families():
+    """The tiny VAE in every family."""
+    return {name: replace(TINY_VAE, bottleneck=name, codes=9) for name in BOTTLENECKS}
+
+
+@pytest.mark.parametrize("name", sorted(BOTTLENECKS))
+def test_every_family_trains_and_samples(name, digits):
+    recipe = replace(VAE_RECIPE, steps=12, batch_size=16)
+    *_, vae_state = train_vae(families()[name], digits, recipe)
+    vae = vae_state.model
+    config = with_vae(Preset(TINY_VAE, TINY_AR, 1.0), vae.config).ar
+    losses = [s.metrics()["loss"] for s in train_ar(config, vae, digits, replace(AR_RECIPE, steps=40, batch_size=16))]
+    assert sum(losses[-5:]) < sum(losses[:5])
+
+
+@pytest.mark.parametrize("name", sorted(BOTTLENECKS))
+def test_tokens_without_a_length_end_at_standard_deviation_one(name, digits, tmp_path):
+    recipe = replace(VAE_RECIPE, steps=8, batch_size=16)
+    for _ in train_vae(families()[name], digits, recipe, tmp_path):
+        pass
+    vae = VAE.from_pretrained(tmp_path)
+    if vae.bottleneck.radius is not None:
+        assert vae.config.latent_scale == 1.0
+        return
+    images, _ = digits.batch(torch.arange(len(digits)))
+    tokens = vae.encode(images, torch.Generator().manual_seed(5)).sample
+    assert_close(tokens.std(), torch.tensor(1.0), atol=0.02, rtol=0)
+    unscaled = VAE.from_pretrained(tmp_path)
+    unscaled.rescale(1.0)
+    again = unscaled.encode(images, torch.Generator().manual_seed(5)).sample
+    assert_close(vae.decode(tokens), unscaled.decode(again), atol=1e-5, rtol=0)  # one picture, other units
+
+
+def test_a_codebook_survives_a_resume_and_an_average(digits, tmp_path):
+    recipe = replace(VAE_RECIPE, steps=6, batch_size=16, ema_decay=0.5)
+    config = families()["vq"]
+    *_, whole = train_vae(config, digits, recipe)
+    states = train_vae(config, digits, recipe, tmp_path)
+    for _ in range(3):
+        next(states)
+    states.close()
+    *_, resumed = train_vae(config, digits, recipe, tmp_path)
+    same_weights(whole.model, resumed.model)
+    assert whole.model.bottleneck.usage.sum() > 0
 
 
 def test_bfloat16_autocast_follows_float32(vae, digits):

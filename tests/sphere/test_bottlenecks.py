@@ -1,0 +1,180 @@
+"""Every family of latents: its law, its divergence, its projection, and what only it does."""
+
+import math
+
+import pytest
+import torch
+from scipy import stats
+from torch.distributions import Independent, Normal, kl_divergence
+from torch.testing import assert_close
+
+from spherear.sphere.bottlenecks import BOTTLENECKS, VectorQuantizedBottleneck, bottleneck, nearest_code
+
+DIM = 6
+
+
+def features_of(name, batch=3, tokens=5, seed=0):
+    channels = bottleneck(name, DIM).channels
+    return torch.randn(batch, tokens, channels, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("name", ["gaussian", "decoder_normalized", "normalized_gaussian"])
+def test_gaussian_divergence_is_torchs(name):
+    features = features_of(name)
+    mean, log_variance = features.chunk(2, dim=-1)
+    law = Independent(Normal(mean, (log_variance / 2).exp()), 1)
+    prior = Independent(Normal(torch.zeros_like(mean), torch.ones_like(mean)), 1)
+    latent = bottleneck(name, DIM)(features)
+    assert_close(latent.kl, kl_divergence(law, prior), atol=1e-12, rtol=0)
+    assert_close(latent.spread, law.stddev, atol=1e-12, rtol=0)
+
+
+def test_normalised_is_the_gaussian_put_on_the_sphere():
+    features = features_of("gaussian")
+    free = bottleneck("gaussian", DIM)(features, seeded())
+    latent = bottleneck("normalized_gaussian", DIM)(features, seeded())
+    for ours, theirs in ((latent.sample, free.sample), (latent.mode, free.mode)):
+        assert_close(ours, math.sqrt(DIM) * theirs / theirs.norm(dim=-1, keepdim=True), atol=1e-12, rtol=0)
+
+
+def test_decoder_normalised_keeps_lengths_from_all_but_the_decoder():
+    features, family = features_of("gaussian"), bottleneck("decoder_normalized", DIM)
+    latent = family(features, seeded())
+    assert_close(latent.sample, bottleneck("gaussian", DIM)(features, seeded()).sample, atol=0, rtol=0)
+    assert family.project(latent.sample) is latent.sample
+    lengths = family.decoder_input(latent.sample).norm(dim=-1)
+    assert_close(lengths, torch.full_like(lengths, math.sqrt(DIM)), atol=1e-12, rtol=0)
+
+
+def test_fixed_variance_divergence_is_torchs():
+    mean = features_of("fixed_variance")
+    latent = bottleneck("fixed_variance", DIM, noise_scale=0.3)(mean)
+    law = Independent(Normal(mean, torch.full_like(mean, 0.3)), 1)
+    prior = Independent(Normal(torch.zeros_like(mean), torch.ones_like(mean)), 1)
+    assert_close(latent.kl, kl_divergence(law, prior), atol=1e-12, rtol=0)
+
+
+def test_fixed_variance_has_one_scale_an_image():
+    """Within an image, (z - mean)/s is N(0, 1) for one s; over images, s/noise_scale is N(0, 1)."""
+    mean = torch.zeros(800, 200, DIM, dtype=torch.float64)
+    noise = bottleneck("fixed_variance", DIM, noise_scale=0.3)(mean, seeded()).sample
+    scales = noise.square().mean(dim=(1, 2)).sqrt()  # |s| to 2 %, from 1,200 numbers
+    assert stats.kstest(scales / 0.3, stats.halfnorm.cdf).pvalue > 0.01
+    standard = (noise / scales[:, None, None])[:, 0, 0]
+    assert stats.kstest(standard, stats.norm.cdf).pvalue > 0.01
+
+
+def test_codes_are_the_nearest():
+    codebook = torch.randn(7, DIM, generator=seeded(1), dtype=torch.float64)
+    z = features_of("vq")
+    distances = (z[..., None, :] - codebook).square().sum(dim=-1)  # (batch, tokens, codes)
+    assert torch.equal(nearest_code(z, codebook), distances.argmin(dim=-1))
+
+
+def quantizer(codes=4) -> VectorQuantizedBottleneck:
+    family = bottleneck("vq", 2, codes=codes)
+    assert isinstance(family, VectorQuantizedBottleneck)
+    return family.double()
+
+
+CORNERS = torch.tensor([[3.0, 3.0], [3.0, -3.0], [-3.0, 3.0], [-3.0, -3.0]], dtype=torch.float64)
+
+
+def corners(step, count=64):
+    """Points around four corners, in equal numbers."""
+    noise = torch.randn(count, 4, 2, generator=seeded(step), dtype=torch.float64)
+    return CORNERS + 0.2 * noise
+
+
+def test_codes_are_the_means_of_what_takes_them():
+    """Lloyd's condition at rest, with a code at least in every cluster."""
+    family = quantizer(codes=8)
+    for step in range(600):
+        family(corners(step), seeded(step))
+    assert torch.cdist(CORNERS, family.codebook).min(dim=1).values.max() < 0.5
+    flat = corners(1000, count=20_000).flatten(0, 1)
+    index = family.nearest(flat)
+    means = torch.stack([flat[index == code].mean(dim=0) for code in range(8)])
+    assert_close(family.codebook, means, atol=0.05, rtol=0)
+    shares = torch.bincount(index, minlength=8) / len(flat)
+    assert_close(family.usage / family.usage.sum(), shares.double(), atol=0.02, rtol=0)
+
+
+def test_dead_codes_are_revived_as_features():
+    family = quantizer(codes=4)
+    family(corners(0), seeded(0))
+    family.codebook[0] = 1e6
+    family.usage[0] = 0.0
+    features = corners(1)
+    family(features, seeded(1))
+    assert family.codebook[0].abs().max() < 5  # back among the features
+    assert family.usage[0] > 0.1 * 64
+
+
+def test_a_codebook_at_rest():
+    family = quantizer()
+    family(corners(0), seeded(0))
+    before = {name: value.clone() for name, value in family.state_dict().items()}
+    family.eval()(corners(5))
+    for name, value in family.state_dict().items():
+        assert_close(value, before[name], atol=0, rtol=0)
+
+
+def test_gradients_pass_straight_through_and_commitment_pulls():
+    family = quantizer()
+    family(corners(0), seeded(0))
+    family.eval()
+    features = corners(3).requires_grad_()
+    latent = family(features)
+    assert_close(latent.sample, family.codebook[family.nearest(features)], atol=1e-12, rtol=0)
+    weight = torch.randn(latent.sample.shape, generator=seeded(2), dtype=torch.float64)
+    (through,) = torch.autograd.grad((latent.sample * weight).sum(), features, retain_graph=True)
+    assert_close(through, weight, atol=0, rtol=0)
+    (pull,) = torch.autograd.grad(latent.penalty.sum(), features)
+    assert_close(pull, 0.25 * 2 / 2 * (features - latent.mode).detach(), atol=1e-12, rtol=0)
+    assert_close(latent.kl, torch.full_like(latent.kl, math.log(4)), atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("name", sorted(BOTTLENECKS.keys() - {"vq"}))
+def test_draws_come_from_the_generator(name):
+    features = features_of(name)
+    first, again, other = (bottleneck(name, DIM)(features, seeded(seed)).sample for seed in (1, 1, 2))
+    assert_close(first, again, atol=0, rtol=0)
+    assert (first - other).abs().max() > 1e-3
+
+
+def test_revival_comes_from_the_generator():
+    first, again, other = (quantizer() for _ in range(3))
+    for family, seed in ((first, 1), (again, 1), (other, 2)):
+        family(corners(0), seeded(seed))
+    assert_close(first.codebook, again.codebook, atol=0, rtol=0)
+    assert (first.codebook - other.codebook).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name", sorted(BOTTLENECKS))
+def test_autocast_changes_nothing(name):
+    features = features_of(name).float()
+    plain = bottleneck(name, DIM)(features, seeded())
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = bottleneck(name, DIM)(features, seeded())
+    assert_close(cast.sample, plain.sample, atol=0, rtol=0)
+    assert_close(cast.kl, plain.kl, atol=0, rtol=0)
+
+
+def test_scaled_is_the_same_latent_in_other_units():
+    latent = bottleneck("gaussian", DIM)(features_of("gaussian"), seeded())
+    scaled = latent.scaled(2.5)
+    assert_close(scaled.sample, 2.5 * latent.sample)
+    assert_close(scaled.spread, 2.5 * latent.spread)
+    assert_close(scaled.kl, latent.kl)
+
+
+def test_wrong_features():
+    with pytest.raises(ValueError, match="features have 5 channels; expected 12"):
+        bottleneck("gaussian", DIM)(torch.zeros(1, 2, 5))
+    with pytest.raises(ValueError, match="bottleneck is 'cube'; expected one of"):
+        bottleneck("cube", DIM)
