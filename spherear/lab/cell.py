@@ -18,6 +18,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -96,7 +97,7 @@ def measure_cell(grid: Grid, variant: Variant, seed: int, pipeline: Pipeline, co
         vae_steps=grid.vae_steps, ar_steps=grid.ar_steps,
     )  # fmt: skip
 
-    def filed(values: Mapping[str, float], **where: object) -> list[Record]:
+    def filed(values: Mapping[str, float], **where: Any) -> list[Record]:
         return [replace(blank, **where, metric=name, value=value) for name, value in values.items()]
 
     records = filed(measure_vae(pipeline.vae, real, seed), images=len(real.images))

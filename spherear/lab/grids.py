@@ -123,6 +123,10 @@ GRIDS = {
         seeds=(0, 1, 2), vae_steps=600, ar_steps=1000, images=500, solver_steps=25,
         scales=(1.0, 2.0, 3.0, 4.5, 8.0, 12.0), constant_scales=(2.0, 4.5), ablation_scales=(2.0, 4.5, 8.0),
     ),
+    "laws": Grid(
+        "laws", "digits3", ("S-04", "G-04", "VQ-3"), seeds=(0,), vae_steps=600, ar_steps=1000, images=100,
+        solver_steps=25, scales=(1.0, 2.0),
+    ),
 }  # fmt: skip
 
 

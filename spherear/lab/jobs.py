@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,7 +34,7 @@ class Ended:
     seconds: float
 
 
-def run_jobs(jobs: Sequence[Job], at_once: int) -> Iterator[Ended]:
+def run_jobs(jobs: Sequence[Job], at_once: int) -> Generator[Ended, None, None]:
     """Run the jobs in order, `at_once` at a time, and yield each as it ends; leaving the loop ends the rest.
 
     A job must call `end_with_parent` first of all.

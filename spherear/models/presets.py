@@ -29,6 +29,12 @@ PRESETS: dict[str, Preset] = {
                  width=96, layers=4, heads=2, head_width=96, head_depth=3, head_groups=1),
         guidance_scale=2.0,
     ),
+    "digits3": Preset(  # tokens of three numbers, to be looked at
+        VAEConfig(latent_dim=3, image_size=16, widths=(16, 32, 64), encoder_layers=1, decoder_layers=1),
+        ARConfig(latent_dim=3, tokens=16, num_classes=10, class_tokens=4,
+                 width=64, layers=2, heads=2, head_width=64, head_depth=2, head_groups=1),
+        guidance_scale=2.0,
+    ),
     "shapes": Preset(
         VAEConfig(latent_dim=16, image_size=32, widths=(64, 64, 128), encoder_layers=3, decoder_layers=3),
         ARConfig(latent_dim=16, tokens=64, num_classes=10, class_tokens=4,

@@ -19,13 +19,19 @@ from spherear.models.files import read_json, read_tensors, write_json, write_ten
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+SHIPPED = Path(__file__).parent / "shipped"
 
 ConfigT = TypeVar("ConfigT", bound=Config)
 ModelT = TypeVar("ModelT", bound="Pretrained[Any]")
 
 
+def shipped() -> list[str]:
+    """Names of the models that come with the library."""
+    return sorted(path.name for path in SHIPPED.iterdir()) if SHIPPED.is_dir() else []
+
+
 def find_folder(name_or_path: str | Path, revision: str | None = None) -> Path:
-    """A folder on this machine: the path itself, or a snapshot of the hub repository `owner/name`.
+    """A folder on this machine: the path itself, weights that ship, or a snapshot of a hub repository `owner/name`.
 
     revision: branch, tag or commit to pin, for the hub alone. Nothing there: FileNotFoundError.
     """
@@ -33,7 +39,9 @@ def find_folder(name_or_path: str | Path, revision: str | None = None) -> Path:
     if folder.is_dir():
         return folder
     name = str(name_or_path)
-    expected = "expected a folder that exists or a hub repository 'owner/name'"
+    if name in shipped():
+        return SHIPPED / name
+    expected = f"expected a folder that exists, a hub repository 'owner/name', or one of {', '.join(shipped())}"
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise FileNotFoundError(f"{name!r} is not a folder here; {expected}")
     try:
@@ -64,12 +72,12 @@ class Pretrained(Generic[ConfigT]):
     config: ConfigT
     config_class: ClassVar[type[Any]]
 
-    def save_pretrained(self, path: str | Path) -> None:
-        """Write config and weights to the folder `path`; each file is whole or left as it was."""
+    def save_pretrained(self, path: str | Path, dtype: torch.dtype | None = None) -> None:
+        """Write config and weights (in `dtype`, or their own) to the folder `path`; each file whole or as it was."""
         assert isinstance(self, nn.Module)
         folder = Path(path)
         config = {"model": type(self).__name__, **self.config.to_dict()}
-        weights = {name: tensor.cpu() for name, tensor in self.state_dict().items()}
+        weights = {name: tensor.to("cpu", dtype) for name, tensor in self.state_dict().items()}
         write_tensors(folder / WEIGHTS_FILE, weights, {"config": json.dumps(config)})
         write_json(folder / CONFIG_FILE, config)
 

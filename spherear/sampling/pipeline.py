@@ -43,15 +43,15 @@ class Pipeline:
     def from_pretrained(
         cls, name_or_path: str | Path, *, revision: str | None = None, device: torch.device | str = "cpu"
     ) -> "Pipeline":
-        """A folder (or hub repository 'owner/name') with subfolders `vae` and `ar`, as `save_pretrained` writes."""
+        """A folder, hub repository 'owner/name' or shipped name, as `save_pretrained` writes."""
         folder = find_folder(name_or_path, revision)
         vae = VAE.from_pretrained(folder, subfolder="vae", device=device)
         return cls(vae, SphereAR.from_pretrained(folder, subfolder="ar", device=device))
 
-    def save_pretrained(self, path: str | Path) -> None:
-        """Write both models below `path`."""
-        self.vae.save_pretrained(Path(path) / "vae")
-        self.ar.save_pretrained(Path(path) / "ar")
+    def save_pretrained(self, path: str | Path, dtype: torch.dtype | None = None) -> None:
+        """Write both models below `path`, weights in `dtype` or in their own."""
+        self.vae.save_pretrained(Path(path) / "vae", dtype)
+        self.ar.save_pretrained(Path(path) / "ar", dtype)
 
     def to(self, device: torch.device | str) -> "Pipeline":
         """Move both models; returns the pipeline."""

@@ -112,18 +112,21 @@ _IMAGENET = Course(
     ),
 )  # fmt: skip
 
-COURSES: dict[str, Course] = {
-    "digits": Course(
-        "digits",
-        VAERecipe(
-            steps=600, batch_size=32, learning_rate=2e-3, final_learning_rate=1e-4, warmup_steps=50, ema_decay=0.0,
-            save_every=100,
-        ),
-        ARRecipe(
-            steps=1000, batch_size=32, learning_rate=2e-3, final_learning_rate=1e-5, warmup_steps=50,
-            ema_decay=0.99, save_every=100,
-        ),
+_DIGITS = Course(
+    "digits",
+    VAERecipe(
+        steps=600, batch_size=32, learning_rate=2e-3, final_learning_rate=1e-4, warmup_steps=50, ema_decay=0.0,
+        save_every=100,
     ),
+    ARRecipe(
+        steps=1000, batch_size=32, learning_rate=2e-3, final_learning_rate=1e-5, warmup_steps=50,
+        ema_decay=0.99, save_every=100,
+    ),
+)  # fmt: skip
+
+COURSES: dict[str, Course] = {
+    "digits": _DIGITS,
+    "digits3": _DIGITS,
     "shapes": Course(
         "shapes",
         VAERecipe(

@@ -1,0 +1,160 @@
+"""The paper's statements, held against a study's records: confirmed, contradicted or undecided, by one rule.
+
+Knows: which numbers a statement is about, and the rule.  Does not know: how they were measured or are drawn.
+
+The rule, the same for all. A family's best point is the variant and guidance scale (linear schedule, all
+projections) with the lowest Frechet distance, mean over seeds. Two sides are compared seed by seed: a
+statement is confirmed where the difference has the stated sign in every seed, contradicted where it has the
+other sign in every seed, and undecided otherwise. With three seeds, chance alone confirms one in eight.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+
+from spherear.lab.records import Record, select
+from spherear.models.config import require
+
+BySeed = Mapping[int, float]
+
+
+@dataclass(frozen=True)
+class Best:
+    """A family's best point, and its metric by seed there."""
+
+    family: str
+    variant: str
+    guidance_scale: float
+    values: BySeed
+
+
+@dataclass(frozen=True)
+class Claim:
+    """statement: of the paper.  left, right: what is compared, told; left should be the smaller.  verdict: ours."""
+
+    statement: str
+    left: str
+    right: str
+    verdict: str
+
+
+def by_seed(records: Sequence[Record]) -> BySeed:
+    """One value a seed. Two records of one seed: ValueError."""
+    values = {r.seed: r.value for r in records}
+    require(len(values) == len(records), f"{len(records)} records of {len(values)} seeds; expected one a seed")
+    return values
+
+
+def spread(values: BySeed) -> str:
+    """mean ± standard deviation over seeds, with their number."""
+    numbers = list(values.values())
+    deviation = stdev(numbers) if len(numbers) > 1 else math.nan
+    return f"{fmean(numbers):.3g} ± {deviation:.2g}"
+
+
+def usual(records: Sequence[Record], **fields: object) -> list[Record]:
+    """Records under the linear schedule with every projection in place."""
+    return select(records, schedule="linear", project_ar=True, project_decoder=True, **fields)
+
+
+def best(records: Sequence[Record], family: str, metric: str = "frechet", **fields: object) -> Best:
+    """The point of lowest mean metric. A family without records: ValueError."""
+    mine = usual(records, family=family, metric=metric, **fields)
+    require(len(mine) > 0, f"there are no records of {metric} of {family!r}; expected some")
+    points = sorted({(r.variant, r.guidance_scale) for r in mine})
+    at = {point: by_seed(select(mine, variant=point[0], guidance_scale=point[1])) for point in points}
+    variant, scale = min(points, key=lambda point: fmean(at[point].values()))
+    return Best(family, variant, scale, at[variant, scale])
+
+
+def verdict(smaller: BySeed, larger: BySeed) -> str:
+    """confirmed, contradicted or undecided: is `smaller` below `larger` in every seed both have?"""
+    seeds = sorted(smaller.keys() & larger.keys())
+    require(len(seeds) > 0, f"seeds are {sorted(smaller)} and {sorted(larger)}; expected some in common")
+    signs = {smaller[seed] < larger[seed] for seed in seeds}
+    return {(True,): "confirmed", (False,): "contradicted"}.get(tuple(signs), "undecided")
+
+
+def claims(records: Sequence[Record], high: float, ablation: float) -> list[Claim]:
+    """Every statement that the records can speak to.
+
+    high: the guidance scale called high.  ablation: the one at which projections are left out.
+    """
+    return [*_order(records), *_degradation(records, high), *_sides(records, ablation), *_ablation(records)]
+
+
+NAMES = {
+    "power_spherical": "S",
+    "vmf": "vMF",
+    "gaussian": "G",
+    "fixed_variance": "F",
+    "normalized_gaussian": "N",
+    "vq": "VQ",
+    "decoder_normalized": "D",
+}
+
+
+def _order(records: Sequence[Record]) -> list[Claim]:
+    pairs = (
+        ("power_spherical", "normalized_gaussian", "S is below N, each at its best guidance"),
+        ("normalized_gaussian", "gaussian", "N is below G, each at its best guidance"),
+        ("power_spherical", "gaussian", "S is below G, each at its best guidance"),
+        ("gaussian", "fixed_variance", "F is no better than G, each at its best guidance"),
+    )
+    return [_compared(text, best(records, a), best(records, b)) for a, b, text in pairs]
+
+
+def _compared(statement: str, left: Best, right: Best) -> Claim:
+    told = [f"{side.variant} at {side.guidance_scale:g}: {spread(side.values)}" for side in (left, right)]
+    return Claim(statement, told[0], told[1], verdict(left.values, right.values))
+
+
+def degradation(records: Sequence[Record], family: str, high: float) -> BySeed:
+    """Frechet at the high guidance scale / at the best, of the best variant, seed by seed."""
+    top = best(records, family)
+    there = by_seed(usual(records, family=family, metric="frechet", variant=top.variant, guidance_scale=high))
+    return {seed: there[seed] / value for seed, value in top.values.items() if seed in there}
+
+
+def _degradation(records: Sequence[Record], high: float) -> list[Claim]:
+    out = []
+    for steady in ("power_spherical", "normalized_gaussian"):
+        for loose in ("gaussian", "fixed_variance"):
+            left, right = (degradation(records, family, high) for family in (steady, loose))
+            text = f"{NAMES[loose]} degrades faster than {NAMES[steady]}: Frechet at guidance {high:g} / at best"
+            out.append(Claim(text, spread(left), spread(right), verdict(left, right)))
+    return out
+
+
+def _sides(records: Sequence[Record], scale: float) -> list[Claim]:
+    out = []
+    for family in ("power_spherical", "normalized_gaussian"):
+        top = best(records, family).variant
+        here = {"family": family, "variant": top, "metric": "frechet", "schedule": "linear", "guidance_scale": scale}
+        without_decoder = by_seed(select(records, **here, project_ar=True, project_decoder=False))
+        without_ar = by_seed(select(records, **here, project_ar=False, project_decoder=True))
+        text = (
+            f"AR-side projection matters more than decoder-side: {top} at {scale:g}, decoder's left out / AR's left out"
+        )
+        told = spread(without_decoder), spread(without_ar)
+        out.append(Claim(text, *told, verdict(without_decoder, without_ar)))
+    return out
+
+
+def _ablation(records: Sequence[Record], kl_weight: float = 0.004) -> list[Claim]:
+    steps = (
+        ("decoder_normalized", "gaussian", "Normalising on the decoder's side helps"),
+        ("normalized_gaussian", "decoder_normalized", "Normalising on the AR side too helps more"),
+        ("power_spherical", "normalized_gaussian", "A spherical posterior helps beyond that"),
+    )
+    return [
+        _compared(f"{text} (KL weight {kl_weight:g})", *(best(records, f, kl_weight=kl_weight) for f in (a, b)))
+        for a, b, text in steps
+    ]
+
+
+def claims_table(rows: Sequence[Claim]) -> str:
+    """The claims as a Markdown table."""
+    head = "| statement of the paper | left | right | here |\n|---|---|---|---|\n"
+    return head + "".join(f"| {c.statement} | {c.left} | {c.right} | **{c.verdict}** |\n" for c in rows)
