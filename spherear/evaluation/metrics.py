@@ -4,6 +4,7 @@ Knows: feature vectors and class probabilities, in float64.  Does not know: imag
 """
 
 from dataclasses import dataclass
+from statistics import fmean
 
 import torch
 from jaxtyping import Float, Int
@@ -93,14 +94,19 @@ def _covered(points: Tensor, centres: Tensor, radii: Tensor) -> float:
     return float(torch.cat(inside).double().mean())
 
 
-def pairwise_diversity(features: Float[Tensor, "n f"], labels: Int[Tensor, " n"]) -> float:
-    """Mean distance between two different members of a class, averaged over classes of two or more."""
+def class_distances(features: Float[Tensor, "n f"], labels: Int[Tensor, " n"]) -> dict[int, float]:
+    """Mean distance between two different members of each class that has two or more."""
     x = _checked(features, at_least=2)
     require(len(x) == len(labels), f"there are {len(labels)} labels; expected {len(x)}, one a row")
-    groups = [x[labels == label] for label in labels.unique()]
-    means = [torch.pdist(group).mean() for group in groups if len(group) > 1]
+    groups = {int(label): x[labels == label] for label in labels.unique()}
+    return {label: float(torch.pdist(group).mean()) for label, group in groups.items() if len(group) > 1}
+
+
+def pairwise_diversity(features: Float[Tensor, "n f"], labels: Int[Tensor, " n"]) -> float:
+    """Mean distance between two different members of a class, averaged over classes of two or more."""
+    means = list(class_distances(features, labels).values())
     require(bool(means), "no class has two members; expected at least one that does")
-    return float(torch.stack(means).mean())
+    return fmean(means)
 
 
 def _checked(x: Tensor, at_least: int) -> Tensor:

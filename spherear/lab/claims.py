@@ -73,7 +73,9 @@ def verdict(smaller: BySeed, larger: BySeed) -> str:
     seeds = sorted(smaller.keys() & larger.keys())
     require(len(seeds) > 0, f"seeds are {sorted(smaller)} and {sorted(larger)}; expected some in common")
     signs = {smaller[seed] < larger[seed] for seed in seeds}
-    return {(True,): "confirmed", (False,): "contradicted"}.get(tuple(signs), "undecided")
+    if len(signs) == 2:
+        return "undecided"
+    return "confirmed" if signs == {True} else "contradicted"
 
 
 def claims(records: Sequence[Record], high: float, ablation: float) -> list[Claim]:

@@ -47,18 +47,25 @@ def run_jobs(jobs: Sequence[Job], at_once: int) -> Generator[Ended, None, None]:
                 running[_start(job)] = (job, time.monotonic())
             for process in [p for p in running if p.poll() is not None]:
                 job, began = running.pop(process)
+                _close(process)
                 yield Ended(job, process.returncode, _last_line(job.log), time.monotonic() - began)
             time.sleep(PAUSE)
     finally:
         for process in running:
             process.kill()
-            process.wait()
+            _close(process)
 
 
 def _start(job: Job) -> subprocess.Popen:
     job.log.parent.mkdir(parents=True, exist_ok=True)
     with job.log.open("ab") as log:
         return subprocess.Popen(job.command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT)
+
+
+def _close(process: subprocess.Popen) -> None:
+    """Wait for a process that has ended or will at once, and close its pipe."""
+    with process:
+        pass
 
 
 def _last_line(log: Path) -> str:
@@ -70,7 +77,8 @@ def end_with_parent() -> None:
     """End this process when the one at the other end of its standard input does, however that ended."""
 
     def wait() -> None:
-        sys.stdin.buffer.read()
+        while os.read(sys.stdin.fileno(), 1):  # not sys.stdin.read(), whose lock an exiting process would wait for
+            pass
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
