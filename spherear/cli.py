@@ -101,6 +101,8 @@ def study(
     _need("matplotlib")
     from spherear.lab.cell import GRID_FILE
     from spherear.lab.grids import grid_named
+    from spherear.lab.records import read_records
+    from spherear.lab.report import write_report
     from spherear.lab.study import RESULTS_FILE, open_study, run_study, waiting_cells, within_budget
 
     require(jobs >= 0, f"jobs is {jobs}; expected 0 or more")
@@ -120,7 +122,9 @@ def study(
                 bar.write(f"{ended.job.name} failed ({ended.last_line}); see {ended.job.log}", file=sys.stderr)
             else:
                 bar.write(f"{ended.job.name}: {ended.seconds:.0f} s", file=sys.stderr)
-    print(folder / RESULTS_FILE)
+    records = read_records(folder / RESULTS_FILE)
+    for path in (folder / RESULTS_FILE, *(write_report(records, folder / "figures") if records else ())):
+        print(path)
     return 1 if failed else 0
 
 

@@ -79,11 +79,16 @@ def verdict(smaller: BySeed, larger: BySeed) -> str:
 
 
 def claims(records: Sequence[Record], high: float, ablation: float) -> list[Claim]:
-    """Every statement that the records can speak to.
+    """Every statement that the records can speak to: those whose families and points were measured.
 
     high: the guidance scale called high.  ablation: the one at which projections are left out.
     """
     return [*_order(records), *_degradation(records, high), *_sides(records, ablation), *_ablation(records)]
+
+
+def has(records: Sequence[Record], *families: str, **fields: object) -> bool:
+    """Whether each of the families was measured there."""
+    return all(select(records, family=family, metric="frechet", **fields) for family in families)
 
 
 NAMES = {
@@ -104,7 +109,7 @@ def _order(records: Sequence[Record]) -> list[Claim]:
         ("power_spherical", "gaussian", "S is below G, each at its best guidance"),
         ("gaussian", "fixed_variance", "F is no better than G, each at its best guidance"),
     )
-    return [_compared(text, best(records, a), best(records, b)) for a, b, text in pairs]
+    return [_compared(text, best(records, a), best(records, b)) for a, b, text in pairs if has(records, a, b)]
 
 
 def _compared(statement: str, left: Best, right: Best) -> Claim:
@@ -123,6 +128,8 @@ def _degradation(records: Sequence[Record], high: float) -> list[Claim]:
     out = []
     for steady in ("power_spherical", "normalized_gaussian"):
         for loose in ("gaussian", "fixed_variance"):
+            if not has(records, steady, loose, guidance_scale=high):
+                continue
             left, right = (degradation(records, family, high) for family in (steady, loose))
             text = f"{NAMES[loose]} degrades faster than {NAMES[steady]}: Frechet at guidance {high:g} / at best"
             out.append(Claim(text, spread(left), spread(right), verdict(left, right)))
@@ -132,6 +139,8 @@ def _degradation(records: Sequence[Record], high: float) -> list[Claim]:
 def _sides(records: Sequence[Record], scale: float) -> list[Claim]:
     out = []
     for family in ("power_spherical", "normalized_gaussian"):
+        if not has(records, family, guidance_scale=scale, project_ar=False):
+            continue
         top = best(records, family).variant
         here = {"family": family, "variant": top, "metric": "frechet", "schedule": "linear", "guidance_scale": scale}
         without_decoder = by_seed(select(records, **here, project_ar=True, project_decoder=False))
@@ -153,6 +162,7 @@ def _ablation(records: Sequence[Record], kl_weight: float = 0.004) -> list[Claim
     return [
         _compared(f"{text} (KL weight {kl_weight:g})", *(best(records, f, kl_weight=kl_weight) for f in (a, b)))
         for a, b, text in steps
+        if has(records, a, b, kl_weight=kl_weight)
     ]
 
 

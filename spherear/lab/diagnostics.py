@@ -99,23 +99,6 @@ class EffectiveRank:
 
 
 @dataclass(frozen=True)
-class ErrorGrowth:
-    """What becomes of a perturbation of token `position`: root mean square change over the batch.
-
-    kind: radial, tangential or turning.  size: length of the perturbation.
-    latents: |change of the token handed on| by position, 0 before `position`.
-    pixels: change of a pixel of the image.
-    """
-
-    kind: str
-    position: int
-    size: float
-    projected: bool
-    latents: Float[Tensor, " tokens"]
-    pixels: float
-
-
-@dataclass(frozen=True)
 class ProjectionJacobian:
     """The derivative of the projection at z, by autograd, against (R/|z|) (I - u u^T), u = z/|z|.
 
