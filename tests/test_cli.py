@@ -7,11 +7,13 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 from PIL import Image
 
 from spherear import cli, train
+from spherear.lab.grids import GRIDS
 from spherear.models import VAE
 from spherear.models.files import read_json
 from spherear.sampling import Pipeline
@@ -194,3 +196,36 @@ def test_demo_learns_digits(tmp_path):
     assert rows[2.0]["recall"] > 0.5
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20  # GiB, where ru_maxrss is in KiB
     assert peak < 4
+
+
+@pytest.mark.slow
+def test_study_draws_what_it_measured_and_goes_on(tmp_path, monkeypatch, capfd):
+    tiny = replace(
+        GRIDS["quick"], variants=("S-04", "G-04"), seeds=(0,), vae_steps=2, ar_steps=2, images=40, solver_steps=2,
+        scales=(1.0, 3.0), ablation_scales=(),
+    )  # fmt: skip
+    monkeypatch.setitem(GRIDS, "quick", tiny)
+    monkeypatch.setattr(sys, "argv", ["spherear", "study", "quick"])
+    assert cli.main(["study", "quick", "--out", str(tmp_path)]) == 0
+    out, err = capfd.readouterr()
+    assert "S-04 seed 0: " in err
+    for name in ("results.jsonl", "figures/guidance.png", "figures/drift.png", "figures/claims.md"):
+        assert str(tmp_path / name) in out
+        assert (tmp_path / name).stat().st_size > 0
+    assert "S is below G" in (tmp_path / "figures" / "claims.md").read_text()
+    assert read_json(tmp_path / "grid.json")["command"] == "spherear study quick"
+    assert cli.main(["study", "quick", "--out", str(tmp_path), "--budget", "0.001"]) == 0  # goes on as it began
+    assert "seed 0: " not in capfd.readouterr().err
+    assert cli.main(["study", "full", "--out", str(tmp_path)]) == 2
+    assert "holds the study 'quick'; expected 'full'" in capfd.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_study_with_a_broken_cell_says_so(tmp_path, monkeypatch, capfd):
+    tiny = replace(GRIDS["quick"], variants=("S-04",), seeds=(0,), vae_steps=2, ar_steps=2, images=40)
+    monkeypatch.setitem(GRIDS, "quick", tiny)
+    broken = tmp_path / "S-04" / "seed-0" / "vae" / "run.json"
+    broken.parent.mkdir(parents=True)
+    broken.write_text("{}")
+    assert cli.main(["study", "quick", "--out", str(tmp_path)]) == 1
+    assert "S-04 seed 0 failed (ValueError:" in capfd.readouterr().err

@@ -257,7 +257,7 @@ def _checked(name: str, z: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "
     """z in float64; fewer than two images, or numbers that are not finite: ValueError."""
     require(len(z) >= 2, f"{name} are of {len(z)} images; expected at least 2")
     check_finite(name, z)
-    return z.double()
+    return z.detach().double()
 
 
 def _check_alike(a: Tensor, b: Tensor) -> None:

@@ -11,6 +11,8 @@ from pathlib import Path
 from spherear.models.config import Config
 from spherear.models.files import write_text
 
+RESULTS = Path(__file__).parent / "results" / "full.jsonl"
+
 
 @dataclass(frozen=True)
 class Record(Config):
@@ -55,6 +57,11 @@ def read_records(path: str | Path) -> list[Record]:
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path}, line {number} is not a record: {error}") from error
     return records
+
+
+def shipped_records() -> list[Record]:
+    """The records of the `full` study that come with the library: figures without training."""
+    return read_records(RESULTS)
 
 
 def write_records(path: str | Path, records: Iterable[Record]) -> None:

@@ -1,4 +1,4 @@
-"""The models that ship: finished cells of a study, in half precision, each with its log.
+"""What ships of a finished study: some of its models, in half precision, each with its log; and `full`'s records.
 
     python -m spherear.lab.ship runs/study/full
     python -m spherear.lab.ship runs/study/laws
@@ -14,6 +14,8 @@ import torch
 
 from spherear.lab.cell import GRID_FILE, cell_folder
 from spherear.lab.grids import Grid, Variant
+from spherear.lab.records import RESULTS, read_records, write_records
+from spherear.lab.study import RESULTS_FILE
 from spherear.models.config import require
 from spherear.models.files import read_json, write_text
 from spherear.models.pretrained import SHIPPED
@@ -45,7 +47,7 @@ def _ship(study: Path, grid: Grid, variant: str, command: str, out: Path) -> Pat
     source, target = cell_folder(study, variant, SEED), out / name_of(grid, variant)
     Pipeline.from_pretrained(source).save_pretrained(target, torch.float16)
     for part in ("vae", "ar"):
-        write_text(target / part / "train.log", _log(source / part, f"{command}  # cell {variant}, seed {SEED}"))
+        write_text(target / part / "model.log", _log(source / part, f"{command}  # cell {variant}, seed {SEED}"))
     return target
 
 
@@ -57,6 +59,13 @@ def _log(run: Path, command: str) -> str:
     return "\n".join([f"command: {command}", f"recipe: {recipe}", *lines[::-every][::-1]]) + "\n"
 
 
-if __name__ == "__main__":
-    for folder in ship(Path(sys.argv[1])):
+def main(study: str) -> None:
+    """Ship a study's models, and its records if it is the full one."""
+    for folder in ship(Path(study)):
         print(folder)
+    if Grid.from_dict(read_json(Path(study) / GRID_FILE)["grid"]).name == "full":
+        write_records(RESULTS, read_records(Path(study) / RESULTS_FILE))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -36,7 +36,7 @@ THREE = ("#0072B2", "#D55E00", "#009E73")  # for three of anything
 GREY = "#999999"
 
 
-def new_figure(width: float, height: float) -> Figure:
+def new_figure(width: float | int, height: float | int) -> Figure:
     """A figure of that many inches, with a canvas of its own: no pyplot, no global state."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
