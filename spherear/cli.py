@@ -81,7 +81,7 @@ def demo(
 
 
 def study(
-    grid: tyro.conf.Positional[Literal["quick", "full", "laws"]] = "quick",
+    grid: tyro.conf.Positional[Literal["quick", "full", "shapes", "laws"]] = "quick",
     out: Path | None = None,
     jobs: int = 0,
     budget: float | None = None,
@@ -91,8 +91,8 @@ def study(
     The same command goes on where it stopped: finished cells are kept, others resume from their checkpoints.
 
     Args:
-        grid: quick (two seeds, minutes), full (all families and strengths, three seeds, an hour or two) or
-            laws (tokens of three numbers, to be looked at).
+        grid: quick (digits, two seeds, minutes), full (digits, all families and strengths, three seeds, an hour
+            or two), shapes (as full, on shapes; wants a GPU) or laws (tokens of three numbers, to be looked at).
         out: The study's folder; runs/study/<grid> by default.
         jobs: Cells at once; 0: one a core.
         budget: Minutes to aim at: training and images are scaled down, equally in every cell. Kept with the

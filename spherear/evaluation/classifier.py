@@ -1,13 +1,15 @@
-"""A small digits classifier: the offline judge, and the feature network where Inception is out of place.
+"""Small classifiers: the offline judges, and the feature networks where Inception is out of place.
 
-Knows: digits of any size.  Does not know: where they come from.
+Knows: what a data set's images look like to its judge.  Does not know: where the images come from.
 
-    python -m spherear.evaluation.classifier
+    python -m spherear.evaluation.classifier --data digits
+    python -m spherear.evaluation.classifier --data shapes
 
-trains it on the `digits` training split and writes the weights and the log that stand beside this file.
+train them on the training splits and write the weights and the logs that stand beside this file.
 """
 
 import sys
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
@@ -16,48 +18,75 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from spherear.models.config import require
+from spherear.models.config import one_of, require
 from spherear.models.files import read_tensors, write_tensors, write_text
 from spherear.models.pretrained import load_weights
 
-SIZE = 16  # pixels the network works at
-SIZES = (8, 16, 32)  # pixels it is shown
-WEIGHTS = "digits_classifier.safetensors"
-LOG = "digits_classifier.log"
+LIMIT = 10_000  # images of a training split that are used
 
 
-class DigitsClassifier(nn.Module):
-    """Images (n, 3, s, s) in [-1, 1], s >= 8 -> logits (n, 10); `features` are the 64 numbers before."""
+@dataclass(frozen=True)
+class View:
+    """How a classifier sees the images of a data set.
 
-    def __init__(self) -> None:
+    channels: 1 looks at grey alone.  native: pixels images are averaged down to.  size: pixels the network
+    works at.  shown: pixels of the images it is trained on.  pools: halvings inside.
+    """
+
+    channels: int
+    native: int
+    size: int
+    shown: tuple[int, ...]
+    pools: int
+
+
+VIEWS = {
+    "digits": View(channels=1, native=8, size=16, shown=(8, 16, 32), pools=2),
+    "shapes": View(channels=3, native=32, size=32, shown=(32,), pools=3),
+}
+
+
+class Classifier(nn.Module):
+    """Images (n, 3, s, s) in [-1, 1], s at least `view.native` -> logits (n, 10); `features` are 64 numbers before."""
+
+    def __init__(self, view: View) -> None:
         super().__init__()
+        self.view = view
         self.convolutions = nn.Sequential(
-            nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Conv2d(view.channels, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2),
             nn.Conv2d(16, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(), nn.MaxPool2d(2),
-            nn.Conv2d(32, 64, 3, padding=1), nn.BatchNorm2d(64), nn.ReLU(), nn.Flatten(),
+            nn.Conv2d(32, 64, 3, padding=1), nn.BatchNorm2d(64), nn.ReLU(),
+            *(nn.MaxPool2d(2) for _ in range(view.pools - 2)), nn.Flatten(),
         )  # fmt: skip
-        self.embed = nn.Linear(64 * (SIZE // 4) ** 2, 64)
+        self.embed = nn.Linear(64 * (view.size // 2**view.pools) ** 2, 64)
         self.classify = nn.Linear(64, 10)
 
     def features(self, images: Float[Tensor, "n 3 size size"]) -> Float[Tensor, "n 64"]:
         """What the last layer sees."""
+        view = self.view
         require(
-            images.ndim == 4 and images.shape[1] == 3 and min(images.shape[2:]) >= 8,
-            f"images have shape {tuple(images.shape)}; expected (n, 3, s, s) with s at least 8",
+            images.ndim == 4 and images.shape[1] == 3 and min(images.shape[2:]) >= view.native,
+            f"images have shape {tuple(images.shape)}; expected (n, 3, s, s) with s at least {view.native}",
         )
-        grey = images.float().mean(dim=1, keepdim=True)  # (n, 1, s, s)
-        native = F.interpolate(grey, (8, 8), mode="area")  # about what it was before it was resized
-        x = F.interpolate(native, (SIZE, SIZE), mode="bilinear", align_corners=False)
+        x = images.float()
+        if view.channels == 1:
+            x = x.mean(dim=1, keepdim=True)  # (n, 1, s, s)
+        x = F.interpolate(x, (view.native, view.native), mode="area")  # about what it was before it was resized
+        x = F.interpolate(x, (view.size, view.size), mode="bilinear", align_corners=False)
         return F.relu(self.embed(self.convolutions(x)))
 
     def forward(self, images: Float[Tensor, "n 3 size size"]) -> Float[Tensor, "n 10"]:
         return self.classify(self.features(images))
 
 
-def load_digits_classifier(path: Path | None = None) -> DigitsClassifier:
-    """The classifier with the weights that ship with the library (or those at `path`), in eval mode."""
-    source = path or Path(str(files("spherear.evaluation") / WEIGHTS))
-    model = DigitsClassifier()
+def load_classifier(data: str = "digits", path: Path | None = None) -> Classifier:
+    """The classifier of a data set with the weights that ship with the library (or those at `path`), in eval mode.
+
+    Data without one: ValueError with those that have.
+    """
+    one_of("data", data, VIEWS)
+    source = path or Path(str(files("spherear.evaluation") / f"{data}_classifier.safetensors"))
+    model = Classifier(VIEWS[data])
     weights, _ = read_tensors(source)
     load_weights(model, weights, str(source))
     return model.eval()
@@ -76,8 +105,8 @@ def augment(images: Float[Tensor, "n 3 s s"], generator: torch.Generator) -> Flo
 
 
 def train_classifier(
-    versions: list[Tensor], labels: Int[Tensor, " n"], seed: int = 0, epochs: int = 60
-) -> tuple[DigitsClassifier, list[float]]:
+    view: View, versions: list[Tensor], labels: Int[Tensor, " n"], seed: int = 0, epochs: int = 60
+) -> tuple[Classifier, list[float]]:
     """Train on augmented images -> (classifier in eval mode, mean loss of every epoch).
 
     versions: the same images, (n, 3, s, s), at one or more sizes s; each batch takes one of them by chance.
@@ -85,7 +114,7 @@ def train_classifier(
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = DigitsClassifier()
+        model = Classifier(view)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
     losses = []
@@ -105,35 +134,39 @@ def train_classifier(
 
 
 @torch.no_grad()
-def accuracy(model: DigitsClassifier, images: Float[Tensor, "n 3 s s"], labels: Int[Tensor, " n"]) -> float:
+def accuracy(model: Classifier, images: Float[Tensor, "n 3 s s"], labels: Int[Tensor, " n"]) -> float:
     """The share of images recognised."""
     return float((model(images).argmax(dim=1) == labels).double().mean())
 
 
-def main(out: Path = Path(__file__).parent, seed: int = 0, epochs: int = 60) -> None:
-    """Train the digits classifier on the training split; write weights and log.
+def main(data: str = "digits", out: Path = Path(__file__).parent, seed: int = 0, epochs: int = 60) -> None:
+    """Train a data set's classifier on its training split; write weights and log.
 
     Args:
+        data: digits or shapes.
         out: Folder to write to; by default where the library reads them.
         seed: Of weights, order and augmentation.
-        epochs: Passes over the training split.
+        epochs: Passes over the training images.
     """
     from spherear.training.data import load_data
 
-    train = [load_data("digits", size) for size in SIZES]
-    everything = torch.arange(len(train[0]))
-    versions = [data.batch(everything)[0] for data in train]
-    model, losses = train_classifier(versions, train[0].batch(everything)[1], seed, epochs)
-    test = load_data("digits:test", SIZE)
-    score = accuracy(model, *test.batch(torch.arange(len(test))))
+    one_of("data", data, VIEWS)
+    view = VIEWS[data]
+    train = [load_data(data, size) for size in view.shown]
+    indices = torch.arange(min(LIMIT, len(train[0])))
+    versions = [source.batch(indices)[0] for source in train]
+    model, losses = train_classifier(view, versions, train[0].batch(indices)[1], seed, epochs)
+    test = load_data(f"{data}:test", view.size)
+    held_out = torch.arange(min(2000, len(test)))
+    score = accuracy(model, *test.batch(held_out))
     log = (
-        f"command: python -m spherear.evaluation.classifier --seed {seed} --epochs {epochs}\n"
-        f"torch {torch.__version__}, {len(everything)} training images\n"
+        f"command: python -m spherear.evaluation.classifier --data {data} --seed {seed} --epochs {epochs}\n"
+        f"torch {torch.__version__}, {len(indices)} training images\n"
         + "".join(f"epoch {i + 1}: loss {losses[i]:.4f}\n" for i in range(0, epochs, max(1, epochs // 8)))
-        + f"held-out accuracy: {score:.4f} of {len(test)} images\n"
+        + f"held-out accuracy: {score:.4f} of {len(held_out)} images\n"
     )
-    write_tensors(out / WEIGHTS, model.state_dict(), {"seed": str(seed)})
-    write_text(out / LOG, log)
+    write_tensors(out / f"{data}_classifier.safetensors", model.state_dict(), {"seed": str(seed)})
+    write_text(out / f"{data}_classifier.log", log)
     print(log, end="")
 
 

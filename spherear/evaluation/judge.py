@@ -1,6 +1,6 @@
-"""A judgement of generated digits: are they what was asked for, and are they as varied as real ones?
+"""A judgement of generated images: are they what was asked for, and are they as varied as real ones?
 
-Knows: the digits classifier and the metrics.  Does not know: what made the images.
+Knows: a classifier and the metrics.  Does not know: what made the images.
 """
 
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from spherear.evaluation.classifier import DigitsClassifier, load_digits_classifier
+from spherear.evaluation.classifier import Classifier
 from spherear.evaluation.metrics import frechet_distance, pairwise_diversity, precision_recall
 
 
@@ -26,15 +26,14 @@ class Judgement:
 
 
 @torch.no_grad()
-def judge_digits(
+def judge(
     images: Float[Tensor, "n 3 size size"],
     labels: Int[Tensor, " n"],
     real_images: Float[Tensor, "m 3 size size"],
     real_labels: Int[Tensor, " m"],
-    classifier: DigitsClassifier | None = None,
+    classifier: Classifier,
 ) -> Judgement:
-    """Judge images asked for as `labels` against real digits; the classifier saw real training digits alone."""
-    classifier = classifier or load_digits_classifier()
+    """Judge images asked for as `labels` against real ones; a classifier saw real training images alone."""
     images, labels = images.cpu(), labels.cpu()
     recognised = classifier(images).argmax(dim=1) == labels
     ours, real = classifier.features(images), classifier.features(real_images)

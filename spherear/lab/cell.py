@@ -24,8 +24,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from spherear.evaluation.classifier import load_digits_classifier
-from spherear.evaluation.judge import judge_digits
+from spherear.evaluation.classifier import Classifier, load_classifier
+from spherear.evaluation.judge import Judgement, judge
 from spherear.evaluation.metrics import inception_score
 from spherear.lab.diagnostics import compare_norms, effective_rank, prediction_error, radial_share, variance_ratio
 from spherear.lab.grids import Grid, Point, Variant
@@ -52,17 +52,22 @@ def cell_folder(folder: Path, variant: str, seed: int) -> Path:
 
 @dataclass(frozen=True)
 class Reference:
-    """Held-out images, what every cell is measured against."""
+    """Held-out images and their judge: what every cell is measured against."""
 
     images: Float[Tensor, "n 3 size size"]
     labels: Int[Tensor, " n"]
+    classifier: Classifier
 
     @classmethod
     def of(cls, grid: Grid) -> "Reference":
-        """The test split of the preset's data set, up to 2,000 images."""
-        sizes = preset(grid.preset)
-        data = load_data(f"{course(grid.preset).data}:test", sizes.vae.image_size)
-        return cls(*data.batch(torch.arange(min(2000, len(data)))))
+        """The test split of the preset's data set, up to 2,000 images, and the classifier of that data set."""
+        name = course(grid.preset).data
+        data = load_data(f"{name}:test", preset(grid.preset).vae.image_size)
+        return cls(*data.batch(torch.arange(min(2000, len(data)))), load_classifier(name))
+
+    def judge(self, images: Float[Tensor, "n 3 size size"], labels: Int[Tensor, " n"]) -> Judgement:
+        """Images asked for as `labels`, against these."""
+        return judge(images, labels, self.images, self.labels, self.classifier)
 
 
 def sizes_of(grid: Grid, variant: Variant) -> Preset:
@@ -125,7 +130,7 @@ def measure_vae(vae: VAE, real: Reference, seed: int) -> dict[str, float]:
     device = vae.quant_proj.weight.device
     latent = vae.encode(real.images.to(device), keyed_generator(seed, 2, device))
     images = vae.decode(latent.sample).float().cpu()
-    judged = judge_digits(images, real.labels, real.images, real.labels)
+    judged = real.judge(images, real.labels)
     return {
         "reconstruction_l1": float((images - real.images).abs().mean()),
         "reconstruction_frechet": judged.frechet,
@@ -159,13 +164,12 @@ def measure_point(
     raw = torch.stack([step.raw for step in steps], dim=1)  # (images, tokens, dim)
     tokens = torch.stack([step.token for step in steps], dim=1)
     images = pipeline.images(pipeline.vae.project(raw) if point.project_decoder else raw).cpu()
-    classifier = load_digits_classifier()
-    judged = judge_digits(images, labels, real.images, real.labels, classifier)
+    judged = real.judge(images, labels)
     norms = compare_norms(raw.cpu(), latents)
     last = math.ceil(len(norms.relative) / 4)
     return {
         **asdict(judged),
-        "inception_score": inception_score(classifier(images).softmax(dim=-1)),
+        "inception_score": inception_score(real.classifier(images).softmax(dim=-1)),
         "norm_change_late": float(norms.relative[-last:].mean()),
         "norm_change": float(norms.relative.mean()),
         "variance_ratio": variance_ratio(tokens.cpu(), latents).total,

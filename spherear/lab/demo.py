@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from spherear.evaluation.judge import Judgement, judge_digits
+from spherear.evaluation.classifier import load_classifier
+from spherear.evaluation.judge import Judgement, judge
 from spherear.lab.plots import sheets_figure
 from spherear.models.files import atomic_path, write_json
 from spherear.models.presets import preset
@@ -69,10 +70,11 @@ def sample_and_judge(pipeline: Pipeline, scales: tuple[float, ...], seed: int) -
     The judge compares with held-out digits, which no model here was trained on.
     """
     real, real_labels = held_out(pipeline.vae.config.image_size)
+    classifier = load_classifier("digits")
     for scale in scales:
         settings = SamplingSettings(guidance_scale=scale)
         images = pipeline.sample(LABELS, settings, seeds=seed).cpu()
-        yield Sheet(scale, images, judge_digits(images, LABELS, real, real_labels))
+        yield Sheet(scale, images, judge(images, LABELS, real, real_labels, classifier))
 
 
 def held_out(image_size: int) -> tuple[Tensor, Tensor]:

@@ -123,6 +123,13 @@ GRIDS = {
         seeds=(0, 1, 2), vae_steps=600, ar_steps=1000, images=500, solver_steps=25,
         scales=(1.0, 2.0, 3.0, 4.5, 8.0, 12.0), constant_scales=(2.0, 4.5), ablation_scales=(2.0, 4.5, 8.0),
     ),
+    "shapes": Grid(
+        "shapes", "shapes",
+        ("S-04", "G-04", "N-04", "F-02", "D-04", "vMF-04", "VQ-256",
+         "S-01", "G-01", "N-01", "F-01", "S-16", "G-16", "N-16", "F-05"),
+        seeds=(0, 1, 2), vae_steps=20_000, ar_steps=60_000, images=2000, solver_steps=100,
+        scales=(1.0, 2.0, 3.0, 4.5, 8.0, 12.0), constant_scales=(2.0, 4.5), ablation_scales=(2.0, 4.5, 8.0),
+    ),
     "laws": Grid(
         "laws", "digits3", ("S-04", "G-04", "VQ-3"), seeds=(0,), vae_steps=600, ar_steps=1000, images=100,
         solver_steps=25, scales=(1.0, 2.0),

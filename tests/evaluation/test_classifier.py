@@ -1,4 +1,4 @@
-"""The digits classifier that ships with the library, and the judgement built on it."""
+"""The classifiers that ship with the library, and the judgement built on them."""
 
 import re
 from importlib.resources import files
@@ -8,13 +8,14 @@ import torch
 from torch.testing import assert_close
 
 from spherear.evaluation.classifier import (
-    DigitsClassifier,
+    VIEWS,
+    Classifier,
     accuracy,
-    load_digits_classifier,
+    load_classifier,
     main,
     train_classifier,
 )
-from spherear.evaluation.judge import judge_digits
+from spherear.evaluation.judge import judge
 from spherear.evaluation.metrics import pairwise_diversity
 from spherear.training.data import load_data
 
@@ -26,7 +27,7 @@ def held_out(size):
 
 @pytest.fixture(scope="module")
 def classifier():
-    return load_digits_classifier()
+    return load_classifier()
 
 
 @pytest.mark.parametrize("size", [8, 16, 32, 64])
@@ -34,11 +35,20 @@ def test_held_out_accuracy(classifier, size):
     assert accuracy(classifier, *held_out(size)) >= 0.97
 
 
-def test_the_log_beside_the_weights_says_what_they_do(classifier):
-    log = (files("spherear.evaluation") / "digits_classifier.log").read_text()
-    assert "python -m spherear.evaluation.classifier" in log
+@pytest.mark.parametrize("name", sorted(VIEWS))
+def test_the_log_beside_the_weights_says_what_they_do(name):
+    log = (files("spherear.evaluation") / f"{name}_classifier.log").read_text()
+    assert f"python -m spherear.evaluation.classifier --data {name}" in log
     logged = float(re.search(r"held-out accuracy: ([\d.]+)", log)[1])
-    assert_close(accuracy(classifier, *held_out(16)), logged, atol=0.003, rtol=0)
+    assert logged >= 0.97
+    data = load_data(f"{name}:test", VIEWS[name].size)
+    images = data.batch(torch.arange(min(500, len(data))))
+    assert_close(accuracy(load_classifier(name), *images), logged, atol=0.02, rtol=0)
+
+
+def test_data_without_a_classifier():
+    with pytest.raises(ValueError, match="data is 'faces'; expected one of 'digits', 'shapes'"):
+        load_classifier("faces")
 
 
 def test_what_it_sees_hardly_depends_on_the_size(classifier):
@@ -54,8 +64,8 @@ def test_what_it_sees_hardly_depends_on_the_size(classifier):
 def test_training_learns_and_depends_on_the_seed_alone():
     data = load_data("digits", 16)
     images, labels = data.batch(torch.arange(600))
-    model, losses = train_classifier([images], labels, seed=1, epochs=3)
-    again, _ = train_classifier([images], labels, seed=1, epochs=3)
+    model, losses = train_classifier(VIEWS["digits"], [images], labels, seed=1, epochs=3)
+    again, _ = train_classifier(VIEWS["digits"], [images], labels, seed=1, epochs=3)
     assert losses[-1] < 0.7 * losses[0]
     assert accuracy(model, *held_out(16)) > 0.6
     for a, b in zip(model.parameters(), again.parameters(), strict=True):
@@ -63,14 +73,14 @@ def test_training_learns_and_depends_on_the_seed_alone():
 
 
 def test_the_command_writes_weights_and_log(tmp_path, capsys):
-    main(tmp_path, seed=2, epochs=1)
+    main(out=tmp_path, seed=2, epochs=1)
     assert "held-out accuracy" in capsys.readouterr().out
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "digits_classifier.log",
         "digits_classifier.safetensors",
     ]
-    loaded = load_digits_classifier(tmp_path / "digits_classifier.safetensors")
-    assert isinstance(loaded, DigitsClassifier)
+    loaded = load_classifier("digits", tmp_path / "digits_classifier.safetensors")
+    assert isinstance(loaded, Classifier)
 
 
 @pytest.mark.parametrize("shape", [(2, 1, 16, 16), (2, 3, 4, 4), (3, 16, 16)])
@@ -84,15 +94,15 @@ def test_judgement_of_real_digits_of_noise_and_of_one_digit(classifier):
     train = load_data("digits", 16)
     images, labels = train.batch(torch.arange(400))
     real = held_out(16)
-    good = judge_digits(images, labels, *real, classifier)
+    good = judge(images, labels, *real, classifier)
     assert good.accuracy > 0.97
     assert min(good.precision, good.recall) > 0.7
     assert 0.9 < good.diversity < 1.1
-    noise = judge_digits(torch.rand(400, 3, 16, 16) * 2 - 1, labels, *real, classifier)
+    noise = judge(torch.rand(400, 3, 16, 16) * 2 - 1, labels, *real, classifier)
     assert noise.accuracy < 0.3
     assert noise.frechet > 5 * good.frechet
     first = torch.stack([images[labels == label][0] for label in labels])
-    collapsed = judge_digits(first, labels, *real, classifier)
+    collapsed = judge(first, labels, *real, classifier)
     assert collapsed.accuracy == 1.0
     assert collapsed.diversity < 1e-3
     assert collapsed.recall < 0.5 * good.recall

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from spherear.evaluation.judge import judge_digits
 from spherear.lab.cell import GRID_FILE, Reference, cell_folder
 from spherear.lab.gallery import FIGURES
 from spherear.lab.gallery import main as draw
@@ -41,7 +40,7 @@ def test_models_draw_the_digits_asked_for(name):
     pipeline, labels = Pipeline.from_pretrained(name), torch.arange(100) % 10
     real = Reference.of(GRIDS["full"])
     images = pipeline.sample(labels, SamplingSettings(guidance_scale=2.0, steps=25))
-    assert judge_digits(images, labels, real.images, real.labels).accuracy >= 0.9
+    assert real.judge(images, labels).accuracy >= 0.9
 
 
 def test_records_are_those_of_the_full_grid():
@@ -60,7 +59,7 @@ def test_a_shipped_model_is_the_one_of_its_records():
     images = Pipeline.from_pretrained("digits-power_spherical").sample(
         labels, SamplingSettings(guidance_scale=2.0, steps=grid.solver_steps)
     )
-    ours = judge_digits(images, labels, real.images, real.labels)
+    ours = real.judge(images, labels)
     at = {"variant": "S-04", "seed": 0, "guidance_scale": 2.0, "schedule": "linear"}
     at |= {"project_ar": True, "project_decoder": True}
     filed = {r.metric: r.value for r in select(shipped_records(), **at)}

@@ -13,7 +13,6 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from spherear.evaluation.judge import judge_digits
 from spherear.lab.cell import CELL_FILE, Reference, cell_folder, sizes_of
 from spherear.lab.grids import FAMILIES, GRIDS, Grid, Point, Variant, grid_named
 from spherear.lab.jobs import Job, run_jobs
@@ -181,7 +180,7 @@ def test_a_record_is_what_python_measures(study):
     labels = torch.arange(40) % 10
     images = pipeline.sample(labels, SamplingSettings(guidance_scale=3.0, steps=2), seeds=0)
     real = Reference.of(TINY)
-    expected = judge_digits(images, labels, real.images, real.labels)
+    expected = real.judge(images, labels)
     at = {"variant": "S-04", "guidance_scale": 3.0, "project_ar": True, "project_decoder": True}
     records = {r.metric: r.value for r in select(read_records(study / RESULTS_FILE), **at)}
     assert_close(records["frechet"], expected.frechet, rtol=1e-4, atol=0)
