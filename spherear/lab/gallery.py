@@ -73,9 +73,9 @@ def overview_of_a_seven() -> Figure:
 
 
 def tokens_in_space() -> Figure:
-    """The three models whose tokens have three numbers."""
+    """The three models whose tokens have three numbers; images of a 2."""
     discrete, gaussian, sphere = (shipped(family, "digits3") for family in ("vq", "gaussian", "power_spherical"))
-    return token_laws_figure(token_laws(discrete, gaussian, sphere, (1, 6, 9)))
+    return token_laws_figure(token_laws(discrete, gaussian, sphere, (1, 6, 9), label=2))
 
 
 def collapse() -> Figure:

@@ -36,10 +36,11 @@ def token_laws(
     gaussian: Pipeline,
     sphere: Pipeline,
     positions: Sequence[int],
+    label: int,
     images: int = 200,
     steps: int = 25,
 ) -> TokenLaws:
-    """Draw `images` images of labels in turn with each model, unguided; keep the tokens at `positions`.
+    """Draw `images` images of one label with each model, unguided; keep the tokens at `positions`.
 
     A model whose tokens have another number of numbers (or codes) than 3: ValueError.
     """
@@ -48,7 +49,7 @@ def token_laws(
     for pipeline in (gaussian, sphere):
         dim = pipeline.ar.config.latent_dim
         require(dim == 3, f"tokens of {pipeline.vae.config.bottleneck} have {dim} numbers; expected 3")
-    labels = torch.arange(images) % 10
+    labels = torch.full((images,), label)
     settings = SamplingSettings(guidance_scale=1.0, steps=steps)
     clouds = [trace(p.steps(labels, settings)).tokens[:, list(positions)].transpose(0, 1) for p in (gaussian, sphere)]
     return TokenLaws(tuple(positions), _probabilities(discrete, labels, settings)[list(positions)], *clouds)

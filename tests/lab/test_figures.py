@@ -234,13 +234,13 @@ def test_direction_laws_figure():
 
 def test_token_laws_of_the_models_that_ship():
     models = [Pipeline.from_pretrained(f"digits3-{name}") for name in ("vq", "gaussian", "power_spherical")]
-    laws = token_laws(*models, positions=(0, 7, 15), images=20, steps=3)
+    laws = token_laws(*models, positions=(0, 7, 15), label=3, images=20, steps=3)
     assert laws.discrete.shape == laws.gaussian.shape == laws.sphere.shape == (3, 20, 3)
     assert_close(laws.discrete.sum(-1), torch.ones(3, 20), atol=1e-5, rtol=0)
     assert_close(laws.sphere.norm(dim=-1), torch.full((3, 20), math.sqrt(3)), atol=1e-5, rtol=0)
     assert laws.gaussian.norm(dim=-1).std() > 0.1
     with pytest.raises(ValueError, match="the discrete model has 0 codes; expected 3"):
-        token_laws(models[1], models[1], models[2], positions=(0,))
+        token_laws(models[1], models[1], models[2], positions=(0,), label=3)
 
 
 def test_token_laws_figures():
