@@ -104,12 +104,9 @@ def test_the_readmes_tree_is_the_tree():
     assert {p for p in listed if p.suffix == ".py"} == modules
 
 
-def test_the_readmes_python_runs(tmp_path, tiny_vae, tiny_ar):
-    """The example as it is written, with a small pipeline in the place of the demonstration's."""
-    from spherear.sampling import Pipeline
-
+def test_the_readmes_python_runs(tmp_path):
+    """The example as it is written."""
     example = re.search(r"```python\n(.*?)```", README, re.DOTALL)[1]
-    Pipeline(tiny_vae, tiny_ar).save_pretrained(tmp_path / "runs" / "demo")
     done = subprocess.run([sys.executable, "-c", example], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert len(example.strip().splitlines()) <= 12

@@ -13,6 +13,7 @@ from spherear.sampling.draw import guide
 from spherear.sampling.pixels import save_png, tile
 from spherear.sphere.geometry import project
 from tests.conftest import TINY_AR, randomise
+from tests.reference_decoder import reference_decode
 
 LABELS = torch.tensor([3, 7, 0])
 SEEDS = [5, 6, 7]
@@ -216,3 +217,11 @@ def test_sheets(tmp_path):
         assert picture.size == (21, 21)
     with pytest.raises(ValueError, match="expected at least 1"):
         tile(images, columns=0)
+
+
+@pytest.mark.parametrize("scale", [3.0, 8.0])
+def test_decode_equals_the_plain_reference(tiny_ar, scale):
+    """Everything that is hoisted, cached or shared changes nothing: against the loop written straight down."""
+    ar, settings = tiny_ar.double(), SamplingSettings(guidance_scale=scale, steps=5)
+    expected = reference_decode(ar, LABELS, settings, seeded_noise(SEEDS), 2.0)
+    assert_close(tokens_of(run(ar, settings=settings)), expected, atol=1e-9, rtol=0)
