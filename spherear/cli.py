@@ -94,7 +94,7 @@ def study(
         grid: quick (digits, two seeds, minutes), full (digits, all families and strengths, three seeds, an hour
             or two), shapes (as full, on shapes; wants a GPU) or laws (tokens of three numbers, to be looked at).
         out: The study's folder; runs/study/<grid> by default.
-        jobs: Cells at once; 0: one a core.
+        jobs: Cells at once; 0: one a core, or one where there is a GPU.
         budget: Minutes to aim at: training and images are scaled down, equally in every cell. Kept with the
             study: a study that has begun goes on as it began.
     """
@@ -107,7 +107,7 @@ def study(
 
     require(jobs >= 0, f"jobs is {jobs}; expected 0 or more")
     folder, cores = out or Path("runs/study") / grid, os.cpu_count() or 1
-    at_once = jobs or cores
+    at_once = jobs or (1 if torch.cuda.is_available() else cores)
     threads = max(1, cores // at_once)
     plan = grid_named(grid)
     if budget is not None and not (folder / GRID_FILE).exists():

@@ -83,12 +83,18 @@ def claims(records: Sequence[Record], high: float, ablation: float) -> list[Clai
 
     high: the guidance scale called high.  ablation: the one at which projections are left out.
     """
-    return [*_order(records), *_degradation(records, high), *_sides(records, ablation), *_ablation(records)]
+    return [
+        *_order(records),
+        *_degradation(records, high),
+        *_drift(records, high),
+        *_sides(records, ablation),
+        *_ablation(records),
+    ]
 
 
-def has(records: Sequence[Record], *families: str, **fields: object) -> bool:
+def has(records: Sequence[Record], *families: str, metric: str = "frechet", **fields: object) -> bool:
     """Whether each of the families was measured there."""
-    return all(select(records, family=family, metric="frechet", **fields) for family in families)
+    return all(select(records, family=family, metric=metric, **fields) for family in families)
 
 
 NAMES = {
@@ -133,6 +139,24 @@ def _degradation(records: Sequence[Record], high: float) -> list[Claim]:
             left, right = (degradation(records, family, high) for family in (steady, loose))
             text = f"{NAMES[loose]} degrades faster than {NAMES[steady]}: Frechet at guidance {high:g} / at best"
             out.append(Claim(text, spread(left), spread(right), verdict(left, right)))
+    return out
+
+
+def drift(records: Sequence[Record], family: str, high: float) -> BySeed:
+    """|mean length of the last quarter of raw tokens / that of real ones - 1| at the high scale, of the best variant."""
+    at = {"variant": best(records, family).variant, "guidance_scale": high}
+    values = by_seed(usual(records, family=family, metric="norm_change_late", **at))
+    return {seed: abs(value) for seed, value in values.items()}
+
+
+def _drift(records: Sequence[Record], high: float) -> list[Claim]:
+    out = []
+    for steady in ("power_spherical", "normalized_gaussian"):
+        for loose in ("gaussian", "fixed_variance"):
+            if has(records, steady, loose, guidance_scale=high, metric="norm_change_late"):
+                left, right = (drift(records, family, high) for family in (steady, loose))
+                text = f"Guidance drives lengths off in {NAMES[loose]} more than in {NAMES[steady]}: late raw tokens at {high:g}"
+                out.append(Claim(text, spread(left), spread(right), verdict(left, right)))
     return out
 
 

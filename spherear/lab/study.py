@@ -22,6 +22,7 @@ from spherear.lab.jobs import Ended, Job, run_jobs
 from spherear.lab.records import Record, read_records, write_records
 from spherear.models.config import require
 from spherear.models.files import read_json, write_json
+from spherear.train import pick_device
 from spherear.training.data import load_data
 from spherear.training.recipes import course
 
@@ -86,7 +87,7 @@ def estimate_minutes(grid: Grid, at_once: int, threads: int) -> float:
     torch.set_num_threads(threads)
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        pipeline = run_cell(tiny, variant, 0, Path(folder), "cpu")
+        pipeline = run_cell(tiny, variant, 0, Path(folder), pick_device("auto"))
     trained = time.monotonic()
     data = load_data(course(grid.preset).data, pipeline.vae.config.image_size)
     measure_point(tiny, pipeline, Point(2.0), Reference.of(tiny), real_latents(pipeline.vae, data, 0, limit=100)[0])

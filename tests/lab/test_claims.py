@@ -1,5 +1,7 @@
 """Statements held against records made up to confirm, contradict or leave them open."""
 
+from dataclasses import replace
+
 import pytest
 
 from spherear.lab.claims import Best, best, by_seed, claims, claims_table, degradation, spread, verdict
@@ -55,6 +57,22 @@ def test_verdicts():
     assert verdict({0: 1.0, 5: 9.0}, {0: 2.0, 6: 0.0}) == "confirmed"  # seeds in common alone
     with pytest.raises(ValueError, match=r"seeds are \[0\] and \[1\]"):
         verdict({0: 1.0}, {1: 1.0})
+
+
+def with_lengths(rows, late):
+    """The same points with a change of length each: of the loose families, and a tenth of it of the others."""
+    loose = ("gaussian", "fixed_variance")
+    changes = [replace(r, metric="norm_change_late", value=late if r.family in loose else -late / 10) for r in rows]
+    return [*rows, *changes]
+
+
+def test_lengths_driven_off_count_by_their_size():
+    told = claims(with_lengths(study(), 0.2), high=12.0, ablation=4.5)
+    driven = [row for row in told if row.statement.startswith("Guidance drives lengths off")]
+    assert [row.verdict for row in driven] == ["confirmed"] * 4
+    assert (driven[0].left, driven[0].right) == ("0.02 ± 0", "0.2 ± 0")
+    told = claims(with_lengths(study(), 0.0), high=12.0, ablation=4.5)
+    assert {row.verdict for row in told if row.statement.startswith("Guidance drives")} == {"contradicted"}
 
 
 def test_a_study_in_the_papers_order_confirms_all():
