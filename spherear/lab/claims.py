@@ -143,7 +143,7 @@ def _degradation(records: Sequence[Record], high: float) -> list[Claim]:
 
 
 def drift(records: Sequence[Record], family: str, high: float) -> BySeed:
-    """|mean length of the last quarter of raw tokens / that of real ones - 1| at the high scale, of the best variant."""
+    """|mean length of raw tokens / of real ones - 1|, last quarter of positions, best variant, high scale."""
     at = {"variant": best(records, family).variant, "guidance_scale": high}
     values = by_seed(usual(records, family=family, metric="norm_change_late", **at))
     return {seed: abs(value) for seed, value in values.items()}
@@ -155,7 +155,8 @@ def _drift(records: Sequence[Record], high: float) -> list[Claim]:
         for loose in ("gaussian", "fixed_variance"):
             if has(records, steady, loose, guidance_scale=high, metric="norm_change_late"):
                 left, right = (drift(records, family, high) for family in (steady, loose))
-                text = f"Guidance drives lengths off in {NAMES[loose]} more than in {NAMES[steady]}: late raw tokens at {high:g}"
+                text = f"Guidance drives lengths off in {NAMES[loose]} more than in {NAMES[steady]}"
+                text += f": late raw tokens at {high:g}"
                 out.append(Claim(text, spread(left), spread(right), verdict(left, right)))
     return out
 

@@ -30,7 +30,6 @@ class Step:
     guidance_scale: float
 
 
-@torch.no_grad()
 def decode(
     ar: SphereAR,
     labels: Int[Tensor, " batch"],
@@ -58,8 +57,9 @@ def decode(
     branches = 1 if settings.guidance_scale == 1.0 else 2
     rows = labels if branches == 1 else torch.cat((labels, _null_rows(ar, labels, null_labels)))
     cache = ar.kv_cache(len(rows))
-    way = drawing(ar.head, settings)
-    condition = ar.start(rows, cache)  # (rows, width)
+    with torch.no_grad():  # never around a yield: what the caller does in between is the caller's
+        way = drawing(ar.head, settings)
+        condition = ar.start(rows, cache)  # (rows, width)
     shape = (way.draws, len(labels), ar.config.latent_dim)
     for index in range(ar.config.tokens):
         scale = settings.scale_at(index, ar.config.tokens)
@@ -67,11 +67,13 @@ def decode(
         require(tuple(drawn.shape) == shape, f"noise has shape {tuple(drawn.shape)}; expected {shape}")
         if scale == 1.0:  # every branch for itself
             drawn = drawn.repeat(1, branches, 1)
-        raw = way.draw(condition, drawn, scale)  # (batch or rows, dim)
-        token = project(raw) if settings.project else raw
+        with torch.no_grad():
+            raw = way.draw(condition, drawn, scale)  # (batch or rows, dim)
+            token = project(raw) if settings.project else raw
         yield Step(index, raw[: len(labels)], token[: len(labels)], scale)
         if index + 1 < ar.config.tokens:
-            condition = ar.step(token if len(token) == len(rows) else token.repeat(branches, 1), cache)
+            with torch.no_grad():
+                condition = ar.step(token if len(token) == len(rows) else token.repeat(branches, 1), cache)
 
 
 def _null_rows(ar: SphereAR, labels: Tensor, null_labels: Tensor | None) -> Tensor:

@@ -76,7 +76,8 @@ def test_from_the_hub_at_a_revision(hub, tiny_vae, tiny_ar):
 
 @pytest.mark.parametrize("name", ["no/such-repository", "nowhere", "./nowhere/at/all"])
 def test_nothing_there(name):
-    with pytest.raises(FileNotFoundError, match="expected a folder that exists or a hub repository"):
+    known = "expected a folder that exists, a hub repository 'owner/name', or one of digits-"
+    with pytest.raises(FileNotFoundError, match=known):
         Pipeline.from_pretrained(name)
 
 

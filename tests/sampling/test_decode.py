@@ -148,6 +148,13 @@ def test_cuda_draws_the_image_that_the_cpu_draws(tiny_vae, tiny_ar):
     assert_close(pipeline.to("cuda").sample(LABELS, QUICK, SEEDS).cpu(), here, atol=1e-4, rtol=0)
 
 
+def test_decoding_keeps_no_graph_and_leaves_the_callers_gradients_on(tiny_ar):
+    for step in decode(tiny_ar, LABELS, QUICK, seeded_noise(SEEDS), on_sphere):
+        assert not step.raw.requires_grad
+        assert not step.token.requires_grad
+        assert torch.is_grad_enabled()
+
+
 @pytest.mark.parametrize("every", [1, 5, 16, 100])
 def test_a_stream_ends_with_the_one_shot_sample(pipeline, every):
     frames = list(pipeline.stream(LABELS, QUICK, SEEDS, every=every))
