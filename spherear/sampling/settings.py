@@ -6,8 +6,9 @@ Does not know: models.
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -83,6 +84,12 @@ class SamplingSettings(Config):
         """The guidance scale of token `index` of `tokens`."""
         return SCHEDULES[self.schedule](self.guidance_scale, index, tokens)
 
+    @classmethod
+    def named(cls, name: str, **changes: Any) -> "SamplingSettings":
+        """A row of NAMED_SETTINGS, with changes. Unknown names: ValueError with the known."""
+        one_of("settings", name, NAMED_SETTINGS)
+        return replace(NAMED_SETTINGS[name], **changes)
+
     def to_json(self) -> str:
         """As a line of JSON."""
         return json.dumps(self.to_dict())
@@ -106,6 +113,13 @@ class SamplingSettings(Config):
         """Read what `save` wrote."""
         return cls.from_dict(read_json(Path(path)))
 
+
+NAMED_SETTINGS: dict[str, SamplingSettings] = {
+    "reference": SamplingSettings(),
+    "balanced": SamplingSettings(solver="heun", steps=10),
+    "fast": SamplingSettings(solver="heun", steps=5),
+}
+"""How much work a token is worth: `reference` is the published way."""
 
 Noise = Callable[[int, tuple[int, int, int]], Tensor]
 """noise(token_index, (draws, batch, dim)) -> all of one token's noise, standard normal."""
