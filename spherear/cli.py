@@ -1,4 +1,4 @@
-"""The command line: `spherear demo | train | sample | study | doctor`.
+"""The command line: `spherear demo | train | sample | study | notebooks | doctor`.
 
 Knows: how a person asks for the library's work and is told how it went.
 Does not know: how any of it is done.
@@ -201,12 +201,35 @@ def _need(library: str) -> None:
         raise ModuleNotFoundError(f'{library} is not installed; expected it: pip install "spherear[lab]"')
 
 
+def notebooks(folder: Path = Path("notebooks"), refresh: bool = False, only: str = "") -> int:
+    """Say what is wrong with the form of the notebooks, or run them and rewrite their outputs.
+
+    Args:
+        folder: Where they are.
+        refresh: Run each from top to bottom, in the environment of the tests, and rewrite it.
+        only: Part of the names of those that are meant.
+    """
+    _need("nbclient")
+    from spherear.lab import notebooks as books
+
+    found = [path for path in books.find_notebooks(folder) if only in path.name]
+    require(len(found) > 0, f"only is {only!r}; expected part of the name of a notebook in {folder}")
+    wrong = 0
+    for path in tqdm(found, "notebooks", unit="notebook", disable=not refresh):
+        if refresh:
+            books.refresh(path)
+        problems = books.problems(path)
+        wrong += len(problems)
+        tqdm.write("\n".join(f"{path} {problem}" for problem in problems or ["is as it should be"]))
+    return 1 if wrong else 0
+
+
 def train_models() -> int:
     """Train a VAE or an AR model: `spherear train vae --help`, `spherear train ar --help`."""
     return train.main(["--help"])
 
 
-COMMANDS = {"demo": demo, "train": train_models, "sample": sample, "study": study, "doctor": doctor}
+COMMANDS = {"demo": demo, "train": train_models, "sample": sample, "study": study, "notebooks": notebooks, "doctor": doctor}
 
 
 def main(args: Sequence[str] | None = None) -> int:

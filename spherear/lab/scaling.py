@@ -1,0 +1,126 @@
+"""What a preset costs: parameters, operations, memory, from its sizes; nothing is built but shapes.
+
+Knows: the shapes of the models and what decoding does with them.  Does not know: a machine, or a clock.
+
+An operation is a multiplication or an addition of a matrix product (2 m n k for m x k times k x n); norms,
+activations and rotary positions are left out, as is usual.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from spherear.models.ar import ARConfig, SphereAR
+from spherear.models.checkpoints import to_published
+from spherear.models.config import require
+from spherear.models.head import FREQUENCIES
+from spherear.models.presets import preset
+from spherear.models.vae import VAE
+from spherear.sampling.settings import SamplingSettings
+
+ADAM = 2  # numbers that AdamW keeps a parameter
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One preset. parameters: of the AR model and its head.  vae_parameters: of the VAE.
+
+    transformer_flops, head_flops: operations of one image under guidance.  cache_bytes: keys and values of one image,
+    both branches, in the precision asked for.  weight_bytes: of the AR model in that precision.
+    training_bytes: float32 weights, gradients, AdamW's two averages and the EMA; activations come on top.
+    """
+
+    name: str
+    parameters: int
+    vae_parameters: int
+    transformer_flops: int
+    head_flops: int
+    cache_bytes: int
+    weight_bytes: int
+    training_bytes: int
+
+    @property
+    def image_flops(self) -> int:
+        """Operations of one image's tokens, without the VAE."""
+        return self.transformer_flops + self.head_flops
+
+
+def parameters(model: nn.Module) -> int:
+    """Numbers that are trained."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def transformer_flops(config: ARConfig, cached: bool = True) -> int:
+    """Operations of the transformer for one image and one branch.
+
+    With a cache every position is computed once, and looks at all before it. Without one the whole sequence so far
+    is computed anew for every token.
+    """
+    c = config
+    lengths = range(c.class_tokens, c.class_tokens + c.tokens)  # of the sequence when a token is predicted
+    hidden = _hidden(c.width)
+    a_position = c.layers * (2 * c.width * 4 * c.width + 2 * c.width * 3 * hidden)
+    if cached:
+        seen = c.class_tokens**2 + sum(lengths[1:])
+        return (lengths[-1]) * a_position + c.layers * 4 * c.width * seen + 2 * c.latent_dim * c.width * (c.tokens - 1)
+    return sum(
+        n * a_position + c.layers * 4 * c.width * n**2 + 2 * c.latent_dim * c.width * (n - c.class_tokens)
+        for n in lengths
+    )
+
+
+def head_flops(config: ARConfig) -> int:
+    """Operations of one evaluation of the velocity at one token, its time and condition already embedded."""
+    c = config
+    blocks = c.head_depth * 2 * (c.head_width * 2 * int(1.5 * c.head_width) + int(1.5 * c.head_width) * c.head_width)
+    modulation = 2 * c.head_width * (3 * c.head_groups + 2) * c.head_width
+    return blocks + modulation + 2 * 2 * c.latent_dim * c.head_width
+
+
+def embedding_flops(config: ARConfig, times: int) -> int:
+    """Operations of embedding `times` times, once a decode."""
+    return times * 2 * (FREQUENCIES + config.head_width) * config.head_width
+
+
+def cost(name: str, settings: SamplingSettings | None = None, bytes_each: int = 2) -> Cost:
+    """What the preset of that name costs, decoding as `settings` say. A discrete head: ValueError."""
+    require(bytes_each in (2, 4), f"bytes_each is {bytes_each}; expected 2 (bfloat16) or 4 (float32)")
+    settings, row = settings or SamplingSettings(), preset(name)
+    c = row.ar
+    with torch.device("meta"):
+        ar, vae = SphereAR(c), VAE(row.vae)
+    evaluations = len(settings.times()) - 1
+    if settings.solver == "heun":
+        evaluations *= 2
+    branches = 1 if settings.guidance_scale == 1.0 else 2
+    a_token = evaluations * head_flops(c) + 2 * c.width * c.head_width
+    positions = c.class_tokens + c.tokens - 1
+    return Cost(
+        name,
+        parameters(ar),
+        parameters(vae),
+        branches * transformer_flops(c),
+        branches * c.tokens * a_token,
+        branches * positions * 2 * c.layers * c.width * bytes_each,
+        parameters(ar) * bytes_each,
+        parameters(ar) * 4 * (2 + ADAM + 1),
+    )
+
+
+def made_up_checkpoint(name: str = "digits", seed: int = 0) -> Mapping[str, Tensor]:
+    """A state dict in the published format, with the shapes of a preset and drawn numbers: no download, no training."""
+    row = preset(name)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.device("meta"):
+        parts = (VAE(row.vae), SphereAR(row.ar))
+    vae, ar = (
+        {k: 0.02 * torch.randn(v.shape, generator=generator) for k, v in to_published(part).items()} for part in parts
+    )
+    return {**{f"vae.{k}": v for k, v in vae.items()}, **ar}
+
+
+def _hidden(width: int) -> int:
+    """Of the feed-forward: 8/3 of the width, rounded up to a multiple of 256."""
+    return -(-int(8 * width / 3) // 256) * 256

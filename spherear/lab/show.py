@@ -1,0 +1,95 @@
+"""What a notebook shows: figures and sheets of images as PNG with a description, tables, figures that turn.
+
+Knows: the bundles of formats that notebooks store, and matplotlib, plotly and images.
+Does not know: what is drawn, or a kernel: nothing here is shown before a notebook asks for it.
+
+Every picture carries its description, for readers who cannot see it and for plain text.
+"""
+
+import base64
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import plotly.graph_objects as go
+from jaxtyping import Float
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
+
+from spherear.models.config import require
+from spherear.sampling.pixels import tile
+
+PNG = "image/png"
+PLOTLY = "application/vnd.plotly.v1+json"
+MARKDOWN = "text/markdown"
+DPI = 72
+
+Bundle = tuple[dict[str, Any], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Formats of one thing to show, as a notebook stores them. text: what is read where nothing can be seen."""
+
+    text: str
+    formats: Mapping[str, Any]
+
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> Bundle:
+        data = {**self.formats, "text/plain": self.text}
+        return data, {PNG: {"alt": self.text}} if PNG in data else {}
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+def picture(figure: Figure, text: str) -> Shown:
+    """A matplotlib figure as PNG, described by `text`."""
+    require(bool(text.strip()), "text is empty; expected a description of the figure")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+    return Shown(text, {PNG: _base64(buffer.getvalue())})
+
+
+def sheet(images: Float[Tensor, "n 3 size size"], columns: int, text: str, zoom: int = 3) -> Shown:
+    """Images in rows of `columns`, every pixel `zoom` wide."""
+    require(zoom >= 1 and bool(text.strip()), f"zoom is {zoom} and text {text!r}; expected at least 1 and some text")
+    pixels = Image.fromarray(tile(images, columns).numpy())
+    size = (pixels.width * zoom, pixels.height * zoom)
+    buffer = io.BytesIO()
+    pixels.resize(size, Image.Resampling.NEAREST).save(buffer, format="PNG")
+    return Shown(text, {PNG: _base64(buffer.getvalue())})
+
+
+def turning(figure: go.Figure, twin: Shown) -> Shown:
+    """A plotly figure, with its static twin beside it for pages that cannot turn anything."""
+    require(PNG in twin.formats, "the twin has no PNG; expected what `picture` makes")
+    return Shown(twin.text, {PLOTLY: json.loads(figure.to_json()), PNG: twin.formats[PNG]})
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Shown:
+    """A table. Numbers that are not whole are rounded to three significant digits."""
+    require(len(columns) > 0, "there are no columns; expected some")
+    for row in rows:
+        require(len(row) == len(columns), f"a row has {len(row)} cells; expected {len(columns)}, one a column")
+    cells = [[_cell(value) for value in row] for row in rows]
+    lines = [columns, ["---"] * len(columns), *cells]
+    plain = "\n".join("  ".join(row) for row in ([*columns], *cells))
+    return Shown(plain, {MARKDOWN: "\n".join(f"| {' | '.join(line)} |" for line in lines)})
+
+
+def markdown(text: str) -> Shown:
+    """Markdown that the library wrote."""
+    return Shown(text, {MARKDOWN: text})
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")
