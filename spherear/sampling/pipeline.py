@@ -92,8 +92,8 @@ class Pipeline:
             if drawn == count:
                 yield Frame(self.images(tokens), step)
             elif drawn % every == 0:
-                shown = _shown(drawn, grid, self.vae.config.patch, tokens.device)
-                yield Frame(self.images(tokens) * shown, step)
+                mask = shown(drawn, grid, self.vae.config.patch, tokens.device)
+                yield Frame(self.images(tokens) * mask, step)
 
     def steps(
         self,
@@ -119,7 +119,7 @@ class Pipeline:
         return self.vae.decode(tokens).float()
 
 
-def _shown(drawn: int, grid: int, patch: int, device: torch.device) -> Float[Tensor, "height width"]:
+def shown(drawn: int, grid: int, patch: int, device: torch.device) -> Float[Tensor, "height width"]:
     """1 on the patches of the first `drawn` tokens in raster order, 0 on the others."""
     mask = (torch.arange(grid * grid, device=device) < drawn).float().view(grid, grid)
     return mask.repeat_interleave(patch, 0).repeat_interleave(patch, 1)

@@ -1,0 +1,142 @@
+"""Work behind a control that moves: only the newest request counts, on one thread, and it can be stopped.
+
+Knows: requests, one worker thread, a clock.  Does not know: what the work is, widgets, or browsers.
+"""
+
+import atexit
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+RequestT = TypeVar("RequestT")
+DEBOUNCE = 0.08
+"""Seconds without another request before one that follows another is begun."""
+
+
+@dataclass
+class Turn:
+    """A request's turn at work. over: leave, and show what there is.  stale: leave, and show nothing more."""
+
+    over: bool = False
+    stale: bool = False
+
+
+@dataclass
+class _Waiting(Generic[RequestT]):
+    request: RequestT
+    due: float
+    turn: Turn
+
+
+class LatestWins(Generic[RequestT]):
+    """Calls `work(request, turn)` for the newest request, on a thread of its own; `work` looks at `turn` often.
+
+    A request after a rest is begun at once. One that follows another within `debounce` seconds waits until
+    that long has passed without a newer one, and what it replaces is stale: dropped before it began,
+    or told so. An exception of `work` goes to `failed`, stays in `errors`, and ends nothing. Any thread may call any
+    method; `work` and `failed` run on the worker alone. After `close` nothing runs, and requests are ignored.
+    """
+
+    def __init__(
+        self,
+        work: Callable[[RequestT, Turn], None],
+        failed: Callable[[Exception], None],
+        debounce: float = DEBOUNCE,
+    ) -> None:
+        self._work, self._failed, self._debounce = work, failed, debounce
+        self._change = threading.Condition()
+        self._waiting: _Waiting[RequestT] | None = None
+        self._turn: Turn | None = None
+        self._newest = -float("inf")
+        self._closed = False
+        self._thread: threading.Thread | None = None
+        self.turns = 0
+        self.errors: list[Exception] = []
+
+    def submit(self, request: RequestT) -> None:
+        """Ask for `request`; whatever was asked for before is stale."""
+        with self._change:
+            if self._closed:
+                return
+            now = time.monotonic()
+            rested = now - self._newest >= self._debounce
+            self._newest = now
+            self._waiting = _Waiting(request, now if rested else now + self._debounce, Turn())
+            self._end(stale=True)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="spherear-live", daemon=True)
+                self._thread.start()
+                atexit.register(self.close)  # a thread at work must not outlive the interpreter
+            self._change.notify_all()
+
+    def stop(self) -> None:
+        """End the turn at work, which shows what there is; a request that waits gets a turn that is over."""
+        with self._change:
+            if self._waiting is not None:
+                self._waiting.turn.over = True
+                self._waiting.due = time.monotonic()
+            self._end(stale=self._waiting is not None)
+            self._change.notify_all()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Until nothing waits or runs; False after `timeout` seconds."""
+        with self._change:
+            return self._change.wait_for(lambda: self.idle, timeout)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing waits or runs."""
+        return self._waiting is None and self._turn is None
+
+    def close(self, timeout: float = 10.0) -> None:
+        """End everything and wait for the thread. Work that does not look at its turn: TimeoutError."""
+        with self._change:
+            self._closed, self._waiting = True, None
+            self._end(stale=True)
+            self._change.notify_all()
+            thread = self._thread
+        atexit.unregister(self.close)
+        if thread is None or thread is threading.current_thread():
+            return
+        thread.join(timeout)
+        if thread.is_alive():
+            raise TimeoutError(f"the work goes on {timeout:g} s after it was stopped; expected it to look at its turn")
+
+    def _end(self, stale: bool) -> None:
+        if self._turn is not None:
+            self._turn.stale |= stale
+            self._turn.over = True
+
+    def _run(self) -> None:
+        while (waiting := self._next()) is not None:
+            try:
+                self._work(waiting.request, waiting.turn)
+            except Exception as error:
+                self.errors.append(error)
+                self._tell(error)
+            finally:
+                with self._change:
+                    self._turn = None
+                    self._change.notify_all()
+
+    def _tell(self, error: Exception) -> None:
+        try:
+            self._failed(error)
+        except Exception as second:  # whoever should show errors fails too: both are kept, and work goes on
+            self.errors.append(second)
+
+    def _next(self) -> _Waiting[RequestT] | None:
+        """The next request that is due, its turn begun; None once closed."""
+        with self._change:
+            while not self._closed:
+                if self._waiting is None:
+                    self._change.wait()
+                elif (rest := self._waiting.due - time.monotonic()) > 0:
+                    self._change.wait(rest)
+                else:
+                    waiting, self._waiting = self._waiting, None
+                    self._turn, self.turns = waiting.turn, self.turns + 1
+                    return waiting
+            return None

@@ -1,0 +1,1 @@
+"""The panels of `spherear.lab.widgets`, one a module, and the parts they share."""

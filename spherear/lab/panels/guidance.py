@@ -1,0 +1,319 @@
+"""Guidance while you watch: images that form under a slider, the length of their tokens below them.
+
+Knows: which control stands for what.  Does not know: how a picture is drawn (`lab.picture`) or looks on paper
+(`lab.stills`).
+"""
+
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ipywidgets as widgets
+import numpy as np
+from matplotlib.figure import Figure
+
+from spherear.lab.heat import LEGEND
+from spherear.lab.live import Turn
+from spherear.lab.panels import parts
+from spherear.lab.panels.side import Asked, Side
+from spherear.lab.picture import (
+    Canvas,
+    Picture,
+    families_of,
+    free_path,
+    loaded,
+    model_name,
+    paint,
+    png_bytes,
+    read_picture,
+    sheet,
+    usual_length,
+)
+from spherear.lab.stills import Pane, panes_figure
+from spherear.lab.style import FAMILIES
+from spherear.models.config import require
+from spherear.models.files import atomic_path
+from spherear.sampling.settings import NAMED_SETTINGS, SCHEDULES, SamplingSettings
+from spherear.sampling.solvers import SOLVERS
+
+ALL, NONE, CUSTOM = "all ten", "nothing", "by hand"
+FRAME = 0.06
+"""Seconds between two pictures of the same drawing, at least."""
+MOST_SEED = 2**31 - 1
+
+
+class GuidanceExplorer(parts.Panel[Asked]):
+    """Move guidance and see images form; beside a second family, from the same seeds, if you like.
+
+    family, compare: shipped families, or what `Pipeline.from_pretrained` takes; compare None: one alone.
+    label: a class, or None for one image of each.  images: of one class, a square number looks best.
+    settings: a row of NAMED_SETTINGS to begin with.  seed: of the first image, and of the dice.
+    """
+
+    def __init__(
+        self,
+        family: str = "power_spherical",
+        compare: str | None = "gaussian",
+        *,
+        label: int | None = 3,
+        guidance_scale: float = 3.0,
+        images: int = 16,
+        settings: str = "fast",
+        seed: int = 0,
+        preset: str = "digits",
+    ) -> None:
+        require(images >= 1, f"images is {images}; expected at least 1")
+        self.base = SamplingSettings.named(settings, guidance_scale=guidance_scale)
+        self.preset, self.count, self._dice = preset, images, random.Random(seed)
+        self.classes = loaded(model_name(family, preset)).ar.config.num_classes
+        self.sides = (Side(0), Side(1))
+        self._last: tuple[Picture, list[Canvas]] | None = None
+        self._make_controls(family, compare, label, settings, seed)
+        super().__init__(self._arranged(), self._watched())
+        self.named.observe(self._take_named, "value")
+        for control in (self.solver, self.steps):
+            control.observe(self._name_settings, "value")
+        self.upload.observe(self.guarded(self._open), "value")
+        self.changed()
+
+    def _make_controls(self, family: str, compare: str | None, label: int | None, settings: str, seed: int) -> None:
+        families = families_of(self.preset)
+        extra = [f for f in (family, compare) if f is not None and f not in families]
+        options = [(_said(f), f) for f in (*families, *extra)]
+        base = self.base
+        self.family = parts.choice("family", options, family, "family")
+        self.compare = parts.choice("beside it", [(NONE, NONE), *options], compare or NONE, "compare")
+        digits = [(str(i), i) for i in range(self.classes)]
+        every = [] if self.classes > 12 else [(ALL, ALL)]
+        self.label = parts.buttons("class", [*digits[:12], *every], ALL if label is None else label, "label")
+        self.scale = parts.slider("guidance scale", base.guidance_scale, 0.0, 15.0, 0.1, "scale")
+        self.scale.readout = False
+        self.scale_number = parts.tagged(
+            widgets.BoundedFloatText(
+                value=base.guidance_scale, min=0, max=15, step=0.1, description="scale, as a number"
+            ),
+            "scale-number",
+        )
+        self.scale_number.style, self.scale_number.layout = parts.WIDE, widgets.Layout(width="220px")
+        self._link = widgets.link((self.scale, "value"), (self.scale_number, "value"))
+        self.schedule = parts.choice("schedule", list(SCHEDULES), base.schedule, "schedule")
+        self.named = parts.choice("settings", [*NAMED_SETTINGS, CUSTOM], settings, "named")
+        self.solver = parts.choice("solver", list(SOLVERS), base.solver, "solver")
+        self.steps = parts.whole("solver steps", base.steps, 1, 100, "steps")
+        self.temperature = parts.slider("temperature", base.temperature, 0.0, 2.0, 0.05, "temperature")
+        self.project = parts.tick("project tokens onto the sphere", base.project, "project")
+        self.heat = parts.tick("lay token lengths over the images", False, "heat")
+        self.seed = parts.number("seed", seed, MOST_SEED, "seed")
+        self.dice = parts.button("dice: another seed", self.guarded_late(self._throw), "dice")
+        self.lock = parts.tick("lock the seed (else every move throws the dice)", True, "lock")
+        self.stop_button = parts.button("stop", self.guarded_late(self._stop), "stop", "keep what is drawn so far")
+        self.copy_code = parts.button("copy as code", self.guarded_late(self._show_code), "copy")
+        self.save_png = parts.button("save as PNG", self.guarded_late(self._save), "save", "with the settings inside")
+        self.upload = parts.tagged(
+            widgets.FileUpload(
+                accept=".png", description="open settings from PNG", layout=widgets.Layout(width="auto")
+            ),
+            "open",
+        )
+        self.file = parts.tagged(widgets.Text(value="guidance.png", description="file", style=parts.WIDE), "file")
+        self.code = parts.tagged(widgets.Textarea(description="code", style=parts.WIDE, disabled=False), "code")
+        self.code.layout = widgets.Layout(width="900px", max_width="100%", height="190px", display="none")
+        self.status = parts.line("status")
+        self.note = parts.line("note")
+
+    def guarded_late(self, action: Any) -> Any:
+        """`guarded`, for buttons that are made before the panel is."""
+        return lambda event: self.guarded(action)(event)
+
+    def _arranged(self) -> list[widgets.Widget]:
+        legend = widgets.HTML(f"<small>lengths over the images: {LEGEND}</small>")
+        return [
+            self.label,
+            parts.row(self.scale, self.scale_number),
+            parts.row(self.family, self.compare, self.named),
+            parts.row(self.schedule, self.solver, self.steps, self.temperature),
+            parts.row(self.seed, self.dice, self.lock, self.project, self.heat),
+            parts.row(self.stop_button, self.status),
+            parts.row(*self.sides),
+            legend,
+            parts.row(self.copy_code, self.save_png, self.file, self.upload),
+            self.note,
+            self.code,
+        ]
+
+    def _watched(self) -> Sequence[widgets.Widget]:
+        return (
+            self.family, self.compare, self.label, self.scale, self.schedule, self.solver, self.steps,
+            self.temperature, self.project, self.heat, self.seed,
+        )  # fmt: skip
+
+    def changed(self, change: Any = None) -> None:
+        """A control moved. Where the seed is not locked, the dice are thrown first."""
+        with self.showing_errors():
+            if self._held:
+                return
+            if change is not None and not self.lock.value and change["owner"] not in (self.seed, self.heat):
+                with self.together():
+                    self.seed.value = self._dice.randint(0, MOST_SEED)
+            self.runner.submit(self.read())
+
+    def read(self) -> Asked:
+        """The picture that the controls stand for."""
+        every = self.label.value == ALL
+        labels = range(self.classes) if every else [self.label.value] * self.count
+        columns = 5 if every else max(1, round(len(labels) ** 0.5))
+        names = [self.family.value, *([] if self.compare.value == NONE else [self.compare.value])]
+        models = tuple(model_name(name, self.preset) for name in names)
+        size = loaded(models[0]).vae.config.image_size
+        zoom = max(1, round(400 / (columns * (size + 1))))
+        settings = replace(
+            self.base,
+            guidance_scale=round(self.scale.value, 6),
+            schedule=self.schedule.value,
+            solver=self.solver.value,
+            steps=self.steps.value,
+            temperature=round(self.temperature.value, 6),
+            project=self.project.value,
+        )
+        return Asked(Picture(models, tuple(labels), self.seed.value, settings, columns, zoom), self.heat.value)
+
+    def draw(self, request: Asked, turn: Turn) -> None:
+        """Token by token, a picture every so often; the finished one stays at hand for another look."""
+        if self._last is not None and self._last[0] == request.picture and not turn.over:
+            self._put_up(self._last[1], request)
+            self.clear_error()
+            return
+        self._last = None
+        began, shown = time.perf_counter(), 0.0
+        for canvases in paint(request.picture):
+            drawn, now = canvases[0].drawn, time.perf_counter()
+            if turn.over or canvases[0].done or drawn == 1 or (drawn > 1 and now - shown >= FRAME):
+                if turn.stale:
+                    return
+                self._put_up(canvases, request)
+                shown = time.perf_counter()
+                self._report(canvases, request.picture, shown - began, turn)
+            if turn.over:
+                return
+        self._last = (request.picture, canvases)
+        self.clear_error()
+
+    def _put_up(self, canvases: list[Canvas], request: Asked) -> None:
+        display = "" if len(canvases) == 2 else "none"
+        if self.sides[1].layout.display != display:
+            self.sides[1].layout.display = display
+        for side, canvas, name in zip(self.sides, canvases, request.picture.models, strict=False):
+            side.show(canvas, request, _said(name.removeprefix(f"{self.preset}-")))
+
+    def _report(self, canvases: list[Canvas], picture: Picture, seconds: float, turn: Turn) -> None:
+        drawn, total = canvases[0].drawn, canvases[0].tokens.shape[1]
+        state = "done" if canvases[0].done else ("stopped" if turn.over else "drawing")
+        rate = drawn * len(picture.labels) * len(canvases) / max(1e-9, seconds)
+        scale = picture.settings.guidance_scale
+        self.status.value = (
+            f"{state}: guidance {scale:g}, token {drawn} of {total}, {seconds:.2f} s, {rate:,.0f} tokens/s, "
+            f"picture {self.runner.turns}"
+        )
+
+    def _stop(self) -> None:
+        self.runner.stop()
+
+    def _throw(self) -> None:
+        self.seed.value = self._dice.randint(0, MOST_SEED)
+
+    def _take_named(self, change: Any) -> None:
+        """A row of the table: its solver and steps at once, and whatever else it says."""
+        with self.showing_errors():
+            if self._held or change["new"] == CUSTOM:
+                return
+            with self.together():
+                self.base = NAMED_SETTINGS[change["new"]]
+                self.solver.value, self.steps.value = self.base.solver, self.base.steps
+            self.changed(change)
+
+    def _name_settings(self, change: Any) -> None:
+        """Solver or steps changed by hand: then the settings have no name, or another one."""
+        with self.showing_errors():
+            if not self._held:
+                with self.together():
+                    self.named.value = _name_of(self.base, self.solver.value, self.steps.value)
+
+    def _show_code(self) -> None:
+        self.code.value = self.read().picture.code()
+        self.code.layout.display = ""
+        self.note.value = "draws exactly these images: select all, copy, run it anywhere"
+
+    def _save(self) -> None:
+        """What is on the screen, without the lengths over it, and what it was made of."""
+        require(self.runner.wait(60), "the picture is still being drawn; expected it to be done")
+        require(self._last is not None, "there is no finished picture; expected one (it was stopped)")
+        assert self._last is not None
+        picture, canvases = self._last
+        sheets = [sheet(c.images(), picture.columns, picture.zoom) for c in canvases]
+        path = free_path(Path(self.file.value).expanduser())
+        with atomic_path(path) as part:
+            part.write_bytes(png_bytes(np.concatenate(sheets, axis=1), picture))
+        self.note.value = f"saved {path}"
+
+    def _open(self) -> None:
+        if self.upload.value:
+            self.take(read_picture(bytes(self.upload.value[0]["content"])))
+            self.note.value = f"settings of {self.upload.value[0]['name']}"
+
+    def take(self, picture: Picture) -> None:
+        """Set every control as a picture says. What the panel has no controls for: ValueError, nothing set."""
+        names = [name.removeprefix(f"{self.preset}-") for name in picture.models]
+        known = [value for _, value in self.family.options]
+        require(len(names) <= 2 and set(names) <= set(known), f"models are {names}; expected one or two of {known}")
+        every = picture.labels == tuple(range(self.classes))
+        one = len(set(picture.labels)) == 1 and 0 <= picture.labels[0] < min(12, self.classes)
+        require(every or one, f"labels are {picture.labels}; expected one class, or each once")
+        settings = picture.settings
+        with self.together():
+            self.family.value, self.compare.value = names[0], names[1] if len(names) == 2 else NONE
+            self.label.value = ALL if every else picture.labels[0]
+            self.count = self.count if every else len(picture.labels)
+            self.base, self.scale.value, self.temperature.value = (
+                settings,
+                settings.guidance_scale,
+                settings.temperature,
+            )
+            self.schedule.value, self.solver.value, self.steps.value = (
+                settings.schedule,
+                settings.solver,
+                settings.steps,
+            )
+            self.project.value, self.seed.value = settings.project, picture.seed
+            self.named.value = _name_of(settings, settings.solver, settings.steps)
+        self.changed()
+
+    def still(self) -> Figure:
+        """Both sides as they are."""
+        require(self._last is not None, "there is no finished picture; expected one (it was stopped)")
+        assert self._last is not None
+        picture, canvases = self._last
+        panes = [
+            Pane(_said(name.removeprefix(f"{self.preset}-")), sheet(c.images(), picture.columns, picture.zoom),
+                 *c.lengths(), usual_length(c.pipeline))
+            for name, c in zip(picture.models, canvases, strict=True)
+        ]  # fmt: skip
+        s = picture.settings
+        return panes_figure(panes, f"guidance {s.guidance_scale:g} ({s.schedule}), {s.solver}, {s.steps} steps")
+
+
+def _said(family: str) -> str:
+    """A family as people call it."""
+    return f"{FAMILIES[family].letter} {FAMILIES[family].name}" if family in FAMILIES else family
+
+
+def _name_of(base: SamplingSettings, solver: str, steps: int) -> str:
+    """The row of NAMED_SETTINGS that this is, where it is one: guidance, temperature and projection aside."""
+
+    def core(s: SamplingSettings) -> SamplingSettings:
+        return replace(s, guidance_scale=1.0, schedule="linear", temperature=1.0, project=True)
+
+    wanted = core(replace(base, solver=solver, steps=steps))
+    return next((name for name, row in NAMED_SETTINGS.items() if core(row) == wanted), CUSTOM)

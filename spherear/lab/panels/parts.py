@@ -1,0 +1,239 @@
+"""What every panel is made of: labelled controls that wrap, a live figure, a worker, and errors that are shown.
+
+Knows: ipywidgets and plotly's FigureWidget.  Does not know: what any panel is about.
+"""
+
+import html
+import io
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from typing import Any, Generic, TypeVar
+
+import ipywidgets as widgets
+import plotly.graph_objects as go
+from IPython.display import Image
+from matplotlib.figure import Figure
+
+from spherear.lab.live import LatestWins, Turn
+
+RequestT = TypeVar("RequestT")
+WIDE = {"description_width": "initial"}
+FIGURE_HEIGHT = 250
+
+
+class Panel(widgets.VBox, Generic[RequestT]):
+    """Controls, a worker behind them, and the place where errors are shown.
+
+    A panel reads its controls into a request (`read`), and draws it on the worker (`draw`), where it only sets
+    traits of widgets that exist. `close` ends both; `snapshot` waits for the newest request and
+    returns it as a still picture.
+    """
+
+    def __init__(self, children: Sequence[widgets.Widget], watched: Sequence[widgets.Widget]) -> None:
+        self._reading = threading.RLock()
+        self._held = 0
+        self._closing = False
+        self.runner: LatestWins[RequestT] = LatestWins(self.draw, self.show_error)
+        self.trouble = widgets.HTML()
+        self.trouble.add_class("spherear-error")
+        super().__init__([*children, self.trouble])
+        self.add_class("spherear-panel")
+        for control in watched:
+            control.observe(lambda change: self.changed(change), "value")
+
+    def read(self) -> RequestT:
+        """The request that the controls stand for."""
+        raise NotImplementedError
+
+    def draw(self, request: RequestT, turn: Turn) -> None:
+        """Make the pictures of a request, looking at `turn` often. Runs on the worker."""
+        raise NotImplementedError
+
+    def still(self) -> Figure:
+        """What the panel shows, as a matplotlib figure."""
+        raise NotImplementedError
+
+    def changed(self, change: Any = None) -> None:
+        """A control moved: ask for what the controls now stand for."""
+        with self.showing_errors():
+            if not self._held:
+                self.runner.submit(self.read())
+
+    @contextmanager
+    def together(self) -> Any:
+        """Several controls change as one."""
+        with self._reading:
+            self._held += 1
+            try:
+                yield
+            finally:
+                self._held -= 1
+
+    @contextmanager
+    def showing_errors(self) -> Any:
+        """Around whatever a control calls: one at a time, and an error is shown in the panel."""
+        with self._reading:
+            try:
+                yield
+            except Exception as error:
+                self.runner.errors.append(error)
+                self.show_error(error)
+
+    def guarded(self, action: Callable[[], None]) -> Callable[[Any], None]:
+        """A callback for a button."""
+
+        def call(_: Any) -> None:
+            with self.showing_errors():
+                action()
+
+        return call
+
+    def show_error(self, error: Exception) -> None:
+        """Say what went wrong, until something works again."""
+        text = html.escape(f"{type(error).__name__}: {error}")
+        self.trouble.value = f'<div role="alert" style="border-left:4px solid #D55E00;padding:4px 8px">{text}</div>'
+
+    def clear_error(self) -> None:
+        """Nothing is wrong any more; `runner.errors` keeps what was."""
+        if self.trouble.value:
+            self.trouble.value = ""
+
+    def snapshot(self, timeout: float = 600.0) -> Image:
+        """The panel as a still PNG, once the newest request is drawn. An error there is raised here."""
+        before = len(self.runner.errors)
+        if not self.runner.wait(timeout):
+            raise TimeoutError(f"the panel still draws after {timeout:g} s; expected it to be done")
+        if self.trouble.value:
+            raise self.runner.errors[-1] if self.runner.errors[before:] or self.runner.errors else RuntimeError()
+        file = io.BytesIO()
+        self.still().savefig(file, format="png", dpi=80)
+        return Image(data=file.getvalue(), format="png")
+
+    def close(self) -> None:
+        """End the worker, then the controls. A second time does nothing."""
+        if self._closing:
+            return
+        self._closing = True
+        self.runner.close()
+        _close(self.children)
+        super().close()
+
+
+def _close(children: Sequence[widgets.Widget]) -> None:
+    for child in children:
+        _close(getattr(child, "children", ()))
+        child.close()
+
+
+def row(*children: widgets.Widget) -> widgets.HBox:
+    """Beside each other where there is room, else below each other."""
+    return widgets.HBox(list(children), layout=widgets.Layout(flex_flow="row wrap", align_items="center"))
+
+
+def column(*children: widgets.Widget, width: str = "430px") -> widgets.VBox:
+    """Below each other, never wider than the page."""
+    return widgets.VBox(list(children), layout=widgets.Layout(width=width, max_width="100%", overflow="hidden"))
+
+
+def slider(name: str, value: float, low: float, high: float, step: float, tag: str) -> widgets.FloatSlider:
+    """A labelled slider; its number can be typed as well."""
+    return tagged(
+        widgets.FloatSlider(
+            value=value,
+            min=low,
+            max=high,
+            step=step,
+            description=name,
+            style=WIDE,
+            readout_format=".2f",
+            layout=_wide(),
+        ),
+        tag,
+    )
+
+
+def whole(name: str, value: int, low: int, high: int, tag: str) -> widgets.IntSlider:
+    """A labelled slider over whole numbers."""
+    return tagged(widgets.IntSlider(value=value, min=low, max=high, description=name, style=WIDE, layout=_wide()), tag)
+
+
+def number(name: str, value: int, high: int, tag: str) -> widgets.BoundedIntText:
+    """A labelled field for a whole number from 0."""
+    layout = widgets.Layout(width="190px")
+    return tagged(
+        widgets.BoundedIntText(value=value, min=0, max=high, description=name, style=WIDE, layout=layout), tag
+    )
+
+
+def choice(name: str, options: Sequence[Any], value: Any, tag: str) -> widgets.Dropdown:
+    """A labelled list to choose from."""
+    layout = widgets.Layout(width="auto", max_width="100%")
+    return tagged(widgets.Dropdown(options=options, value=value, description=name, style=WIDE, layout=layout), tag)
+
+
+def tick(name: str, value: bool, tag: str) -> widgets.Checkbox:
+    """A labelled box to tick."""
+    layout = widgets.Layout(width="auto", max_width="100%")
+    return tagged(widgets.Checkbox(value=value, description=name, indent=False, layout=layout), tag)
+
+
+def button(name: str, action: Callable[[Any], None], tag: str, tip: str = "") -> widgets.Button:
+    """A button with a name, and what it does under the pointer."""
+    made = tagged(widgets.Button(description=name, tooltip=tip or name, layout=widgets.Layout(width="auto")), tag)
+    made.on_click(action)
+    return made
+
+
+def buttons(name: str, options: Sequence[Any], value: Any, tag: str) -> widgets.ToggleButtons:
+    """A labelled choice with every option in sight."""
+    made = widgets.ToggleButtons(options=options, value=value, description=name, style={**WIDE, "button_width": "auto"})
+    made.layout = widgets.Layout(width="auto", max_width="100%")
+    return tagged(made, tag)
+
+
+def picture(tag: str, alt: str) -> widgets.Image:
+    """A place for a PNG."""
+    layout = widgets.Layout(max_width="100%", object_fit="contain")
+    made = tagged(widgets.Image(format="png", layout=layout), tag)
+    made.add_class("spherear-image")
+    made.tooltip = alt
+    return made
+
+
+def line(tag: str) -> widgets.HTML:
+    """A line of text that the worker writes."""
+    return tagged(widgets.HTML(layout=widgets.Layout(max_width="100%")), tag)
+
+
+WidgetT = TypeVar("WidgetT", bound=widgets.DOMWidget)
+
+
+def tagged(widget: WidgetT, tag: str) -> WidgetT:
+    """With a class by which style sheets and tests find it."""
+    widget.add_class(f"spherear-{tag}")
+    return widget
+
+
+def _wide() -> widgets.Layout:
+    return widgets.Layout(width="420px", max_width="100%")
+
+
+def live_figure(tag: str, traces: Sequence[Any], x: str, y: str, **layout: Any) -> go.FigureWidget:
+    """A plotly figure whose traces exist from the start and only change their data."""
+    made = go.FigureWidget(
+        data=list(traces),
+        layout={
+            "height": FIGURE_HEIGHT,
+            "autosize": True,
+            "margin": {"l": 60, "r": 12, "t": 12, "b": 48},
+            "font": {"size": 14},
+            "template": "plotly_white",
+            "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+            "xaxis": {"title": {"text": x}},
+            "yaxis": {"title": {"text": y}},
+            **layout,
+        },
+    )
+    made._config = {"responsive": True, "displaylogo": False, "displayModeBar": False}
+    return tagged(made, tag)

@@ -1,0 +1,165 @@
+"""Three laws on the sphere under one slider: where their samples fall, and how their densities differ over angle.
+
+Knows: which control stands for what.  Does not know: the laws (`lab.angle_laws`).
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import ipywidgets as widgets
+import numpy as np
+import plotly.graph_objects as go
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from spherear.lab.angle_laws import BINS, NAMES, AngleLaw, AngleLaws, angle_histogram, angle_laws, sphere_mesh
+from spherear.lab.live import Turn
+from spherear.lab.panels import parts
+from spherear.lab.stills import LAW_LOOKS, angle_laws_figure
+
+APART = 2.6
+HIGHEST = 300.0
+
+
+@dataclass(frozen=True)
+class Asked:
+    """concentration: of the Power Spherical law; matched: whether the others have its mean cosine."""
+
+    concentration: float
+    matched: bool
+    samples: int
+    seed: int
+
+
+class SphereExplorer(parts.Panel[Asked]):
+    """Power Spherical against von Mises-Fisher against a projected Gaussian, from broad to narrow.
+
+    concentration: of the Power Spherical law to begin with, up to 300.  samples: points on each sphere.
+    """
+
+    def __init__(self, concentration: float = 10.0, *, samples: int = 200, seed: int = 0) -> None:
+        angle_laws(concentration, samples=1)  # what cannot be drawn is refused here
+        self.concentration = parts.tagged(
+            widgets.FloatLogSlider(
+                value=min(concentration, HIGHEST), base=10, min=-1, max=np.log10(HIGHEST), step=0.02,
+                description="concentration", style=parts.WIDE, layout=widgets.Layout(width="420px", max_width="100%"),
+            ),
+            "concentration",
+        )  # fmt: skip
+        self.matched = parts.tick("same mean cosine (else the same kappa)", True, "matched")
+        self.samples = parts.whole("samples", samples, 10, 1000, "samples")
+        self.seed = parts.number("seed", seed, 2**31 - 1, "sphere-seed")
+        self.turn = parts.whole("turn the view", 35, 0, 360, "turn")
+        self.numbers = parts.line("sphere-numbers")
+        self.spheres = _spheres()
+        self.density = _density()
+        self._laws: AngleLaws | None = None
+        children = [
+            parts.row(self.concentration, self.matched),
+            parts.row(self.samples, self.seed, self.turn),
+            self.numbers,
+            parts.row(parts.column(self.spheres, width="640px"), parts.column(self.density, width="460px")),
+        ]
+        super().__init__(children, (self.concentration, self.matched, self.samples, self.seed))
+        self.turn.observe(self._turn, "value")
+        self.changed()
+
+    def read(self) -> Asked:
+        """What the controls stand for."""
+        return Asked(self.concentration.value, self.matched.value, self.samples.value, self.seed.value)
+
+    def draw(self, request: Asked, turn: Turn) -> None:
+        """New colours, points and lines on the same spheres."""
+        laws = angle_laws(request.concentration, request.matched, request.samples, request.seed)
+        if turn.stale:
+            return
+        vertices, _ = sphere_mesh()
+        with self.spheres.batch_update():
+            for place, law in enumerate(laws.laws):
+                heights = np.interp(np.arccos(vertices[:, 2].clamp(-1, 1)), laws.angles, law.density)
+                mesh, cloud = self.spheres.data[place], self.spheres.data[3 + place]
+                mesh.intensity = (heights / max(float(law.density.max()), 1e-300)).astype(np.float32)
+                x, y, z = (1.02 * law.samples).float().numpy().T
+                cloud.x, cloud.y, cloud.z = x + APART * (place - 1), np.ascontiguousarray(y), np.ascontiguousarray(z)
+        with self.density.batch_update():
+            for place, law in enumerate(laws.laws):
+                centres, shares = angle_histogram(law.samples)
+                line, marks = self.density.data[place], self.density.data[3 + place]
+                line.x, line.y = np.rad2deg(_single(laws.angles)), _single(law.by_angle)
+                marks.x, marks.y = np.rad2deg(_single(centres)), _single(shares)
+        self._laws = laws
+        self.numbers.value = "<br>".join(said(law) for law in laws.laws)
+        self.clear_error()
+
+    def _turn(self, change: Any) -> None:
+        """The view by keyboard: the pointer turns it as well."""
+        with self.showing_errors():
+            self.spheres.layout.scene.camera.eye = _eye(change["new"])
+
+    def still(self) -> Figure:
+        """Spheres and densities as they are."""
+        assert self._laws is not None
+        return angle_laws_figure(self._laws)
+
+
+def _single(values: Tensor) -> np.ndarray:
+    """As plotly sends it fastest."""
+    return values.float().numpy()
+
+
+def said(law: AngleLaw) -> str:
+    """A law and its parameter in words."""
+    sign = "sigma" if law.name == "projected_gaussian" else "kappa"
+    look = LAW_LOOKS[law.name]
+    return f"{look.glyph} <b>{look.name}</b>: {sign} = {law.parameter:.3g}, mean cosine {law.mean_cosine:.3f}"
+
+
+def _eye(degrees: float) -> dict[str, float]:
+    """Where the camera stands: in front, turned about the vertical."""
+    around = np.deg2rad(degrees - 90)
+    return {"x": 2.0 * float(np.cos(around)), "y": 2.0 * float(np.sin(around)), "z": 0.9}
+
+
+def _spheres() -> go.FigureWidget:
+    """Three meshes, three clouds, three names; nothing of them is made again."""
+    vertices, faces = sphere_mesh()
+    corners = {name: side.numpy().astype(np.int32) for name, side in zip("ijk", faces.unbind(-1), strict=True)}
+    meshes, clouds = [], []
+    for place, name in enumerate(NAMES):
+        look = LAW_LOOKS[name]
+        x, y, z = vertices.float().numpy().T
+        meshes.append(
+            go.Mesh3d(
+                x=x + APART * (place - 1), y=np.ascontiguousarray(y), z=np.ascontiguousarray(z), **corners,
+                intensity=np.zeros(len(vertices), np.float32), cmin=0, cmax=1, colorscale="Viridis",
+                showscale=place == 2, colorbar={"title": {"text": "density / its top"}, "len": 0.7}, name=look.name,
+                opacity=1, hoverinfo="name",
+            )
+        )  # fmt: skip
+        marker = {"size": 2.5, "color": "white", "line": {"color": "black", "width": 1}}
+        clouds.append(go.Scatter3d(mode="markers", marker=marker, name=look.name, showlegend=False))
+    names = go.Scatter3d(
+        x=[-APART, 0, APART], y=[0, 0, 0], z=[1.5] * 3, mode="text", showlegend=False, hoverinfo="skip",
+        text=[LAW_LOOKS[name].name for name in NAMES], textfont={"size": 14, "color": "black"},
+    )  # fmt: skip
+    hidden = {f"{axis}axis": {"visible": False} for axis in "xyz"}
+    scene = {**hidden, "aspectmode": "data", "camera": {"eye": _eye(35)}}
+    margin = {"l": 0, "r": 0, "t": 0, "b": 0}
+    return parts.live_figure("spheres", [*meshes, *clouds, names], "", "", height=340, scene=scene, margin=margin)
+
+
+def _density() -> go.FigureWidget:
+    lines, points = [], []
+    for name in NAMES:
+        look = LAW_LOOKS[name]
+        lines.append(
+            go.Scatter(mode="lines", line={"color": look.color, "dash": look.dash, "width": 3}, name=look.name)
+        )
+        marker = {"color": look.color, "symbol": look.symbol, "size": 8}
+        points.append(
+            go.Scatter(x=np.zeros(BINS, np.float32), mode="markers", marker=marker, showlegend=False,
+                       name=f"{look.name}, samples")
+        )  # fmt: skip
+    return parts.live_figure(
+        "density", [*lines, *points], "angle from the axis, degrees", "density (line), samples (marks)", height=340
+    )
