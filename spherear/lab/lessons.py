@@ -3,8 +3,7 @@
 Knows: laws, tokens and pipelines.  Does not know: pictures, or what the notebooks say.
 """
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,7 +26,6 @@ from spherear.sphere.geometry import log_sphere_area
 from spherear.sphere.laws import AxialLaw
 from spherear.training.data import load_data
 from spherear.training.recipes import course
-from spherear.training.run import TrainState
 
 
 @dataclass(frozen=True)
@@ -144,17 +142,3 @@ def ways(
 
     end = settings.method.integrate(watched, noise, times)
     return Ways(torch.tensor(times), torch.stack([*points, end]), pipeline.vae.bottleneck.radius)
-
-
-def history(states: Iterable[TrainState], every: int = 10) -> dict[str, list[float]]:
-    """Train to the end: steps and losses, the mean over every so many steps."""
-    kept: dict[str, list[float]] = {"step": []}
-    window: list[dict[str, float]] = []
-    for state in states:
-        window.append(state.metrics())
-        if len(window) == every:
-            kept["step"].append(float(state.step))
-            for name in window[0]:
-                kept.setdefault(name, []).append(math.fsum(w[name] for w in window) / every)
-            window = []
-    return kept

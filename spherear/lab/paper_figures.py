@@ -53,6 +53,7 @@ def published_fid_figure() -> Figure:
         )  # fmt: skip
     axis.set_xscale("log")
     axis.set_xlim(170, 2300)
+    axis.margins(y=0.1)
     axis.set_xticks([200, 500, 1000, 2000], ["200M", "500M", "1B", "2B"])
     axis.set_xticks([], minor=True)
     name_axes(axis, "parameters", "FID", "Published: ImageNet 256, 50,000 samples")

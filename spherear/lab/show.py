@@ -63,6 +63,12 @@ def sheet(images: Float[Tensor, "n 3 size size"], columns: int, text: str, zoom:
     return Shown(text, {PNG: _base64(buffer.getvalue())})
 
 
+def still(panel: Any, text: str) -> Shown:
+    """What a live panel shows once it has drawn, as PNG: a file keeps no widgets. Waits for it; its error is raised."""
+    require(bool(text.strip()), "text is empty; expected a description of the panel")
+    return Shown(text, {PNG: _base64(panel.snapshot().data)})
+
+
 def turning(figure: go.Figure, twin: Shown) -> Shown:
     """A plotly figure, with its static twin beside it for pages that cannot turn anything."""
     require(PNG in twin.formats, "the twin has no PNG; expected what `picture` makes")
