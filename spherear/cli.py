@@ -229,7 +229,14 @@ def train_models() -> int:
     return train.main(["--help"])
 
 
-COMMANDS = {"demo": demo, "train": train_models, "sample": sample, "study": study, "notebooks": notebooks, "doctor": doctor}
+COMMANDS = {
+    "demo": demo,
+    "train": train_models,
+    "sample": sample,
+    "study": study,
+    "notebooks": notebooks,
+    "doctor": doctor,
+}
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -23,8 +23,8 @@ OTHERS = (*THREE, "#CC79A7", "#E69F00", "#56B4E9")
 
 
 def curves_figure(
-    x: Sequence[float],
-    curves: Mapping[str, Sequence[float]],
+    x: Sequence[float | int],
+    curves: Mapping[str, Sequence[float | int]],
     labels: tuple[str, str],
     title: str = "",
     log: str = "",

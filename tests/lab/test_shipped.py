@@ -7,7 +7,6 @@ import torch
 from torch.testing import assert_close
 
 from spherear.lab.cell import GRID_FILE, Reference, cell_folder
-from spherear.lab.gallery import FIGURES
 from spherear.lab.gallery import main as draw
 from spherear.lab.grids import GRIDS, Grid
 from spherear.lab.records import select, shipped_records
@@ -16,7 +15,6 @@ from spherear.lab.study import open_study
 from spherear.models.files import read_json, read_tensors
 from spherear.models.pretrained import SHIPPED, shipped
 from spherear.sampling import Pipeline, SamplingSettings
-from tests.lab.test_figures import labelled
 
 NAMES = sorted(name_of(GRIDS[grid], variant) for grid, variants in SHIPS.items() for variant in variants)
 
@@ -95,12 +93,6 @@ def test_grid_file_says_how_the_study_was_asked_for(tmp_path):
     told = read_json(tmp_path / GRID_FILE)
     assert told["command"] == "spherear study laws"
     assert Grid.from_dict(told["grid"]) == GRIDS["laws"]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(FIGURES))
-def test_every_figure_draws_from_what_ships(name):
-    labelled(FIGURES[name]())
 
 
 def test_the_gallery_is_files(tmp_path, capsys):

@@ -1,0 +1,145 @@
+"""Every figure's numbers (not pixels) against small golden files, and every figure's labels.
+
+    python -m tests.lab.test_golden_figures     writes tests/golden/figures anew; read the difference before you commit it
+
+A figure from formulas or records must agree to 1e-5 of its scale. One from models that draw tokens may differ in more:
+another processor rounds otherwise, and sixteen tokens feed it back. Logarithmic axes are compared in decades.
+"""
+
+import json
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from spherear.lab import gallery
+from spherear.lab.diagnostics import norm_profile
+from spherear.lab.lesson_figures import kl_figure, lengths_figure, variances_figure, ways_figure
+from spherear.lab.lessons import token_variances, ways
+from spherear.lab.records import shipped_records
+from tests.conftest import GOLDEN
+from tests.lab.test_figures import labelled
+
+FOLDER = GOLDEN / "figures"
+POINTS = 9  # kept of a line
+EXACT, DRAWN = 1e-5, 0.02
+FROM_FORMULAS = {"figure1-published", "figure4-guidance", "figure5-directions", "drift", "ablation", "lesson-kl"}
+FAMILIES = ("power_spherical", "gaussian")
+
+
+def lesson_lengths() -> Figure:
+    return lengths_figure({f: norm_profile(gallery.latents_of(f)[0]) for f in FAMILIES})
+
+
+def lesson_variances() -> Figure:
+    return variances_figure({f: token_variances(gallery.latents_of(f)[0]) for f in FAMILIES})
+
+
+def lesson_ways() -> Figure:
+    pipeline = gallery.shipped("power_spherical")
+    return ways_figure({f"{s:g}": ways(pipeline, 3, 9, range(6), steps=10, scale=s) for s in (1.0, 8.0)})
+
+
+FIGURES: dict[str, Callable[[], Figure]] = {
+    **gallery.FIGURES,
+    "lesson-kl": lambda: kl_figure(shipped_records(), ("power_spherical", "normalized_gaussian", "gaussian")),
+    "lesson-lengths": lesson_lengths,
+    "lesson-variances": lesson_variances,
+    "lesson-ways": lesson_ways,
+}
+
+
+def numbers(figure: Figure) -> dict[str, list[float]]:
+    """What a figure shows, by a name for each thing: some points of lines, moments of clouds and images, bars."""
+    found = {}
+    for place, axis in enumerate(figure.axes):
+        if axis.get_label() == "<colorbar>":
+            continue
+        for index, line in enumerate(axis.lines):
+            xy = np.asarray(line.get_data(), dtype=float).T
+            kept = xy[np.unique(np.linspace(0, len(xy) - 1, POINTS).round().astype(int))]
+            found[f"{place}/line{index}/x"], found[f"{place}/line{index}/y"] = kept.T.tolist()
+        for index, cloud in enumerate(axis.collections):
+            values = cloud.get_array() if cloud.get_array() is not None else cloud.get_offsets()
+            if np.size(values):
+                found[f"{place}/cloud{index}"] = _moments(np.asarray(values, dtype=float).reshape(len(values), -1))
+        for index, image in enumerate(axis.images):
+            found[f"{place}/image{index}"] = _moments(np.asarray(image.get_array(), dtype=float).reshape(-1, 1))
+        bars = [patch.get_height() for patch in axis.patches if hasattr(patch, "get_height")]
+        if bars:
+            found[f"{place}/bars"] = bars
+    return {name: [float(f"{value:.6g}") for value in values] for name, values in found.items()}
+
+
+def _moments(values: np.ndarray) -> list[float]:
+    return [float(len(values)), *values.mean(axis=0).tolist()[:3], *values.std(axis=0).tolist()[:3]]
+
+
+def logarithmic(figure: Figure) -> set[str]:
+    """The names of numbers that stand on logarithmic axes."""
+    scales = {"x": "get_xscale", "y": "get_yscale"}
+    return {
+        f"{place}/line{index}/{side}"
+        for place, axis in enumerate(figure.axes)
+        for side, get in scales.items()
+        if getattr(axis, get)() == "log"
+        for index, _ in enumerate(axis.lines)
+    }
+
+
+def differences(golden: dict[str, list[float]], found: dict[str, list[float]], logs: set[str]) -> dict[str, float]:
+    """By name, the largest difference relative to the scale of its numbers; of logarithmic ones, in decades of ten."""
+    assert golden.keys() == found.keys()
+    off = {}
+    for name, expected in golden.items():
+        a, b = (np.asarray(values) for values in (expected, found[name]))
+        assert a.shape == b.shape, name
+        if name in logs:
+            a, b = np.log10(a) / 10, np.log10(b) / 10
+        scale = 1.0 if name in logs else max(float(np.abs(a).max()), 1e-9)
+        off[name] = float(np.abs(a - b).max() / scale)
+    return off
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(FIGURES))
+def test_a_figure_shows_the_golden_numbers(name):
+    figure = labelled(FIGURES[name]())
+    golden = json.loads((FOLDER / f"{name}.json").read_text())
+    off = differences(golden, numbers(figure), logarithmic(figure))
+    worst = max(off, key=off.get)
+    limit = EXACT if name in FROM_FORMULAS else DRAWN
+    assert off[worst] <= limit, f"{worst} is off by {off[worst]:.2g} of its scale; expected {limit:g} at most"
+
+
+def test_golden_files_are_those_of_the_figures():
+    paths = sorted(FOLDER.glob("*.json"))
+    assert [path.stem for path in paths] == sorted(FIGURES)
+    assert sum(path.stat().st_size for path in paths) < 200_000
+
+
+def test_what_differs_is_seen():
+    golden = {"0/line0/x": [1.0, 2.0], "0/line0/y": [1.0, 100.0]}
+    assert differences(golden, golden, set()) == {"0/line0/x": 0.0, "0/line0/y": 0.0}
+    moved = {**golden, "0/line0/y": [1.0, 110.0]}
+    assert differences(golden, moved, set())["0/line0/y"] == pytest.approx(0.1)
+    assert differences(golden, moved, {"0/line0/y"})["0/line0/y"] == pytest.approx(math.log10(1.1) / 10)
+    with pytest.raises(AssertionError):
+        differences(golden, {"0/line0/x": [1.0, 2.0]}, set())
+
+
+def main(*names: str) -> None:
+    """Write the golden files (those named, or all), one number after another, small enough to be read."""
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    for name in names or FIGURES:
+        path = FOLDER / f"{name}.json"
+        path.write_text(json.dumps(numbers(FIGURES[name]()), indent=0).replace(",\n", ", ") + "\n")
+        print(Path(path).name, path.stat().st_size)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
