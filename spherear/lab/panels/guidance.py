@@ -59,7 +59,7 @@ class GuidanceExplorer(parts.Panel[Asked]):
         compare: str | None = "gaussian",
         *,
         label: int | None = 3,
-        guidance_scale: float = 3.0,
+        guidance_scale: float | int = 3.0,
         images: int = 16,
         settings: str = "fast",
         seed: int = 0,
