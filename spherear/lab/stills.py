@@ -153,7 +153,9 @@ def token_path_figure(path: TokenPath, step: int, radius: float, position: int) 
     for look, points in zip(PATHS, (path.points, path.unguided, ends, path.points[:1]), strict=True):
         space.plot(*points.numpy().T, look.style, marker=look.marker, markersize=4, color=look.color, label=look.name)
     for look, tip in zip(ARROWS, arrow_tips(path, step), strict=True):
-        space.quiver(*path.points[step].tolist(), *(tip - path.points[step]).tolist(), color=look.color, arrow_length_ratio=0.15)
+        space.quiver(
+            *path.points[step].tolist(), *(tip - path.points[step]).tolist(), color=look.color, arrow_length_ratio=0.15
+        )
         space.text(*tip.tolist(), look.name, color=look.color, fontsize=FONT)
     space.set_aspect("equal")
     space.set_axis_off()
@@ -162,7 +164,14 @@ def token_path_figure(path: TokenPath, step: int, radius: float, position: int) 
     space.legend(fontsize=FONT - 3, loc="upper left")
     axis = figure.add_subplot(1, 2, 2)
     for look, points in zip(PATHS, (path.points, path.unguided), strict=False):
-        axis.plot(path.times.numpy(), points.norm(dim=-1).numpy(), look.style, marker=look.marker, color=look.color, label=look.name)
+        axis.plot(
+            path.times.numpy(),
+            points.norm(dim=-1).numpy(),
+            look.style,
+            marker=look.marker,
+            color=look.color,
+            label=look.name,
+        )
     axis.plot([1.0], [float(path.token.norm())], "s", color=PATHS[2].color, markersize=9, label="handed on")
     axis.axhline(radius, color=GREY, linestyle="--", linewidth=2, label=f"R = {radius:.2f}")
     axis.axvline(float(path.times[step]), color="black", linewidth=1)

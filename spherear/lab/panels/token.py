@@ -174,7 +174,7 @@ def _place(trace: Any, points: Float[Tensor, "n 3"]) -> None:
 
 def _eye(degrees: float | int) -> dict[str, float]:
     around = np.deg2rad(degrees)
-    return {"x": 1.5 * float(np.cos(around)), "y": 1.5 * float(np.sin(around)), "z": 0.8}
+    return {"x": 1.8 * float(np.cos(around)), "y": 1.8 * float(np.sin(around)), "z": 0.8}
 
 
 def _space() -> go.FigureWidget:
