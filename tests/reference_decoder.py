@@ -61,14 +61,13 @@ def solved(ar, condition, noise, steps, last_step, scale, guided):
     return x + velocity(ar, x, times[-1], condition, scale, guided) * (1 - times[-1])
 
 
-@torch.no_grad()
-def reference_decode(ar, labels, settings, noise, radius):
-    """All tokens of all images, (batch, tokens, dim): linear schedule, Euler-Maruyama, projected, guided."""
+def reference_steps(ar, labels, settings, noise, radius):
+    """One token of all images after another, (batch, dim): linear schedule, Euler-Maruyama, projected, guided."""
     count, dim = ar.config.tokens, ar.config.latent_dim
     rows = torch.cat((labels, torch.full_like(labels, ar.config.num_classes)))
     pasts = [[] for _ in ar.layers]
     x = ar.cls_embedding(rows).view(len(rows), ar.config.class_tokens, -1)
-    start, tokens = 0, []
+    start = 0
     for index in range(count):
         condition = transformed(ar, x, start, pasts) + ar.pos_for_diff.weight[index]
         start += x.shape[1]
@@ -79,6 +78,11 @@ def reference_decode(ar, labels, settings, noise, radius):
         raw = solved(ar, condition, drawn, settings.steps, settings.last_step, scale, scale != 1.0)
         token = radius * raw / raw.norm(dim=-1, keepdim=True)
         both = token if len(token) == len(rows) else torch.cat((token, token))
-        tokens.append(both[: len(labels)])
+        yield both[: len(labels)]
         x = ar.proj_in(both.to(ar.proj_in.weight.dtype))[:, None]
-    return torch.stack(tokens, dim=1)
+
+
+@torch.no_grad()
+def reference_decode(ar, labels, settings, noise, radius):
+    """All tokens of all images, (batch, tokens, dim)."""
+    return torch.stack(list(reference_steps(ar, labels, settings, noise, radius)), dim=1)
