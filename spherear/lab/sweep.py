@@ -75,7 +75,8 @@ def sweep(
                     continue
                 drawn = pipeline.sample(labels, replace(way, guidance_scale=scale), seeds=block * images)
                 judged = asdict(real.judge(drawn.cpu(), labels))
-                yield [SweepRecord(*place, m, judged[m], images, command, **origin) for m in METRICS]
+                told = (origin["commit"], origin["hardware"])
+                yield [SweepRecord(*place, m, judged[m], images, command, *told) for m in METRICS]
 
 
 def place_of(record: SweepRecord) -> tuple:

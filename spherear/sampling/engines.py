@@ -124,8 +124,8 @@ def _explained() -> Iterator[None]:
         if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             first = str(error).strip().partition("\n")[0]
             raise RuntimeError(
-                f"torch.compile failed ({type(error).__name__}: {first}); expected a C++ compiler (CPU) or "
-                "Triton (CUDA). The engine 'eager' needs neither"
+                f"torch.compile failed ({type(error).__name__}: {first}); the engine 'eager' needs no compiler "
+                "(this one wants a C++ compiler on the CPU, Triton on CUDA)"
             ) from error
         raise
 
