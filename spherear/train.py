@@ -22,11 +22,17 @@ from spherear.models.categorical import CategoricalHead
 from spherear.models.config import Config, require
 from spherear.models.presets import check_pair, preset, with_vae
 from spherear.models.vae import VAE, VAEConfig
+from spherear.sphere.bottlenecks import Latent
+from spherear.training.cached import encode_all
 from spherear.training.data import ImageData, batches, load_data
+from spherear.training.engine import Engine
 from spherear.training.losses import vae_losses
+from spherear.training.objective import ARObjective
 from spherear.training.progress import INTERRUPTED, exit_status, watch
 from spherear.training.recipes import ARRecipe, Recipe, VAERecipe, course
 from spherear.training.run import Run, TrainState, fingerprint, keyed_generator
+
+PLAIN = Engine()
 
 
 def train_vae(
@@ -65,8 +71,12 @@ def train_ar(
     recipe: ARRecipe,
     folder: str | Path | None = None,
     device: torch.device | str = "cpu",
+    engine: Engine = PLAIN,
 ) -> Generator[TrainState, None, None]:
     """Train an AR model on fresh posterior samples of `vae`, one `TrainState` a step.
+
+    With `recipe.cached_copies`, posteriors are computed once; samples are as fresh, and for data that are not
+    augmented the same.
 
     Errors: as `train_vae`, and ValueError for a VAE whose tokens, or data whose classes, do not fit.
     """
@@ -82,20 +92,20 @@ def train_ar(
         model.head.adopt(vae.codebook)
     facts = {"kind": "ar", "data": data.spec, "model": config.to_dict(), "vae": fingerprint(vae)}
     run = Run(model, recipe, facts, folder)
+    objective = ARObjective(model, recipe)
+    if engine.compile:
+        objective.compile()
+    posterior: Callable[..., Latent] = vae.posterior
+    if recipe.cached_copies and not run.done:
+        data, posterior = _encoded(vae, data, recipe, device, engine), vae.constrain
     with run.kept():
         for indices in batches(data, recipe.batch_size, recipe.seed, range(run.step, recipe.steps)):
-            images, labels = data.batch(indices)
+            inputs, labels = data.batch(indices)
             generator = run.generator(device)
             with autocast(device, recipe.precision):
                 with torch.no_grad():
-                    tokens = vae.posterior(images.to(device), generator).sample
-                loss = model.loss(
-                    tokens,
-                    labels.to(device),
-                    repeats=recipe.repeats,
-                    label_dropout=recipe.label_dropout,
-                    generator=generator,
-                )
+                    tokens = posterior(inputs.to(device), generator).sample
+                loss = objective(tokens, labels.to(device), generator)
             yield run.update({"loss": loss})
 
 
@@ -113,6 +123,12 @@ def _check_data(data: ImageData, image_size: int, recipe: Recipe) -> None:
         len(data) >= recipe.batch_size,
         f"the data set has {len(data)} images; expected at least one batch, {recipe.batch_size}",
     )
+
+
+def _encoded(vae: VAE, data: ImageData, recipe: ARRecipe, device: torch.device | str, engine: Engine) -> ImageData:
+    """The data set as what the encoder says of it."""
+    facts = {"vae": fingerprint(vae)}
+    return encode_all(vae, data, recipe.cached_copies, device, recipe.precision, engine.cache, facts)
 
 
 def _settle_scale(model: nn.Module, data: ImageData, recipe: VAERecipe, device: torch.device | str) -> None:

@@ -83,9 +83,12 @@ class ARRecipe(Recipe):
     """Share of labels replaced by the null class."""
     repeats: int = 4
     """Times and noises drawn for every token."""
+    cached_copies: int = 0
+    """Epochs whose posteriors are computed once, kept and met in turn, with fresh draws; 0: encode at every step."""
 
     def check(self) -> None:
         super().check()
+        require(self.cached_copies >= 0, f"cached_copies is {self.cached_copies}; expected 0 or more")
         require(0 <= self.label_dropout < 1, f"label_dropout is {self.label_dropout}; expected 0 or more, below 1")
         require(self.repeats >= 1, f"repeats is {self.repeats}; expected at least 1")
 
