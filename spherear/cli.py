@@ -166,7 +166,7 @@ def sample(
 
 
 def bench(
-    kind: tyro.conf.Positional[Literal["decode", "latency", "growth", "memory"]] = "decode",
+    kind: tyro.conf.Positional[Literal["decode", "latency", "growth", "memory", "train"]] = "decode",
     presets: tuple[str, ...] = (),
     batches: tuple[int, ...] = (),
     dtypes: tuple[str, ...] = (),
@@ -182,6 +182,7 @@ def bench(
 
     decode: every way of decoding against the plain reference and the machine's own ceilings, with random weights.
     latency: how long a person waits for digits, by named settings.  growth: time over tokens.  memory: over steps.
+    train: a training step, encoding at every step and with cached posteriors.
     Empty or 0: what suits the measurement and the device.
 
     Args:
@@ -190,7 +191,7 @@ def bench(
         batches: Images at once; guidance doubles the rows.
         dtypes: Of the AR model's arithmetic; float32, bfloat16.
         tokens: How many of an image's tokens are drawn.
-        steps: Solver steps a token.
+        steps: Solver steps a token; of `train`, the steps timed.
         repeats: Runs that a median is taken of, after one to warm up.
         compiled: Also what torch.compile makes of it.
         threads: Of torch on the CPU; 0: as it is.

@@ -15,6 +15,7 @@ from spherear.bench import report
 from spherear.bench.decoding import DecodeRow, bench_decode, fits
 from spherear.bench.growth import bench_growth, bench_memory
 from spherear.bench.latency import bench_latency
+from spherear.bench.steps import WAYS, step_times
 from spherear.models.config import one_of, require
 from spherear.models.presets import preset
 from spherear.sampling.pipeline import Pipeline
@@ -108,10 +109,22 @@ def _memory(request: Request) -> list[Any]:
     return [bench_memory(name, batch, dtype, request.device, counts) for name, batch, dtype in cases]
 
 
+def _train(request: Request) -> list[Any]:
+    """Compiled ways where they are asked for."""
+    ways = {name: way for name, way in WAYS.items() if request.compiled or not way[1]}
+    return [
+        row
+        for name in request.presets or ("digits",)
+        for batch in request.batches or (None,)
+        for row in step_times(name, request.steps or 40, batch, request.device, ways)
+    ]
+
+
 Kind = tuple[Callable[[Request], list[Any]], Callable[[Sequence[Any]], str]]
 KINDS: dict[str, Kind] = {
     "decode": (_decode, report.decode_table),
     "latency": (_latency, report.latency_table),
     "growth": (_growth, report.growth_table),
     "memory": (_memory, report.memory_table),
+    "train": (_train, report.step_table),
 }

@@ -16,6 +16,7 @@ import torch
 from spherear.bench.decoding import DecodeRow
 from spherear.bench.growth import Growth, Memory
 from spherear.bench.latency import LatencyRow
+from spherear.bench.steps import StepTime
 from spherear.bench.timing import Timing
 from spherear.models.files import write_json
 
@@ -93,4 +94,12 @@ def memory_table(rows: Sequence[Memory]) -> str:
         (r.preset, str(r.batch), str(steps), f"{peak:.0f}", f"{r.cache_mib:.0f}", f"{r.float32_mib:.0f}")
         for r in rows
         for steps, peak in r.peak_mib.items()
+    ])  # fmt: skip
+
+
+def step_table(rows: Sequence[StepTime]) -> str:
+    """A line a way."""
+    head = ("preset", "batch", "training step", "ms a step", "x encoding at every step", "first step, s")
+    return table(head, [
+        (r.preset, str(r.batch), r.way, ms(r.timing), f"{r.speedup:.2f}", f"{r.timing.warm_up:.1f}") for r in rows
     ])  # fmt: skip

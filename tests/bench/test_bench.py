@@ -14,6 +14,7 @@ from spherear.bench.decoding import bench_decode, fits, random_model, reference_
 from spherear.bench.floor import copy_rate, floor_seconds, product_rate, works
 from spherear.bench.growth import straight_line
 from spherear.bench.latency import bench_latency
+from spherear.bench.steps import step_times
 from spherear.bench.timing import measure, summary
 from spherear.models import PRESETS, SphereAR
 from spherear.sampling import Pipeline, SamplingSettings
@@ -127,6 +128,16 @@ def test_latency_has_a_row_a_named_settings():
     assert all(row.first.median < row.stream.median for row in rows)
 
 
+def test_steps_are_timed_in_every_way():
+    ways = {"encoding": (False, False, "float32"), "cached": (True, False, "float32")}
+    rows = step_times("digits3", steps=3, batch_size=4, ways=ways)
+    assert [row.way for row in rows] == ["encoding", "cached"]
+    assert rows[0].speedup == 1.0
+    for row in rows:
+        assert row.timing.repeats == 3
+        assert row.speedup == pytest.approx(rows[0].timing.median / row.timing.median)
+
+
 @pytest.mark.parametrize(
     ("kind", "head"),
     [
@@ -134,6 +145,7 @@ def test_latency_has_a_row_a_named_settings():
         ("latency", "first image, ms"),
         ("growth", "r2 of a line"),
         ("memory", "cache MiB in float32"),
+        ("train", "x encoding at every step"),
     ],
 )
 def test_a_table_and_a_file(kind, head, tmp_path, capsys, monkeypatch):

@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from spherear.lab.step_speed import step_times
 from spherear.models import VAE, SphereAR
 from spherear.models.presets import Preset, with_vae
 from spherear.sphere.bottlenecks import BOTTLENECKS
@@ -162,13 +161,3 @@ def test_a_compiled_run_is_the_run(request):
     plain, compiled = (torch.tensor([float(x) for x in line.split()]) for line in done.stdout.splitlines())
     assert len(plain) == RECIPE.steps
     assert_close(compiled, plain, atol=1e-4, rtol=1e-4)
-
-
-def test_steps_are_timed_in_every_way():
-    ways = {"encoding": (False, False, "float32"), "cached": (True, False, "float32")}
-    rows = step_times("digits3", steps=3, batch_size=4, ways=ways)
-    assert [row.way for row in rows] == ["encoding", "cached"]
-    assert rows[0].speedup == 1.0
-    for row in rows:
-        assert 0 < row.low <= row.median <= row.high
-        assert_close(row.speedup * row.median, rows[0].median)
