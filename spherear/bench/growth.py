@@ -5,13 +5,16 @@ Knows: what to vary, and a straight line through what was measured.  Does not kn
 
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
+from multiprocessing import get_context
 
 import torch
 
 from spherear.bench.decoding import random_model
-from spherear.bench.timing import measure, synchronise
+from spherear.bench.timing import peak_memory, reset_peak, synchronise
+from spherear.models.ar import SphereAR
 from spherear.models.presets import preset
 from spherear.sampling.decode import Step, decode
 from spherear.sampling.settings import SamplingSettings, seeded_noise
@@ -68,24 +71,30 @@ def bench_growth(name: str, batch: int, dtype: torch.dtype, device: torch.device
 def bench_memory(
     name: str, batch: int, dtype: torch.dtype, device: torch.device, counts: Sequence[int], tokens: int = 2
 ) -> Memory:
-    """Peaks of the first tokens of a decode under guidance, by solver steps; and the cache's size."""
+    """Peaks of the first tokens of a decode under guidance, by solver steps; and the cache's size.
+
+    Each in a process of its own: an allocator that has given memory back once hides the next peak.
+    """
+    peaks = {}
+    for count in counts:
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            peaks[count] = pool.submit(decode_peak, name, batch, dtype, device, count, tokens).result() / 2**20
+    with torch.device("meta"):
+        nbytes = SphereAR(preset(name).ar).to(dtype).kv_cache(2 * batch).nbytes
+    wide = nbytes * torch.float32.itemsize // dtype.itemsize
+    return Memory(name, batch, peaks, nbytes / 2**20, wide / 2**20)
+
+
+def decode_peak(name: str, batch: int, dtype: torch.dtype, device: torch.device, steps: int, tokens: int) -> float:
+    """Bytes that a decode's first tokens take at their peak, beyond the model's."""
     ar = random_model(preset(name).ar, dtype, device)
     labels = torch.arange(batch) % ar.config.num_classes
     radius = ar.config.latent_dim**0.5
-    peaks = {}
-    for count in counts:
-        settings = SamplingSettings(guidance_scale=2.0, steps=count)
-
-        def run(settings: SamplingSettings = settings) -> None:
-            steps = decode(ar, labels, settings, seeded_noise(range(batch)), lambda z: project(z, radius))
-            for _ in islice(steps, tokens):
-                pass
-
-        peaks[count] = measure(run, device, repeats=1).peak_mib
-    with torch.device("meta"):
-        cache = ar.to("meta").kv_cache(2 * batch)
-    wide = cache.nbytes * torch.float32.itemsize / dtype.itemsize
-    return Memory(name, batch, peaks, cache.nbytes / 2**20, wide / 2**20)
+    settings = SamplingSettings(guidance_scale=2.0, steps=steps)
+    held = reset_peak(device)
+    for _ in islice(decode(ar, labels, settings, seeded_noise(range(batch)), lambda z: project(z, radius)), tokens):
+        pass
+    return peak_memory(device) - held
 
 
 def straight_line(upto: Sequence[float]) -> tuple[float, float]:

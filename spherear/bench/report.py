@@ -4,6 +4,7 @@ Knows: rows of measurements, the machine they were made on, Markdown and JSON.  
 """
 
 import dataclasses
+import math
 import os
 import platform
 import sys
@@ -64,7 +65,7 @@ def decode_table(rows: Sequence[DecodeRow]) -> str:
     head = ("preset", "batch", "dtype", "path", "ms a token", "x reference", "% of floor", "peak MiB", "warm-up s")
     return table(head, [
         (r.preset, str(r.batch), r.dtype, r.path, ms(r.timing, r.tokens), f"{r.speedup:.2f}", f"{100 * r.of_floor:.0f}",
-         f"{r.timing.peak_mib:.0f}", f"{r.timing.warm_up:.2f}")
+         "-" if math.isnan(r.timing.peak_mib) else f"{r.timing.peak_mib:.0f}", f"{r.timing.warm_up:.2f}")
         for r in rows
     ])  # fmt: skip
 

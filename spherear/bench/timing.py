@@ -5,6 +5,7 @@ Does not know: what is measured.
 """
 
 import contextlib
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +22,8 @@ from spherear.models.config import require
 class Timing:
     """Seconds of a run. median, low, high: of the repeats, low and high being quartiles.  warm_up: of the first run.
 
-    peak_mib: memory at its peak during the repeats, beyond what was held before; NaN where it cannot be told.
+    peak_mib: a GPU's memory at its peak during the repeats, beyond what was held before; NaN on a CPU, whose
+    allocator keeps what earlier runs gave back (see `bench.growth` for its peaks).
     """
 
     median: float
@@ -51,9 +53,10 @@ def measure(work: Callable[[], Any], device: torch.device, repeats: int) -> Timi
     """Run once to warm up, then `repeats` times. Fewer than one: ValueError."""
     require(repeats >= 1, f"repeats is {repeats}; expected at least 1")
     warm_up = seconds(work, device)
-    held = _reset_peak(device)
+    held = reset_peak(device)
     runs = [seconds(work, device) for _ in range(repeats)]
-    return summary(runs, warm_up, (_peak(device) - held) / 2**20)
+    peak = (peak_memory(device) - held) / 2**20 if device.type == "cuda" else math.nan
+    return summary(runs, warm_up, peak)
 
 
 def summary(runs: list[float], warm_up: float, peak_mib: float) -> Timing:
@@ -62,7 +65,7 @@ def summary(runs: list[float], warm_up: float, peak_mib: float) -> Timing:
     return Timing(median(runs), low, high, warm_up, peak_mib, len(runs))
 
 
-def _reset_peak(device: torch.device) -> float:
+def reset_peak(device: torch.device) -> float:
     """Forget earlier peaks; returns the bytes held now."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -72,7 +75,8 @@ def _reset_peak(device: torch.device) -> float:
     return _status("VmRSS")
 
 
-def _peak(device: torch.device) -> float:
+def peak_memory(device: torch.device) -> float:
+    """Bytes at the peak since: of tensors on a GPU, of the process on a CPU."""
     return float(torch.cuda.max_memory_allocated(device)) if device.type == "cuda" else _status("VmHWM")
 
 

@@ -12,10 +12,10 @@ from spherear.bench import command, decoding, latency
 from spherear.bench.command import KINDS, Request
 from spherear.bench.decoding import bench_decode, fits, random_model, reference_module
 from spherear.bench.floor import copy_rate, floor_seconds, product_rate, works
-from spherear.bench.growth import straight_line
+from spherear.bench.growth import bench_memory, straight_line
 from spherear.bench.latency import bench_latency
 from spherear.bench.steps import step_times
-from spherear.bench.timing import measure, summary
+from spherear.bench.timing import measure, peak_memory, reset_peak, summary
 from spherear.models import PRESETS, SphereAR
 from spherear.sampling import Pipeline, SamplingSettings
 from spherear.sampling.settings import NAMED_SETTINGS
@@ -42,13 +42,28 @@ def test_a_measurement_runs_once_to_warm_up():
 
 
 def test_peak_memory_is_seen():
-    def allocate():
-        return torch.ones(2**25).sum()  # 128 MiB, gone when the run is over
-
-    peak = measure(allocate, CPU, 2).peak_mib
+    held = reset_peak(CPU)
+    torch.ones(2**25).sum()  # 128 MiB, gone when the line is over
+    peak = (peak_memory(CPU) - held) / 2**20
     if math.isnan(peak):
         pytest.skip("this system does not tell peaks")
     assert 120 < peak < 200
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_steps_and_the_cache_is_in_its_dtype():
+    memory = bench_memory("digits", 8, torch.bfloat16, CPU, (20, 400), tokens=2)
+    assert memory.float32_mib == 2 * memory.cache_mib > 0
+    if math.isnan(memory.peak_mib[20]):
+        pytest.skip("this system does not tell peaks")
+    assert memory.peak_mib[400] < memory.peak_mib[20] + 4  # MiB; the noise itself is 8 x 8 numbers a step
+
+
+def test_the_cache_of_b_at_batch_256_takes_half_of_a_float32_one():
+    with torch.device("meta"):
+        ar = SphereAR(PRESETS["imagenet256-B"].ar)
+        wide, narrow = ar.kv_cache(512).nbytes, ar.bfloat16().kv_cache(512).nbytes
+    assert wide == 2 * narrow == 24 * 2 * 512 * (16 + 255) * 768 * 4
 
 
 def test_a_straight_line_is_numpys():
@@ -164,6 +179,7 @@ def test_a_table_and_a_file(kind, head, tmp_path, capsys, monkeypatch):
     if kind == "memory":
         (row,) = kept["rows"]
         assert row["float32_mib"] == row["cache_mib"] > 0
+        assert list(row["peak_mib"]) == ["2"]
     if kind == "growth":
         assert len(kept["rows"][0]["upto"]) == 16
 

@@ -5,9 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from spherear.bench.growth import Growth
 from spherear.lab import sweep as sweeping
 from spherear.lab.cell import Reference
 from spherear.lab.records import read_lines
+from spherear.lab.speed_figures import growth_figure, sweep_figure
 from spherear.lab.sweep import (
     METRICS,
     REFERENCE,
@@ -24,6 +26,7 @@ from spherear.lab.sweep import (
 )
 from spherear.sampling import Pipeline, SamplingSettings
 from spherear.sampling.settings import NAMED_SETTINGS
+from tests.lab.test_figures import labelled
 
 
 def records(model="m", scale=2.0, way=REFERENCE, frechet=(1.0, 1.2), accuracy=(0.9, 0.9), recall=(0.8, 0.8)):
@@ -91,6 +94,27 @@ def test_a_sweep_goes_on(tmp_path, monkeypatch, capsys):
     assert "matching everywhere:" in capsys.readouterr().out
     main(str(out), "digits-power_spherical")
     assert out.read_text() == first
+
+
+def test_the_sweeps_figure_shows_means_beside_the_references_band():
+    told = [*records(), *records(way=HEUN, frechet=(2.0, 4.0)), *records(way=EULER)]
+    told += records(way=replace(REFERENCE, solver="adams_bashforth", steps=6))
+    figure = labelled(sweep_figure(rows(told)))
+    assert len(figure.axes) == len(METRICS)
+    assert figure.axes[0].get_title() == "m, guidance 2"
+    (heun,) = [line for line in figure.axes[0].lines if line.get_label() == "Heun"]
+    assert (list(heun.get_xdata()), list(heun.get_ydata())) == ([10], [3.0])
+    (band,) = figure.axes[0].patches
+    assert band.get_height() == pytest.approx(4 * 0.1414, abs=1e-3)
+
+
+def test_growth_is_drawn_with_its_line():
+    growth = Growth("digits", 1, [0.1 * n for n in range(1, 17)], 0.1, 1.0, 0.1, 0.1)
+    total, each = labelled(growth_figure(growth)).axes
+    measured, line = (axis.get_ydata() for axis in total.lines)
+    assert list(measured) == growth.upto
+    assert list(line) == pytest.approx(growth.upto)
+    assert list(each.lines[0].get_ydata()) == pytest.approx([100.0] * 15)
 
 
 def test_named_settings_are_what_the_shipped_sweep_says():
