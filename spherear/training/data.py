@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from spherear.models.config import one_of, require
+from spherear.training.augment import PLAIN_VIEW, Augmentation
 from spherear.training.shapes import CLASSES as SHAPES
 from spherear.training.shapes import render
 
@@ -29,12 +30,16 @@ class ImageData:
 
     spec: the string that names the data set.  classes: names of the labels.  image_size: in pixels.
     unlimited: images go on after the first `len(data)`, which are one epoch.
+    augmented: photographs, which `look` shows in part.
+    broken: name -> reason, of images that could not be read and were stood in for.
     """
 
     spec: str
     classes: tuple[str, ...]
     image_size: int
     unlimited = False
+    augmented = False
+    broken: dict[str, str] = {}  # noqa: RUF012 (never written to; data sets of files have their own)
 
     @property
     def num_classes(self) -> int:
@@ -44,15 +49,20 @@ class ImageData:
     def __len__(self) -> int:
         raise TypeError(f"{type(self).__name__} does not say how many images it has")
 
-    def batch(self, indices: Int[Tensor, " n"]) -> tuple[Float[Tensor, "n 3 size size"], Int[Tensor, " n"]]:
-        """Images in [-1, 1], float32, and their labels. Indices out of range: ValueError."""
+    def batch(
+        self, indices: Int[Tensor, " n"], look: Augmentation = PLAIN_VIEW
+    ) -> tuple[Float[Tensor, "n 3 size size"], Int[Tensor, " n"]]:
+        """Images in [-1, 1], float32, and their labels. Indices out of range: ValueError.
+
+        look: which part of a photograph is seen; drawings (digits, shapes) are always seen whole.
+        """
         length = TEST_START if self.unlimited else len(self)
         bad = (indices < 0) | (indices >= length)
         if bad.any():
             raise ValueError(f"index {int(indices[bad][0])} is out of range; expected 0 to {length - 1}")
-        return self._read(indices)
+        return self._read(indices, look)
 
-    def _read(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+    def _read(self, indices: Tensor, look: Augmentation) -> tuple[Tensor, Tensor]:
         raise TypeError(f"{type(self).__name__} does not say how its images are read")
 
 
@@ -80,7 +90,7 @@ class Digits(ImageData):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def _read(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+    def _read(self, indices: Tensor, look: Augmentation) -> tuple[Tensor, Tensor]:
         return self.images[indices], self.labels[indices]
 
 
@@ -109,7 +119,7 @@ class Shapes(ImageData):
     def __len__(self) -> int:
         return EPOCH
 
-    def _read(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+    def _read(self, indices: Tensor, look: Augmentation) -> tuple[Tensor, Tensor]:
         return render(indices + self.start, self.image_size)
 
 
