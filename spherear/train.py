@@ -26,7 +26,6 @@ from spherear.sphere.bottlenecks import Latent
 from spherear.training.cached import encode_all
 from spherear.training.data import ImageData, load_data
 from spherear.training.engine import Engine, recompute_blocks
-from spherear.training.feed import Feed
 from spherear.training.losses import vae_losses
 from spherear.training.objective import ARObjective
 from spherear.training.progress import INTERRUPTED, exit_status, watch
@@ -63,7 +62,7 @@ def train_vae(
     facts = {"kind": "vae", "data": data.spec, "model": config.to_dict()}
     run = Run(model, recipe, facts, folder, team, engine)
     objective = prepared(model, model, team, engine)
-    feed = Feed(data, recipe, range(run.step, recipe.steps), team, device, engine.workers)
+    feed = run.feed(data, device, engine.workers)
     with run.kept():
         for parts in feed:
             for part in run.each(objective, parts):
@@ -107,7 +106,7 @@ def train_ar(
     posterior: Callable[..., Latent] = vae.posterior
     if recipe.cached_copies and not run.done:
         data, posterior = _encoded(vae, data, recipe, device, engine), vae.constrain
-    feed = Feed(data, recipe, range(run.step, recipe.steps), team, device, engine.workers)
+    feed = run.feed(data, device, engine.workers)
     with run.kept():
         for parts in feed:
             for part in run.each(objective, parts):

@@ -1,6 +1,6 @@
 """Images and labels by index: a spec string names a data set, an index names an image.
 
-Knows: the data sets (`digits`, `shapes`) and the order in which a run meets their images.
+Knows: the data sets (`digits`, `shapes`; photographs by their place) and the order in which a run meets their images.
 Does not know: models, devices, or what is trained.
 
 Every data set is deterministic by index, and every order by (seed, step): a run that resumes in the
@@ -8,6 +8,7 @@ middle of an epoch goes on with the images it would have met.
 """
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -123,6 +124,27 @@ class Shapes(ImageData):
         return render(indices + self.start, self.image_size)
 
 
+def _folder(path: str, spec: str, image_size: int) -> ImageData:
+    from spherear.training.images import Folder
+
+    return Folder(Path(path).expanduser(), spec, image_size)
+
+
+def _tar(path: str, spec: str, image_size: int) -> ImageData:
+    from spherear.training.tar import Tar
+
+    return Tar(Path(path).expanduser(), spec, image_size)
+
+
+def _hub(name: str, spec: str, image_size: int) -> ImageData:
+    from spherear.training.hub import load_hub
+
+    return load_hub(name, spec, image_size)
+
+
+PLACES: dict[str, Callable[[str, str, int], ImageData]] = {"folder": _folder, "tar": _tar, "hub": _hub}
+"""Where photographs come from: folder:PATH, tar:PATH, hub:OWNER/NAME[@REVISION][#SPLIT][?stream]."""
+
 LOADERS: dict[str, tuple[Callable[[str, int], ImageData], tuple[str, ...]]] = {
     "digits": (Digits, ("train", "test", "all")),
     "shapes": (Shapes, ("train", "test")),
@@ -130,15 +152,19 @@ LOADERS: dict[str, tuple[Callable[[str, int], ImageData], tuple[str, ...]]] = {
 
 
 def load_data(spec: str, image_size: int) -> ImageData:
-    """The data set that `spec`, `name` or `name:split`, names, at `image_size` pixels.
+    """The data set that `spec` names, at `image_size` pixels: `digits` or `shapes` with or without `:split`, or
+    photographs in one of PLACES.
 
-    Unknown names or splits, or a size below 1: ValueError.
+    Unknown names or splits, a size below 1, or nothing to be found there: ValueError.
     """
     name, _, split = spec.partition(":")
-    one_of("data", name, LOADERS)
+    one_of("data", name, (*LOADERS, *PLACES))
+    require(image_size >= 1, f"image_size is {image_size}; expected at least 1")
+    if name in PLACES:
+        require(bool(split), f"data is {spec!r}; expected {name}: and then where")
+        return PLACES[name](split, spec, image_size)
     loader, splits = LOADERS[name]
     one_of(f"split of {name}", split or "train", splits)
-    require(image_size >= 1, f"image_size is {image_size}; expected at least 1")
     return loader(split or "train", image_size)
 
 

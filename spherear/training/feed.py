@@ -3,10 +3,12 @@
 Knows: which part of which batch a process takes, and who reads it.  Does not know: what images show.
 """
 
+import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing import get_all_start_methods
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -37,7 +39,8 @@ class Feed:
     A batch is cut in `recipe.parts` equal parts, dealt to the processes in order: what is in a part, and
     which random numbers it takes, is the same however many processes there are.
 
-    waited: seconds that the loop has waited for data.  workers: processes that read; 0: the loop itself.
+    workers: processes that read; 0: the loop itself.  log: a file that broken images are named in.
+    waited: seconds that the loop has waited for data.
     Errors: ValueError where parts and processes do not go into each other.
     """
 
@@ -51,6 +54,16 @@ class Feed:
         self.data, self.recipe, self.steps, self.team = data, recipe, steps, team
         self.device, self.workers = torch.device(device), workers
         self.waited = 0.0
+        self.log: Path | None = None
+        self._noted: set[str] = set()
+
+    def note(self) -> None:
+        """Write the names of images newly found broken to the log, one line of JSON each."""
+        fresh = {name: why for name, why in self.data.broken.items() if name not in self._noted}
+        self._noted |= fresh.keys()
+        if fresh and self.log is not None:
+            with self.log.open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps({"image": name, "reason": why}) + "\n" for name, why in fresh.items())
 
     def __iter__(self) -> Iterator[list[Part]]:
         reading = self._reading()
@@ -61,6 +74,7 @@ class Feed:
                 return
             parts = [Part(number, self._moved(inputs), self._moved(labels)) for number, inputs, labels in read[0]]
             self.data.broken.update(read[1])
+            self.note()
             check_broken(self.data, self.recipe.max_broken, self.team.size)
             self.waited += time.perf_counter() - began
             yield parts

@@ -4,13 +4,14 @@ Knows: columns of images and labels.  Does not know: how an image is cropped.  N
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 
 from spherear.models.config import require
-from spherear.training.images import Photographs
+from spherear.training.images import Photographs, decode_image
 
 
 def load_hub(rest: str, spec: str, image_size: int) -> Photographs:
@@ -30,6 +31,7 @@ def load_hub(rest: str, spec: str, image_size: int) -> Photographs:
     name, _, revision = rest.partition("@")
     source = datasets.load_dataset(name, split=split or "train", revision=revision or None, streaming=how == "stream")
     image, label = _columns(source.features, spec)
+    source = source.cast_column(image, datasets.Image(decode=False))
     classes = source.features[label].names
     if how == "stream":
         return Stream(source, image, label, classes, spec, image_size)
@@ -46,6 +48,11 @@ def _columns(features: Any, spec: str) -> tuple[str, str]:
     return images[0], labels[0]
 
 
+def _decoded(stored: dict[str, Any]) -> Image.Image:
+    """A stored image, bytes or the path of a file -> a picture."""
+    return decode_image(stored["bytes"] if stored["bytes"] is not None else Path(stored["path"]).read_bytes())
+
+
 class Hub(Photographs):
     """A data set on this machine, read by index."""
 
@@ -59,7 +66,7 @@ class Hub(Photographs):
         return f"row {index}"
 
     def open(self, index: int) -> Image.Image:
-        return self.source[index][self.image]
+        return _decoded(self.source[index][self.image])
 
 
 class Stream(Photographs):
@@ -86,7 +93,7 @@ class Stream(Photographs):
             row, self._next = next(self._rows), self._next + 1
             if self._next > index:
                 self.labels[index] = row[self.label]
-                return row[self.image]
+                return _decoded(row[self.image])
 
     def __getstate__(self) -> dict[str, object]:
         return self.__dict__ | {"_rows": None, "_next": len(self)}

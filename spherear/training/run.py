@@ -26,9 +26,10 @@ from torch.distributed.tensor import DTensor
 
 from spherear.models.pretrained import Pretrained, load_weights
 from spherear.training.checkpoint import State, read_state, sweep, write_shard, write_state
+from spherear.training.data import ImageData
 from spherear.training.engine import Engine
 from spherear.training.facts import METRICS_FILE, RUN_FILE, cut_metrics, open_facts
-from spherear.training.feed import Part
+from spherear.training.feed import Feed, Part
 from spherear.training.recipes import Recipe
 from spherear.training.team import Team, gathered, local
 
@@ -96,6 +97,7 @@ class Run:
         self.optimizer = make_optimizer(model, recipe)
         self.others = dict(others or {})
         self.skipped = torch.zeros(2, device=next(model.parameters()).device)  # steps skipped in a row, and in all
+        self._feed: Feed | None = None
         self._losses: list[dict[str, Tensor]] = []
         if self.folder is not None:
             self._open(self.folder, engine.override)
@@ -114,6 +116,14 @@ class Run:
     def generator(self, device: torch.device | str, part: int = 0) -> torch.Generator:
         """The randomness of a part of the coming step, which depends on (seed, step, part) alone."""
         return keyed_generator(self.recipe.seed, self.step, device, part)
+
+    def feed(self, data: ImageData, device: torch.device | str, workers: int = 0) -> Feed:
+        """The batches of the steps that are left; broken images are named in `skipped-RANK.jsonl`."""
+        feed = Feed(data, self.recipe, range(self.step, self.recipe.steps), self.team, device, workers)
+        if self.folder is not None:
+            feed.log = self.folder / f"skipped-{self.team.rank}.jsonl"
+        self._feed = feed
+        return feed
 
     def each(self, objective: nn.Module, parts: list[Part]) -> Iterator[Part]:
         """The parts of a step; gradients travel between processes with the last alone."""
@@ -250,6 +260,8 @@ class Run:
             line = {"step": state.step, **metrics, "learning_rate": state.learning_rate, "rate": state.rate}
             if self.skipped[1] > 0:
                 line["skipped_steps"] = int(self.skipped[1])
+            if self._feed is not None and self._feed.data.broken:
+                line["skipped_images"] = len(self._feed.data.broken)
             with (self.folder / METRICS_FILE).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import Any
 
 import numpy as np
 import torch
@@ -89,7 +89,7 @@ def build_index(path: Path) -> Index:
     )
 
 
-def _images(inner: IO[bytes], start: int) -> Iterator[tuple[str, int, int]]:
+def _images(inner: Any, start: int) -> Iterator[tuple[str, int, int]]:
     """Name, offset in the outer file, and size of each image of a tar in a tar."""
     with tarfile.open(fileobj=inner, mode="r:") as tar:
         for member in tar:
