@@ -56,7 +56,7 @@ class ARConfig(Config):
         )
 
 
-class SphereAR(Pretrained[ARConfig], nn.Module):
+class SphereAR(nn.Module, Pretrained[ARConfig]):
     """p(z_1 ... z_L | label), one token after another in raster order, each by its head.
 
     The sequence is [class tokens, z_1 ... z_(L-1)]; its last L outputs, each with the learnt embedding

@@ -188,7 +188,7 @@ class Decoder(nn.Module):
         return self.output(self.up(rearrange(x, "batch (y x) channels -> batch channels y x", y=self.grid)))
 
 
-class VAE(Pretrained[VAEConfig], nn.Module):
+class VAE(nn.Module, Pretrained[VAEConfig]):
     """Images to constrained tokens and back (S-VAE with the `power_spherical` bottleneck).
 
     `encode` and `decode` check what they are given, values included; `forward`, the training path,

@@ -9,7 +9,7 @@ which any family of latents draws. With the same generator the tokens are those 
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch import Tensor
 from spherear.models.config import require
 from spherear.models.files import atomic_path, read_json, write_json
 from spherear.models.vae import VAE
+from spherear.training.augment import PLAIN_VIEW, Augmentation
 from spherear.training.data import ImageData
 
 CHUNK = 128  # images encoded at a time
@@ -47,7 +48,9 @@ class Posteriors(ImageData):
     def __len__(self) -> int:
         return self.length
 
-    def batch(self, indices: Int[Tensor, " n"]) -> tuple[Float[Tensor, "n tokens channels"], Int[Tensor, " n"]]:
+    def batch(
+        self, indices: Int[Tensor, " n"], look: Augmentation = PLAIN_VIEW
+    ) -> tuple[Float[Tensor, "n tokens channels"], Int[Tensor, " n"]]:
         """Features and labels; any index that is not negative has its copy."""
         rows = indices % len(self.labels)
         return self.features[rows], self.labels[rows]
@@ -61,8 +64,11 @@ def encode_all(
     precision: str = "float32",
     keep: Path | None = None,
     facts: Mapping[str, Any] | None = None,
+    look_at: Callable[[int], Augmentation] = lambda epoch: PLAIN_VIEW,
 ) -> Posteriors:
     """Encode `copies` epochs of a data set, once -> `Posteriors`, in the precision the encoder works in.
+
+    look_at: epoch -> how its images are looked at; copy c is what epoch c would have met.
 
     keep: a folder for them, to be mapped into memory instead of held in it, and found again by whoever asks
     for the same `facts`; a folder of others is a ValueError.
@@ -72,10 +78,10 @@ def encode_all(
     shape = (copies * len(data), vae.config.tokens, vae.bottleneck.channels)
     if keep is None:
         features = torch.empty(shape, dtype=dtype)
-        return Posteriors(data, features, _fill(features, vae, data, copies, device))
+        return Posteriors(data, features, _fill(features, vae, data, copies, device, look_at))
     facts = {**(facts or {}), "shape": list(shape), "dtype": str(dtype), "data": data.spec}
     if not (keep / "posteriors.json").exists():
-        _write(keep, facts, vae, data, copies, device)
+        _write(keep, facts, vae, data, copies, device, look_at)
     found = read_json(keep / "posteriors.json")
     differ = [name for name in sorted(found.keys() | facts.keys()) if found.get(name) != facts.get(name)]
     require(not differ, f"{keep} holds other posteriors ({', '.join(differ)} differ); expected the same, or none")
@@ -84,13 +90,19 @@ def encode_all(
 
 
 def _write(
-    keep: Path, facts: Mapping[str, Any], vae: VAE, data: ImageData, copies: int, device: torch.device | str
+    keep: Path,
+    facts: Mapping[str, Any],
+    vae: VAE,
+    data: ImageData,
+    copies: int,
+    device: torch.device | str,
+    look_at: Callable[[int], Augmentation],
 ) -> None:
     """Features and labels first, whole; the file that says what they are last."""
     shape, dtype = facts["shape"], DTYPES[facts["dtype"]]
     with atomic_path(keep / "features.bin") as part:
         features = _mapped(part, shape, dtype, create=True)
-        labels = _fill(features, vae, data, copies, device)
+        labels = _fill(features, vae, data, copies, device, look_at)
     with atomic_path(keep / "labels.bin") as part:
         part.write_bytes(labels.numpy().tobytes())
     write_json(keep / "posteriors.json", facts)
@@ -106,13 +118,20 @@ def _mapped(path: Path, shape: tuple[int, ...] | list[int], dtype: torch.dtype, 
 
 
 @torch.no_grad()
-def _fill(features: Tensor, vae: VAE, data: ImageData, copies: int, device: torch.device | str) -> Int[Tensor, " n"]:
+def _fill(
+    features: Tensor,
+    vae: VAE,
+    data: ImageData,
+    copies: int,
+    device: torch.device | str,
+    look_at: Callable[[int], Augmentation],
+) -> Int[Tensor, " n"]:
     """Write the features of every copy's images, in order -> their labels."""
     labels = []
     kind = torch.device(device).type
     for copy in range(copies):
         for indices in torch.arange(len(data)).split(CHUNK):
-            images, kinds = data.batch(indices + copy * len(data) if data.unlimited else indices)
+            images, kinds = data.batch(indices + copy * len(data) if data.unlimited else indices, look_at(copy))
             with torch.autocast(kind, torch.bfloat16, enabled=features.dtype == torch.bfloat16):
                 features[copy * len(data) + indices] = vae.features(images.to(device)).to("cpu", features.dtype)
             labels.append(kinds)

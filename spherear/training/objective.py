@@ -28,7 +28,7 @@ class ARObjective(nn.Module):
 
     def compile(self, *args: object, **kwargs: object) -> None:
         """Compile the model's part, for the shapes it will meet; without a compiler the first step says so."""
-        self.pure = cast(Callable[..., Tensor], torch.compile(self.model.loss, dynamic=False))
+        self.pure = cast(Callable[..., Tensor], torch.compile(self.model.loss, *args, **kwargs))  # type: ignore[call-overload]
 
     def forward(
         self, tokens: Float[Tensor, "batch tokens dim"], labels: Int[Tensor, " batch"], generator: torch.Generator
