@@ -41,8 +41,9 @@ COMPILED_PATHS = {
 
 @dataclass(frozen=True)
 class DecodeRow:
-    """One path at one size. timing: of `tokens` tokens.  speedup: the reference's median over this one's.
+    """One path at one size. timing: of `tokens` tokens.  first: of the first alone, its start included.
 
+    speedup: the reference's median over this one's.
     of_floor: the floor (see `bench.floor`) over this median: 1 is as near as the algorithm allows.
     """
 
@@ -52,6 +53,7 @@ class DecodeRow:
     path: str
     tokens: int
     timing: Timing
+    first: Timing
     speedup: float
     of_floor: float
 
@@ -95,13 +97,11 @@ def fits(config: ARConfig, rows: int, dtype: torch.dtype, device: torch.device) 
     return (2 * weights + cache) * dtype.itemsize < 0.8 * memory
 
 
-Run = Callable[[], list[Tensor]]
+Run = Callable[[int], list[Tensor]]
 
 
-def runs(
-    ar: SphereAR, batch: int, settings: SamplingSettings, tokens: int, compiled: bool
-) -> Iterator[tuple[str, Run]]:
-    """Every path of the model's device, as a function that draws the first `tokens` tokens of a batch."""
+def runs(ar: SphereAR, batch: int, settings: SamplingSettings, compiled: bool) -> Iterator[tuple[str, Run]]:
+    """Every path of the model's device, as a function that draws the first so many tokens of a batch."""
     device = ar.proj_in.weight.device
     labels = torch.arange(batch, device=device) % ar.config.num_classes
     noise = seeded_noise(range(batch))
@@ -111,7 +111,7 @@ def runs(
     def ours(name: str) -> Run:
         engine = engine_named(name)
 
-        def run() -> list[Tensor]:
+        def run(tokens: int) -> list[Tensor]:
             steps = decode(ar, labels, settings, noise, lambda z: project(z, radius), engine=engine)
             return [step.token for step in islice(steps, tokens)]
 
@@ -121,7 +121,7 @@ def runs(
         assert reference is not None
 
         @torch.no_grad()
-        def run() -> list[Tensor]:
+        def run(tokens: int) -> list[Tensor]:
             steps = reference.reference_steps(ar, labels, settings, _on(noise, device), radius, **options)
             return list(islice(steps, tokens))
 
@@ -155,8 +155,9 @@ def bench_decode(
     ar = random_model(config, dtype, device)
     least = tokens * floor_seconds(config, rows, settings.evaluations, tokens // 2, dtype, device)
     base = math.nan
-    for path, run in runs(ar, batch, settings, tokens, compiled):
-        timing = measure(run, device, repeats)
+    for path, run in runs(ar, batch, settings, compiled):
+        timing = measure(lambda run=run: run(tokens), device, repeats)  # type: ignore[misc]
+        first = measure(lambda run=run: run(1), device, repeats)  # type: ignore[misc]
         base = timing.median if path == "reference" else base
         label = str(dtype).removeprefix("torch.")
-        yield DecodeRow(name, batch, label, path, tokens, timing, base / timing.median, least / timing.median)
+        yield DecodeRow(name, batch, label, path, tokens, timing, first, base / timing.median, least / timing.median)

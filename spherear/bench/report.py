@@ -62,10 +62,21 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def decode_table(rows: Sequence[DecodeRow]) -> str:
     """A line a path."""
-    head = ("preset", "batch", "dtype", "path", "ms a token", "x reference", "% of floor", "peak MiB", "warm-up s")
+    head = (
+        "preset",
+        "batch",
+        "dtype",
+        "path",
+        "ms a token",
+        "first, ms",
+        "x reference",
+        "% of floor",
+        "peak MiB",
+        "warm-up s",
+    )
     return table(head, [
-        (r.preset, str(r.batch), r.dtype, r.path, ms(r.timing, r.tokens), f"{r.speedup:.2f}", f"{100 * r.of_floor:.0f}",
-         "-" if math.isnan(r.timing.peak_mib) else f"{r.timing.peak_mib:.0f}", f"{r.timing.warm_up:.2f}")
+        (r.preset, str(r.batch), r.dtype, r.path, ms(r.timing, r.tokens), ms(r.first), f"{r.speedup:.2f}",
+         f"{100 * r.of_floor:.0f}", "-" if math.isnan(r.timing.peak_mib) else f"{r.timing.peak_mib:.0f}", f"{r.timing.warm_up:.2f}")
         for r in rows
     ])  # fmt: skip
 

@@ -109,6 +109,7 @@ def test_a_row_a_path(monkeypatch):
         assert row.speedup == pytest.approx(rows[0].timing.median / row.timing.median)
         assert row.token_ms == pytest.approx(1000 * row.timing.median / 4)
         assert row.of_floor > 0
+        assert row.first.median > 0
     with pytest.raises(ValueError, match="tokens is 17; expected 1 to 16"):
         list(bench_decode("digits3", 2, torch.float32, CPU, SamplingSettings(steps=3), 17, 2, compiled=False))
     monkeypatch.setattr(decoding, "REFERENCE_FILE", decoding.REFERENCE_FILE / "nowhere")
@@ -120,7 +121,7 @@ def test_a_row_a_path(monkeypatch):
 def test_all_paths_draw_the_same_tokens():
     ar = random_model(PRESETS["digits3"].ar, torch.float32, CPU)
     settings = SamplingSettings(guidance_scale=2.0, steps=3)
-    drawn = {name: torch.stack(run()) for name, run in decoding.runs(ar, 2, settings, 3, compiled=False)}
+    drawn = {name: torch.stack(run(3)) for name, run in decoding.runs(ar, 2, settings, compiled=False)}
     for tokens in drawn.values():
         torch.testing.assert_close(tokens, drawn["reference"], atol=1e-3, rtol=0)
 
