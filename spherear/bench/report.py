@@ -52,6 +52,11 @@ def ms(timing: Timing, per: int = 1) -> str:
     return f"{median:.3g} [{low:.3g}, {high:.3g}]"
 
 
+def mib(timing: Timing) -> str:
+    """Peak memory, where it can be told."""
+    return "-" if math.isnan(timing.peak_mib) else f"{timing.peak_mib:.0f}"
+
+
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table with padded columns."""
     cells = [list(head), *map(list, rows)]
@@ -76,7 +81,7 @@ def decode_table(rows: Sequence[DecodeRow]) -> str:
     )
     return table(head, [
         (r.preset, str(r.batch), r.dtype, r.path, ms(r.timing, r.tokens), ms(r.first), f"{r.speedup:.2f}",
-         f"{100 * r.of_floor:.0f}", "-" if math.isnan(r.timing.peak_mib) else f"{r.timing.peak_mib:.0f}", f"{r.timing.warm_up:.2f}")
+         f"{100 * r.of_floor:.0f}", mib(r.timing), f"{r.timing.warm_up:.2f}")
         for r in rows
     ])  # fmt: skip
 
