@@ -294,14 +294,12 @@ def train_models() -> int:
 
 COMMANDS = {
     "demo": demo,
-COMMANDS = {
     "lab": lab,
     "train": train_models,
     "sample": sample,
     "study": study,
     "bench": bench,
     "notebooks": notebooks,
-}
     "doctor": doctor,
 }
 

@@ -1,6 +1,6 @@
 """Every figure's numbers (not pixels) against small golden files, and every figure's labels.
 
-    python -m tests.lab.test_golden_figures     writes tests/golden/figures anew; read the difference before you commit it
+    python -m tests.lab.test_golden_figures     writes tests/golden/figures anew; read the difference first
 
 A figure from formulas or records must agree to 1e-5 of its scale. One from models that draw tokens may differ in more:
 another processor rounds otherwise, and sixteen tokens feed it back. Logarithmic axes are compared in decades.
