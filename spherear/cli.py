@@ -1,4 +1,4 @@
-"""The command line: `spherear demo | lab | train | sample | study | bench | notebooks | doctor`.
+"""The command line: `spherear demo | lab | train | sample | evaluate | study | bench | notebooks | doctor`.
 
 Knows: how a person asks for the library's work and is told how it went.
 Does not know: how any of it is done.
@@ -12,7 +12,7 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -228,6 +228,53 @@ def bench(
     return run(kind, Request(presets, batches, dtypes, tokens, steps, repeats, compiled, where), out)
 
 
+def evaluate(
+    run: tyro.conf.Positional[str],
+    count: int = 2000,
+    out: Path = Path("runs/evaluate"),
+    data: str = "auto",
+    reference: str | None = None,
+    seed: int = 0,
+    shard: int = 64,
+    settings: Annotated[SamplingSettings, tyro.conf.arg(name="")] = SamplingSettings(guidance_scale=2.0),  # noqa: B008
+    device: str = "auto",
+) -> int:
+    """Draw class-balanced images into one array on disk, and score them.
+
+    The same command goes on where it stopped; under torchrun, processes share the work and give the same bytes.
+
+    Args:
+        run: Folder of a finished run (with vae/ and ar/ in it), a hub repository owner/name, or a shipped name.
+        count: Images to draw.
+        out: Folder of samples.npz (arr_0, as the ADM evaluation suite reads it) and results.json.
+        data: digits or shapes, whose held-out images and judge score offline; auto: by the image size.
+        reference: A folder of real images, or a set torch-fidelity knows: FID, IS, precision, recall by Inception.
+        seed: Of the first image; image i takes seed + i.
+        shard: Images drawn together.
+        settings: How tokens are drawn.
+        device: cpu, cuda, or auto: cuda where there is one.
+    """
+    from spherear.evaluation.samples import FACTS, draw_samples, finish_samples, read_samples
+    from spherear.lab.evaluate import score_samples
+    from spherear.models.files import read_json, write_json
+
+    rank, size = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
+    pipeline = Pipeline.from_pretrained(run, device=train.pick_device(device))
+    work = draw_samples(out, pipeline, count, settings, seed, shard, rank, size)
+    with tqdm(total=-(-count // size), desc="drawing", unit="image", disable=rank > 0) as bar:
+        for drawn in work:
+            bar.update(drawn)
+    if rank > 0:
+        return 0
+    images = read_samples(finish_samples(out))
+    scores = score_samples(images, pipeline, data, reference, seed)
+    write_json(out / "results.json", {"command": _command(), "samples": read_json(out / FACTS), "scores": scores})
+    for name, value in scores.items():
+        print(f"{name:24} {value:10.4f}")
+    print(out / "results.json")
+    return 0
+
+
 def doctor() -> int:
     """Print versions and devices, and say whether the lab (notebooks, widgets, figures) is ready."""
     gib = shutil.disk_usage(".").free / 2**30
@@ -292,11 +339,12 @@ def train_models() -> int:
     return train.main(["--help"])
 
 
-COMMANDS = {
+COMMANDS: dict[str, Callable[..., int]] = {
     "demo": demo,
     "lab": lab,
     "train": train_models,
     "sample": sample,
+    "evaluate": evaluate,
     "study": study,
     "bench": bench,
     "notebooks": notebooks,

@@ -2,12 +2,14 @@
 
     python -m spherear.train vae --preset digits --run runs/digits/vae
     python -m spherear.train ar --preset digits --vae runs/digits/vae --run runs/digits/ar
+    torchrun --nproc-per-node 8 -m spherear.train vae --preset imagenet256 --data tar:ILSVRC2012_img_train.tar
 
 Knows: the order of things in a step.  Does not know: optimisers and files (`training.run`), sizes
 (`models.presets`), lengths and rates (`training.recipes`), or what to show (its caller, who iterates).
 """
 
 import math
+import os
 import sys
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
@@ -23,17 +25,20 @@ from spherear.models.config import Config, require
 from spherear.models.presets import check_pair, preset, with_vae
 from spherear.models.vae import VAE, VAEConfig
 from spherear.sphere.bottlenecks import Latent
+from spherear.training.adversarial import Extras
 from spherear.training.cached import encode_all
 from spherear.training.data import ImageData, load_data
 from spherear.training.engine import Engine, recompute_blocks
+from spherear.training.facts import RUN_FILE
 from spherear.training.losses import vae_losses
 from spherear.training.objective import ARObjective
 from spherear.training.progress import INTERRUPTED, exit_status, watch
 from spherear.training.recipes import ARRecipe, Recipe, VAERecipe, course
 from spherear.training.run import Run, TrainState, fingerprint, keyed_generator
-from spherear.training.team import Team, team_of
+from spherear.training.team import Team, gathered, team_of
 
 PLAIN = Engine()
+ALIASES = {"imagenet256": "imagenet256-B"}  # one VAE serves all sizes
 
 
 def train_vae(
@@ -60,7 +65,8 @@ def train_vae(
     )
     model = seeded(VAE, config, recipe.seed).to(device).train()
     facts = {"kind": "vae", "data": data.spec, "model": config.to_dict()}
-    run = Run(model, recipe, facts, folder, team, engine)
+    extras = Extras(recipe, config.image_size, device)
+    run = Run(model, recipe, facts, folder, team, engine, extras.trained())
     objective = prepared(model, model, team, engine)
     feed = run.feed(data, device, engine.workers)
     with run.kept():
@@ -68,9 +74,10 @@ def train_vae(
             for part in run.each(objective, parts):
                 with autocast(device, recipe.precision):
                     reconstruction, latent = objective(part.inputs, run.generator(device, part.number))
-                run.accumulate(vae_losses(part.inputs, reconstruction, latent, recipe), len(parts))
+                losses = vae_losses(part.inputs, reconstruction, latent, recipe)
+                run.accumulate(extras.add(losses, part.inputs, reconstruction, run.step), len(parts))
             yield run.descend()
-        _settle_scale(run.result, data, recipe, device)
+        _settle_scale(run, data, recipe, device)
 
 
 def train_ar(
@@ -153,12 +160,15 @@ def _encoded(vae: VAE, data: ImageData, recipe: ARRecipe, device: torch.device |
     return encode_all(vae, data, copies, device, precision, engine.cache, facts, recipe.look_at)
 
 
-def _settle_scale(model: nn.Module, data: ImageData, recipe: VAERecipe, device: torch.device | str) -> None:
+def _settle_scale(run: Run, data: ImageData, recipe: VAERecipe, device: torch.device | str) -> None:
     """One over the standard deviation of the latents becomes the scale, where the family has no radius."""
+    model = run.result
     assert isinstance(model, VAE)
     if model.bottleneck.radius is None:
         model.rescale(1.0)
-        model.rescale(1.0 / latent_deviation(model, data, recipe.seed, device))
+        whole = gathered(model).to(device)
+        assert isinstance(whole, VAE)
+        model.rescale(1.0 / latent_deviation(whole, data, recipe.seed, device))
 
 
 @torch.no_grad()
@@ -193,15 +203,17 @@ class VAEJob:
     recipe: VAERecipe
     """How long and how; the defaults are the preset's."""
     data: str
-    """What to train on: digits, shapes."""
+    """What to train on: digits, shapes, folder:PATH, tar:PATH or hub:OWNER/NAME[@REVISION][#SPLIT][?stream]."""
     run: Path
     """The run's folder."""
     preset: str = "digits"
-    """Sizes of the model: digits, shapes, imagenet256-B, -L or -H."""
+    """Sizes of the model: digits, shapes or imagenet256."""
     bottleneck: str = "power_spherical"
     """How tokens are constrained: power_spherical, vmf, gaussian, fixed_variance, normalized_gaussian or vq."""
     device: str = "auto"
     """cpu, cuda, or auto: cuda where there is one."""
+    engine: Engine = PLAIN
+    """How the run is carried out; none of it changes what comes out."""
 
 
 @dataclass(frozen=True)
@@ -211,7 +223,7 @@ class ARJob:
     recipe: ARRecipe
     """How long and how; the defaults are the preset's."""
     data: str
-    """What to train on: digits, shapes."""
+    """What to train on: digits, shapes, folder:PATH, tar:PATH or hub:OWNER/NAME[@REVISION][#SPLIT][?stream]."""
     run: Path
     """The run's folder."""
     vae: Path
@@ -220,27 +232,33 @@ class ARJob:
     """Sizes of the model: digits, shapes, imagenet256-B, -L or -H."""
     device: str = "auto"
     """cpu, cuda, or auto: cuda where there is one."""
+    engine: Engine = PLAIN
+    """How the run is carried out; none of it changes what comes out."""
 
 
 def vae_states(job: VAEJob) -> Generator[TrainState, None, None]:
     """The training loop a job asks for."""
-    config = preset(job.preset, job.bottleneck).vae
+    config = preset(ALIASES.get(job.preset, job.preset), job.bottleneck).vae
     data = load_data(job.data, config.image_size)
-    return train_vae(config, data, job.recipe, job.run, pick_device(job.device))
+    return train_vae(config, data, job.recipe, job.run, pick_device(job.device), job.engine)
 
 
 def ar_states(job: ARJob) -> Generator[TrainState, None, None]:
     """The training loop a job asks for."""
+    require(
+        (job.vae / "config.json").exists() or not (job.vae / RUN_FILE).exists(),
+        f"the VAE of {job.vae} is not trained to its end; expected a finished run: its command goes on",
+    )
     vae = VAE.from_pretrained(job.vae)
     config = with_vae(preset(job.preset), vae.config).ar
     data = load_data(job.data, vae.config.image_size)
-    return train_ar(config, vae, data, job.recipe, job.run, pick_device(job.device))
+    return train_ar(config, vae, data, job.recipe, job.run, pick_device(job.device), job.engine)
 
 
 def pick_device(name: str) -> torch.device:
     """`auto` is cuda where there is one; anything else is taken as it is."""
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -258,7 +276,7 @@ def _parse(args: list[str]) -> VAEJob | ARJob:
     import tyro
 
     name = _option(args, "preset", "digits")
-    plan, folder = course(name), Path("runs") / name
+    plan, folder = course(ALIASES.get(name, name)), Path("runs") / name
     vae = VAEJob(plan.vae, plan.data, folder / "vae", preset=name)
     ar = ARJob(plan.ar, plan.data, folder / "ar", folder / "vae", preset=name)
     kinds = Union[  # noqa: UP007 (tyro reads a Union)

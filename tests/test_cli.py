@@ -180,7 +180,9 @@ def test_demo_without_matplotlib_says_what_to_install(monkeypatch, capsys, tmp_p
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("args", [[], ["demo"], ["sample"], ["doctor"], ["train"], ["train", "vae"], ["train", "ar"]])
+@pytest.mark.parametrize(
+    "args", [[], ["demo"], ["sample"], ["evaluate"], ["doctor"], ["train"], ["train", "vae"], ["train", "ar"]]
+)
 def test_help_is_there(args, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main([*args, "--help"])

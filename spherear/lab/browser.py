@@ -84,7 +84,7 @@ def _wait_until_up(lab: Lab, server: "subprocess.Popen[bytes]", seconds: float |
 
 def write_notebook(path: Path, cells: Sequence[str]) -> None:
     """A notebook of code cells, not yet run."""
-    made = [
+    made: list[dict[str, Any]] = [
         {"cell_type": "code", "id": f"c{i}", "metadata": {}, "outputs": [], "execution_count": None, "source": cell}
         for i, cell in enumerate(cells)
     ]
@@ -101,7 +101,7 @@ def browser(width: int = 1280, height: int = 1000) -> Iterator[Any]:
     require(path is not None, f"there is no browser; expected one of {', '.join(CHROMIUMS)} on the PATH")
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=path, args=list(FLAGS))
-        context = chromium.new_context(viewport={"width": width, "height": height})
+        context: Any = chromium.new_context(viewport={"width": width, "height": height})
         context.refused = []
         context.route("**/*", lambda route: _stay_here(route, context.refused))
         yield context

@@ -4,6 +4,7 @@ Knows: folders, hub repositories, and how weights are matched with the config be
 Does not know: any particular model, or the published files of the paper (see `checkpoints`).
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -64,6 +65,15 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str) -
         listed = "; ".join(sorted(faults)[:4])
         raise ValueError(f"{source} does not fit {type(model).__name__} as configured: {listed}{more}")
     model.load_state_dict(weights)
+
+
+def fingerprint(model: nn.Module) -> str:
+    """A short hash of a model's weights."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 class Pretrained(Generic[ConfigT]):

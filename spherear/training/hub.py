@@ -34,7 +34,8 @@ def load_hub(rest: str, spec: str, image_size: int) -> Photographs:
     source = source.cast_column(image, datasets.Image(decode=False))
     classes = source.features[label].names
     if how == "stream":
-        return Stream(source, image, label, classes, spec, image_size)
+        count = source.info.splits[split or "train"].num_examples if source.info.splits else 0
+        return Stream(source, count, image, label, classes, spec, image_size)
     labels = torch.tensor(source.with_format(None).select_columns([label])[label], dtype=torch.int64)
     return Hub(source, image, labels, classes, spec, image_size)
 
@@ -75,8 +76,9 @@ class Stream(Photographs):
     Labels become known with their rows.
     """
 
-    def __init__(self, source: Any, image: str, label: str, classes: list[str], spec: str, image_size: int) -> None:
-        count = source.info.splits[source.split].num_examples if source.info.splits else 0
+    def __init__(
+        self, source: Any, count: int, image: str, label: str, classes: list[str], spec: str, image_size: int
+    ) -> None:
         require(count > 0, f"{spec} does not say how many images it has; expected a data set that does, or no ?stream")
         self.source, self.image, self.label = source, image, label
         self._rows: Iterator[Any] = iter(())

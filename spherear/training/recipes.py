@@ -105,6 +105,18 @@ class VAERecipe(Recipe):
     """Of the mean absolute error of pixels."""
     kl_weight: float = 0.004
     """Of the mean KL of a token, in nats."""
+    lpips_weight: float = 0.0
+    """Of the perceptual distance LPIPS; 0: it is not computed."""
+    gan_weight: float = 0.0
+    """Of the critic's verdict; 0: there is no critic."""
+    gan_start: int = 20_000
+    """Step from which the critic learns and is listened to."""
+
+    def check(self) -> None:
+        super().check()
+        for name in ("l1_weight", "kl_weight", "lpips_weight", "gan_weight", "gan_start"):
+            value = getattr(self, name)
+            require(0 <= value < math.inf, f"{name} is {value}; expected a finite number, 0 or more")
 
 
 @dataclass(frozen=True)
@@ -140,7 +152,7 @@ _IMAGENET = Course(
     VAERecipe(
         steps=100 * (_IMAGENET_EPOCH // 256), batch_size=256, learning_rate=1e-4, final_learning_rate=1e-4,
         warmup_steps=0, ema_decay=0.0, precision="bfloat16", save_every=5000, log_every=100, parts=8,
-        crop=1.25, flip=True,
+        crop=1.25, flip=True, lpips_weight=1.0, gan_weight=0.5,
     ),
     ARRecipe(
         steps=400 * (_IMAGENET_EPOCH // 512), batch_size=512, learning_rate=3e-4, final_learning_rate=1e-5,

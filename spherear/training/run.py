@@ -9,7 +9,6 @@ to use, read by `from_pretrained`).
 """
 
 import copy
-import hashlib
 import json
 import math
 import time
@@ -24,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from spherear.models.pretrained import Pretrained, load_weights
+from spherear.models.pretrained import Pretrained, fingerprint, load_weights
 from spherear.training.checkpoint import State, read_state, sweep, write_shard, write_state
 from spherear.training.data import ImageData
 from spherear.training.engine import Engine
@@ -154,9 +153,12 @@ class Run:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         losses = self._mean_losses()
+        finite = torch.isfinite(losses["loss"])
+        for other, _ in self.others.values():
+            self.team.average(other)
+            finite = finite & torch.isfinite(nn.utils.clip_grad_norm_(other.parameters(), self.recipe.clip))
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
-        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-        self._descend(torch.isfinite(norm) & torch.isfinite(losses["loss"]))
+        self._descend(finite & torch.isfinite(norm.full_tensor() if isinstance(norm, DTensor) else norm))
         self.step += 1
         state = self._state(losses, rate)
         if self.step % self.recipe.log_every == 0 or self.done:
@@ -219,12 +221,12 @@ class Run:
 
     def _descend(self, finite: Tensor) -> None:
         """The optimiser's step and the average's, where `finite`; without waiting for the device to say so."""
-        if self.team.sharded or not self.optimizer.defaults.get("fused"):
-            if finite:
-                self.optimizer.step()
-        else:
-            self.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]  # as a gradient scaler does
-            self.optimizer.step()
+        for optimizer in (self.optimizer, *(other for _, other in self.others.values())):
+            if not self.team.sharded:
+                optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]  # as a gradient scaler does
+                optimizer.step()
+            elif finite:
+                optimizer.step()
         bad = (~finite).float()
         self.skipped = torch.stack((bad * (self.skipped[0] + 1), self.skipped[1] + bad))
         self._average()
@@ -345,12 +347,3 @@ def keyed_generator(seed: int, step: int, device: torch.device | str = "cpu", pa
     words = [seed, step, part] if part else [seed, step]
     key = int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0])
     return torch.Generator(device).manual_seed(key >> 1)
-
-
-def fingerprint(model: nn.Module) -> str:
-    """A short hash of a model's weights."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]

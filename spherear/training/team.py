@@ -42,6 +42,9 @@ class Team:
         """Scalars averaged over the processes, still on the device."""
         return dict(values)
 
+    def average(self, model: nn.Module) -> None:
+        """Average the gradients of a model that is not wrapped."""
+
     def any(self, flag: bool) -> bool:
         """Whether any process says so; every process gets the same answer."""
         return flag
@@ -95,6 +98,12 @@ class Processes(Team):
         together = torch.stack([value.float() for value in values.values()])
         torch.distributed.all_reduce(together)
         return dict(zip(values, (together / self.size).unbind(), strict=True))
+
+    def average(self, model: nn.Module) -> None:
+        for parameter in model.parameters():
+            if parameter.grad is not None:
+                torch.distributed.all_reduce(parameter.grad)
+                parameter.grad /= self.size
 
     def any(self, flag: bool) -> bool:
         asked = torch.tensor(float(flag), device=self.device)

@@ -1,0 +1,131 @@
+"""N images of a pipeline in one array on disk: the same bytes from any number of processes, resumable.
+
+Knows: which image is which label and seed, and where its bytes go.
+Does not know: metrics, or how processes are begun; each is told its rank.
+
+A folder holds `samples.json` (what is drawn), `samples.npy` while it is drawn (n, height, width, 3, bytes,
+mapped into memory), a marker in `done/` for each finished shard, and in the end `samples.npz` with `arr_0`,
+as the ADM evaluation suite reads it. Memory does not grow with n.
+"""
+
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from spherear.models.config import require
+from spherear.models.files import atomic_path, read_json, write_json
+from spherear.models.pretrained import fingerprint
+from spherear.sampling.pipeline import Pipeline
+from spherear.sampling.pixels import to_uint8
+from spherear.sampling.settings import SamplingSettings
+
+FACTS, RAW, DONE, RESULT = "samples.json", "samples.npy", "done", "samples.npz"
+PATIENCE = 1.0  # seconds between looks at what other processes have done
+
+
+def balanced_labels(count: int, classes: int) -> Int[Tensor, " n"]:
+    """Label i modulo `classes` of image i."""
+    return torch.arange(count) % classes
+
+
+def sample_facts(pipeline: Pipeline, count: int, settings: SamplingSettings, seed: int, shard: int) -> dict[str, Any]:
+    """What a set of images is: whoever draws it again gets the same bytes."""
+    return {
+        "images": count, "seed": seed, "shard": shard, "settings": settings.to_dict(),
+        "vae": fingerprint(pipeline.vae), "ar": fingerprint(pipeline.ar),
+    }  # fmt: skip
+
+
+def draw_samples(
+    folder: Path,
+    pipeline: Pipeline,
+    count: int,
+    settings: SamplingSettings,
+    seed: int = 0,
+    shard: int = 64,
+    rank: int = 0,
+    size: int = 1,
+) -> Iterator[int]:
+    """Draw this process's shards of `count` class-balanced images, image i with seed `seed + i`; yields images done.
+
+    shard: images drawn together.  rank, size: this process, of how many. Shards that are done are kept.
+    A folder of another set, or numbers below 1: ValueError.
+    """
+    require(min(count, shard, size) >= 1, f"count, shard, size are {count}, {shard}, {size}; expected at least 1")
+    require(0 <= rank < size, f"rank is {rank}; expected 0 to {size - 1}")
+    facts = sample_facts(pipeline, count, settings, seed, shard)
+    if (folder / FACTS).exists():
+        require(read_json(folder / FACTS) == facts, f"{folder} holds other images; expected the same set, or none")
+    if (folder / RESULT).exists():
+        return
+    images = _opened(folder, facts, pipeline, rank)
+    labels = balanced_labels(count, pipeline.ar.config.num_classes)
+    starts = range(0, count, shard)
+    for number in range(rank, len(starts), size):
+        rows = range(starts[number], min(count, starts[number] + shard))
+        marker = folder / DONE / str(number)
+        if not marker.exists():
+            drawn = pipeline.sample(labels[rows.start : rows.stop], settings, [seed + i for i in rows])
+            images[rows.start : rows.stop] = to_uint8(drawn).cpu().numpy()
+            images.flush()
+            marker.touch()
+        yield len(rows)
+
+
+def finish_samples(folder: Path) -> Path:
+    """Once all shards are done, whoever draws them, put them into `samples.npz`; returns its path."""
+    facts, result = read_json(folder / FACTS), folder / RESULT
+    shards = -(-facts["images"] // facts["shard"])
+    while not result.exists() and len(list((folder / DONE).iterdir())) < shards:
+        time.sleep(PATIENCE)
+    if not result.exists():
+        with atomic_path(result) as part, part.open("wb") as file:
+            np.savez(file, arr_0=np.load(folder / RAW, mmap_mode="r"))
+    shutil.rmtree(folder / DONE, ignore_errors=True)
+    (folder / RAW).unlink(missing_ok=True)
+    return result
+
+
+def read_samples(path: Path) -> np.ndarray:
+    """The bytes (n, height, width, 3) of a set, mapped into memory as they are used; no pickle is read.
+
+    Anything but such an array: ValueError.
+    """
+    import zipfile
+
+    with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as entry:
+        require(archive.getinfo("arr_0.npy").compress_type == zipfile.ZIP_STORED, f"{path} is compressed")
+        version = np.lib.format.read_magic(entry)
+        reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = reader(entry)
+        require(
+            dtype == np.uint8 and len(shape) == 4 and not fortran,
+            f"{path} holds {dtype} {shape}; expected bytes (n, height, width, 3)",
+        )
+        size = archive.getinfo("arr_0.npy").file_size - entry.tell()
+        start = entry._orig_compress_start + entry.tell()  # type: ignore[attr-defined]
+    require(size == int(np.prod(shape)), f"{path} holds {size} bytes; expected {int(np.prod(shape))}")
+    return np.memmap(path, np.uint8, "r", start, shape)
+
+
+def _opened(folder: Path, facts: dict[str, Any], pipeline: Pipeline, rank: int) -> np.memmap:
+    """The array on disk; the first process makes it, and others wait until it has."""
+    pixels = pipeline.vae.config.image_size
+    if rank == 0 and not (folder / FACTS).exists():
+        (folder / DONE).mkdir(parents=True, exist_ok=True)
+        with atomic_path(folder / RAW) as part:
+            shape = (facts["images"], pixels, pixels, 3)
+            np.lib.format.open_memmap(part, "w+", np.uint8, shape).flush()
+        write_json(folder / FACTS, facts)
+    while not (folder / FACTS).exists():
+        time.sleep(PATIENCE)
+    found = read_json(folder / FACTS)
+    require(found == facts, f"{folder} holds other images; expected the same set, or none")
+    return np.lib.format.open_memmap(folder / RAW, "r+")

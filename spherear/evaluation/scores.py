@@ -1,0 +1,89 @@
+"""Scores of a set of images against real ones, in the features of the offline judge or of Inception.
+
+Knows: arrays of bytes, read a chunk at a time.  Does not know: what drew them.
+Inception needs the extra `eval` (torch-fidelity, torchvision).
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from spherear.evaluation.classifier import Classifier
+from spherear.evaluation.metrics import frechet_distance, inception_score, precision_recall
+from spherear.models.vae import VAE
+
+CHUNK = 256  # images held at a time
+
+
+def chunks(images: np.ndarray) -> Iterator[Float[Tensor, "n 3 size size"]]:
+    """Bytes (n, height, width, 3) -> images in [-1, 1], a chunk at a time: `to_uint8`'s inverse, to half a byte."""
+    for start in range(0, len(images), CHUNK):
+        pixels = torch.from_numpy(np.array(images[start : start + CHUNK]))
+        yield (pixels.permute(0, 3, 1, 2).float() + 0.5 - 128) / 127.5
+
+
+@torch.no_grad()
+def offline_scores(
+    images: np.ndarray, labels: Int[Tensor, " n"], real: Float[Tensor, "m 3 size size"], classifier: Classifier
+) -> dict[str, float]:
+    """frechet, inception_score, precision, recall in the judge's features; accuracy: share seen as their label."""
+    features = torch.cat([classifier.features(chunk) for chunk in chunks(images)])
+    probabilities = classifier.classify(features).softmax(dim=1)
+    theirs = torch.cat([classifier.features(chunk) for chunk in real.split(CHUNK)])
+    near = precision_recall(theirs, features)
+    return {
+        "frechet": frechet_distance(theirs, features),
+        "inception_score": inception_score(probabilities),
+        "precision": near.precision,
+        "recall": near.recall,
+        "accuracy": float((probabilities.argmax(dim=1) == labels).double().mean()),
+    }
+
+
+@torch.no_grad()
+def reconstruction_frechet(
+    vae: VAE, real: Float[Tensor, "m 3 size size"], classifier: Classifier, generator: torch.Generator
+) -> float:
+    """Frechet distance between real images and what the VAE makes of them, in the judge's features."""
+    device = vae.quant_proj.weight.device
+    ours = []
+    for chunk in real.split(CHUNK):
+        tokens = vae.encode(chunk.to(device), generator).sample
+        ours.append(classifier.features(vae.decode(tokens).float().cpu()))
+    theirs = torch.cat([classifier.features(chunk) for chunk in real.split(CHUNK)])
+    return frechet_distance(theirs, torch.cat(ours))
+
+
+def inception_scores(images: np.ndarray, reference: str) -> dict[str, float]:
+    """FID, IS, precision and recall by torch-fidelity, against a folder of images or a set it knows by name.
+
+    Without it: ModuleNotFoundError that says what to install.
+    """
+    try:
+        import torch_fidelity
+    except ImportError as error:
+        raise ModuleNotFoundError(
+            'torch-fidelity is not installed; FID needs it: pip install "spherear[eval]"'
+        ) from error
+    found: dict[str, Any] = torch_fidelity.calculate_metrics(
+        input1=_Bytes(images), input2=reference, fid=True, isc=True, prc=True, verbose=False,
+        cuda=torch.cuda.is_available(),
+    )  # fmt: skip
+    return {name: float(value) for name, value in found.items()}
+
+
+class _Bytes(torch.utils.data.Dataset[Tensor]):
+    """Images as torch-fidelity wants them: bytes, channels first."""
+
+    def __init__(self, images: np.ndarray) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return torch.from_numpy(np.array(self.images[index])).permute(2, 0, 1)

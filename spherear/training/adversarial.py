@@ -1,0 +1,126 @@
+"""What a VAE's images are judged by beside pixels: a perceptual distance, and a critic that learns with it.
+
+Knows: images, reconstructions, and two networks that compare them.
+Does not know: VAEs or runs; the loop adds what comes out to its losses.
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from spherear.models.config import require
+from spherear.training.recipes import VAERecipe
+
+SLOPE = 0.2  # of the leaky rectifiers
+SMALLEST = 32  # pixels: what the critic's strides leave something of
+
+
+class Critic(nn.Module):
+    """PatchGAN: images -> one number a patch, high where they look real (Isola et al. 2017).
+
+    Three strided convolutions, of `width` filters and twice as many each time, one that is not strided, one to
+    a number; BatchNorm between.
+    """
+
+    def __init__(self, width: int = 64) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [nn.Conv2d(3, width, 4, 2, padding=1), nn.LeakyReLU(SLOPE)]
+        for i, stride in enumerate((2, 2, 1)):
+            fan_in, fan_out = width * 2**i, width * 2 ** (i + 1)
+            layers += [nn.Conv2d(fan_in, fan_out, 4, stride, padding=1, bias=False), nn.BatchNorm2d(fan_out)]
+            layers += [nn.LeakyReLU(SLOPE)]
+        self.layers = nn.Sequential(*layers, nn.Conv2d(8 * width, 1, 4, 1, padding=1))
+        for part in self.modules():
+            if isinstance(part, nn.Conv2d):
+                nn.init.normal_(part.weight, std=0.02)
+
+    def forward(self, images: Float[Tensor, "n 3 size size"]) -> Float[Tensor, "n 1 rows columns"]:
+        return self.layers(images)
+
+
+def critic_loss(real: Float[Tensor, "*shape"], fake: Float[Tensor, "*shape"]) -> Float[Tensor, ""]:
+    """Hinge: (mean max(0, 1 - real) + mean max(0, 1 + fake)) / 2."""
+    return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
+
+
+class Extras:
+    """The losses beside pixels and KL that a recipe gives weight to, from the step they start at.
+
+    network: images, images -> a perceptual distance of each pair, frozen; None without a weight.
+    critic: learns in the same backward pass; before its start it is not called, so nothing touches it.
+    """
+
+    def __init__(self, recipe: VAERecipe, image_size: int, device: torch.device | str) -> None:
+        self.recipe = recipe
+        self.network = perceptual_network().to(device).requires_grad_(False) if recipe.lpips_weight else None
+        self.critic: Critic | None = None
+        if recipe.gan_weight:
+            require(
+                image_size >= SMALLEST,
+                f"images have {image_size} px; expected at least {SMALLEST} where gan_weight is not 0",
+            )
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(recipe.seed)
+                self.critic = Critic().to(device)
+
+    def add(
+        self,
+        losses: dict[str, Tensor],
+        images: Float[Tensor, "n 3 size size"],
+        reconstruction: Float[Tensor, "n 3 size size"],
+        step: int,
+    ) -> dict[str, Tensor]:
+        """losses, with `lpips`, and from `gan_start` on `gan` (the VAE's) and `critic` (its own), added to `loss`."""
+        loss, found = losses["loss"], dict(losses)
+        fake = reconstruction.float()
+        if self.network is not None:
+            found["lpips"] = self.network.eval()(fake, images).mean()
+            loss = loss + self.recipe.lpips_weight * found["lpips"]
+        if self.critic is not None and step >= self.recipe.gan_start:
+            found["gan"] = self._fooled(fake)
+            found["critic"] = critic_loss(self.critic(images), self.critic(fake.detach()))
+            loss = loss + self.recipe.gan_weight * found["gan"] + found["critic"]
+        return found | {"loss": loss}
+
+    def _fooled(self, fake: Tensor) -> Tensor:
+        """-mean critic(fake), whose gradient reaches the images and not the critic."""
+        assert self.critic is not None
+        self.critic.requires_grad_(False)
+        judged = self.critic(fake)
+        self.critic.requires_grad_(True)
+        return -judged.mean()
+
+    def trained(self) -> dict[str, tuple[nn.Module, torch.optim.Optimizer]]:
+        """What learns beside the VAE, with its optimiser."""
+        if self.critic is None:
+            return {}
+        recipe = self.recipe
+        betas = (recipe.beta1, recipe.beta2)
+        decay, rate = recipe.weight_decay, recipe.learning_rate
+        optimizer = torch.optim.AdamW(self.critic.parameters(), lr=rate, betas=betas, weight_decay=decay, fused=True)
+        return {"critic": (self.critic, optimizer)}
+
+
+class _Lpips(nn.Module):
+    """torchmetrics' LPIPS on VGG-16, as a plain module; its dropout never acts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+
+        self.net = LearnedPerceptualImagePatchSimilarity(net_type="vgg").net
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return self.net(a.clamp(-1, 1), b.clamp(-1, 1))
+
+
+def perceptual_network() -> nn.Module:
+    """LPIPS. Without torchmetrics or torchvision: ModuleNotFoundError that says what to install."""
+    try:
+        return _Lpips()
+    except ImportError as error:
+        raise ModuleNotFoundError(
+            f"lpips_weight needs torchmetrics and torchvision ({error}); expected them, or lpips_weight 0: "
+            'pip install "spherear[train,eval]"'
+        ) from error

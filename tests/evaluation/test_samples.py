@@ -1,0 +1,155 @@
+"""Sets of images on disk: the same bytes from any number of processes, whatever interrupts them."""
+
+import json
+import multiprocessing
+import sys
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+from torch.testing import assert_close
+
+from spherear import cli
+from spherear.evaluation.classifier import load_classifier
+from spherear.evaluation.judge import judge
+from spherear.evaluation.metrics import frechet_distance, inception_score
+from spherear.evaluation.samples import draw_samples, finish_samples, read_samples
+from spherear.evaluation.scores import chunks, inception_scores, offline_scores, reconstruction_frechet
+from spherear.sampling import Pipeline, SamplingSettings
+from spherear.sampling.pixels import to_uint8
+from spherear.training.data import load_data
+
+SETTINGS = SamplingSettings(guidance_scale=2.0, solver="euler", steps=2)
+
+
+@pytest.fixture
+def pipeline(tiny_vae, tiny_ar):
+    return Pipeline(tiny_vae, tiny_ar)
+
+
+def drawn(folder, pipeline, count=22, ranks=1, shard=4):
+    for rank in range(ranks):
+        assert sum(draw_samples(folder, pipeline, count, SETTINGS, 5, shard, rank, ranks)) > 0
+    return finish_samples(folder).read_bytes()
+
+
+def test_an_image_has_its_label_and_seed(pipeline, tmp_path):
+    drawn(tmp_path, pipeline)
+    images = np.load(tmp_path / "samples.npz", allow_pickle=False)["arr_0"]
+    assert (images.shape, images.dtype) == ((22, 16, 16, 3), np.uint8)
+    expected = pipeline.sample([3, 1], SETTINGS, seeds=[5 + 13, 5 + 21])
+    assert np.array_equal(images[[13, 21]], to_uint8(expected).numpy())
+    assert np.array_equal(read_samples(tmp_path / "samples.npz"), images)
+    assert {path.name for path in tmp_path.iterdir()} == {"samples.json", "samples.npz"}
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_any_number_of_ranks_gives_the_same_bytes(ranks, pipeline, tmp_path):
+    drawn(tmp_path / "one", pipeline)
+    drawn(tmp_path / "more", pipeline, ranks=ranks)
+    one, more = (read_samples(tmp_path / name / "samples.npz") for name in ("one", "more"))
+    assert np.array_equal(one, more)
+
+
+def worker(folder, rank):
+    torch.set_num_threads(1)
+    pipeline = Pipeline.from_pretrained(folder / "pipeline")
+    for _ in draw_samples(folder / "two", pipeline, 22, SETTINGS, 5, 4, rank, 2):
+        pass
+
+
+def test_two_processes_at_once_give_the_same_bytes(pipeline, tmp_path):
+    pipeline.save_pretrained(tmp_path / "pipeline")
+    drawn(tmp_path / "one", pipeline)
+    start = multiprocessing.get_context("spawn")
+    both = [start.Process(target=worker, args=(tmp_path, rank)) for rank in (0, 1)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join()
+        assert process.exitcode == 0
+    finish_samples(tmp_path / "two")
+    one, two = (read_samples(tmp_path / name / "samples.npz") for name in ("one", "two"))
+    assert np.array_equal(one, two)
+
+
+def test_a_set_resumes_by_shard(pipeline, tmp_path, monkeypatch):
+    drawn(tmp_path / "whole", pipeline)
+    assert list(islice(draw_samples(tmp_path / "left", pipeline, 22, SETTINGS, 5, 4), 3)) == [4, 4, 4]
+    real, calls = Pipeline.sample, []
+    monkeypatch.setattr(Pipeline, "sample", lambda self, *a: calls.append(a) or real(self, *a))
+    drawn(tmp_path / "left", pipeline)
+    assert len(calls) == 3  # six shards, three of them done
+    assert np.array_equal(*(read_samples(tmp_path / name / "samples.npz") for name in ("whole", "left")))
+    assert list(draw_samples(tmp_path / "left", pipeline, 22, SETTINGS, 5, 4)) == []
+    with pytest.raises(ValueError, match="holds other images; expected the same set"):
+        list(draw_samples(tmp_path / "left", pipeline, 22, SETTINGS, 6, 4))
+
+
+def test_a_pickled_array_is_refused(tmp_path):
+    np.savez(tmp_path / "x.npz", arr_0=np.array([{}], dtype=object))
+    with pytest.raises(ValueError, match="expected bytes"):
+        read_samples(tmp_path / "x.npz")
+
+
+def test_offline_scores_are_the_judges():
+    data = load_data("digits:test", 16)
+    real, labels = data.batch(torch.arange(300))
+    classifier = load_classifier("digits")
+    images = to_uint8(real.flip(0)).numpy()
+    scores = offline_scores(images, labels.flip(0), real, classifier)
+    back = torch.cat(list(chunks(images)))
+    assert (back - real.flip(0)).abs().max() < 0.5 / 127.5 + 1e-4
+    judged = judge(back, labels.flip(0), real, labels, classifier)
+    for name in ("frechet", "precision", "recall", "accuracy"):
+        assert_close(scores[name], getattr(judged, name))
+    assert scores["accuracy"] > 0.97
+    with torch.no_grad():
+        assert_close(scores["inception_score"], inception_score(classifier(back).softmax(dim=1)))
+
+
+def test_reconstructions_are_scored(tiny_vae):
+    real, _ = load_data("digits:test", 16).batch(torch.arange(80))
+    classifier = load_classifier("digits")
+    found = reconstruction_frechet(tiny_vae, real, classifier, torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        images = tiny_vae.decode(tiny_vae.encode(real, torch.Generator().manual_seed(3)).sample)
+        assert_close(found, frechet_distance(classifier.features(real), classifier.features(images)))
+
+
+def test_inception_by_torch_fidelity(monkeypatch):
+    """Called with bytes, channels first; without it, the error says what to install."""
+    images = np.zeros((3, 8, 8, 3), dtype=np.uint8)
+    images[1, 2, 3, 1] = 7
+    monkeypatch.setitem(sys.modules, "torch_fidelity", None)
+    with pytest.raises(ModuleNotFoundError, match=r"FID needs it: pip install .*spherear\[eval\]"):
+        inception_scores(images, "folder")
+
+    class Stand:
+        @staticmethod
+        def calculate_metrics(input1, input2, fid, isc, prc, verbose, cuda):
+            assert (input2, fid, isc, prc) == ("folder", True, True, True)
+            assert input1[1].shape == (3, 8, 8)
+            return {"frechet_inception_distance": float(input1[1][1, 2, 3]) + len(input1)}
+
+    monkeypatch.setitem(sys.modules, "torch_fidelity", Stand)
+    assert inception_scores(images, "folder") == {"frechet_inception_distance": 10.0}
+
+
+def test_evaluate_files_what_it_measured(tmp_path, capsys):
+    args = ["evaluate", "digits-power_spherical", "--count", "40", "--out", str(tmp_path), "--steps", "2",
+            "--solver", "euler", "--shard", "20"]  # fmt: skip
+    assert cli.main(args) == 0
+    assert "frechet" in capsys.readouterr().out
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert found["samples"]["images"] == 40
+    assert found["command"].startswith("spherear ")
+    assert found["samples"]["settings"]["steps"] == 2
+    assert len(found["samples"]["ar"]) == 16
+    assert set(found["scores"]) == {
+        "frechet", "inception_score", "precision", "recall", "accuracy", "reconstruction_frechet",
+    }  # fmt: skip
+    assert read_samples(tmp_path / "samples.npz").shape == (40, 16, 16, 3)
+    assert cli.main([*args[:-1], "10"]) == 2
+    assert "holds other images" in capsys.readouterr().err
