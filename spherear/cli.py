@@ -12,7 +12,7 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -227,7 +227,14 @@ def train_models() -> int:
     return train.main(["--help"])
 
 
-COMMANDS = {"demo": demo, "lab": lab, "train": train_models, "sample": sample, "study": study, "doctor": doctor}
+COMMANDS: dict[str, Callable[..., int]] = {
+    "demo": demo,
+    "lab": lab,
+    "train": train_models,
+    "sample": sample,
+    "study": study,
+    "doctor": doctor,
+}
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -21,7 +21,7 @@ pytestmark = [
 
 GUIDANCE = "from spherear.lab.widgets import GuidanceExplorer\npanel = GuidanceExplorer()\npanel"
 OTHERS = [
-    "from spherear.lab.widgets import SphereExplorer, TokenExplorer, CollapseExplorer, TrainingMonitor\nSphereExplorer()",
+    "from spherear.lab.widgets import *\nSphereExplorer()",
     "TokenExplorer()",
     "CollapseExplorer()",
     "from dataclasses import replace\nfrom spherear.models import preset\nfrom spherear.train import train_vae\n"
@@ -31,7 +31,8 @@ OTHERS = [
 ]
 SHOWN = """selector => {
   const image = document.querySelector(selector);
-  const canvas = Object.assign(document.createElement("canvas"), {width: image.naturalWidth, height: image.naturalHeight});
+  const canvas = document.createElement("canvas");
+  Object.assign(canvas, {width: image.naturalWidth, height: image.naturalHeight});
   canvas.getContext("2d").drawImage(image, 0, 0);
   return canvas.toDataURL("image/png").split(",")[1];
 }"""
