@@ -4,7 +4,6 @@ Knows: how a server and Debian's chromium are started, and how cells are run in 
 Does not know: what is in the notebook, or what is measured there.
 """
 
-import json
 import os
 import secrets
 import shutil
@@ -92,19 +91,27 @@ def write_notebook(path: Path, cells: Sequence[str]) -> None:
     write_json(path, {"cells": made, "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5})
 
 
+@dataclass(frozen=True)
+class Offline:
+    """A browser that reaches this machine alone. context: Playwright's.  refused: addresses asked for elsewhere."""
+
+    context: Any
+    refused: list[str]
+
+
 @contextmanager
-def browser(width: int = 1280, height: int = 1000) -> Iterator[Any]:
-    """A browser's context of that size; every request that leaves this machine is refused and kept in `.refused`."""
+def browser(width: int = 1280, height: int = 1000) -> Iterator[Offline]:
+    """A browser of that size without a window; every request that leaves this machine is refused, and kept."""
     from playwright.sync_api import sync_playwright
 
     path = find_chromium()
     require(path is not None, f"there is no browser; expected one of {', '.join(CHROMIUMS)} on the PATH")
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=path, args=list(FLAGS))
-        context: Any = chromium.new_context(viewport={"width": width, "height": height})
-        context.refused = []
-        context.route("**/*", lambda route: _stay_here(route, context.refused))
-        yield context
+        context = chromium.new_context(viewport={"width": width, "height": height})
+        opened = Offline(context, [])
+        context.route("**/*", lambda route: _stay_here(route, opened.refused))
+        yield opened
         chromium.close()
 
 
@@ -130,10 +137,17 @@ class Page:
             until = time.monotonic() + seconds
             while not (said := self._prompt(cell)).strip("[]: *").isdigit():
                 require(time.monotonic() < until, f"cell {index} shows {said!r} after {seconds:g} s; expected it done")
+                self._accept()
                 if "*" not in said:  # not begun: the kernel was not there yet
                     cell.locator(".cm-content").click()
                     self.page.keyboard.press("Control+Enter")
                 self.page.wait_for_timeout(1000)
+
+    def _accept(self) -> None:
+        """Say yes to a dialogue in the way, such as that a kernel is to be chosen."""
+        yes = self.page.locator(".jp-Dialog .jp-mod-accept")
+        if yes.count():
+            yes.first.click()
 
     def _prompt(self, cell: Any) -> str:
         return str(cell.locator(".jp-InputPrompt").inner_text())
@@ -146,22 +160,16 @@ class Page:
 
 
 @contextmanager
-def notebook(context: Any, lab: Lab, cells: Sequence[str], name: str) -> Iterator[Page]:
+def notebook(opened: Offline, lab: Lab, cells: Sequence[str], name: str) -> Iterator[Page]:
     """Write a notebook, open it, run it; errors of the page are kept."""
     write_notebook(lab.folder / f"{name}.ipynb", cells)
-    page = context.new_page()
+    page = opened.context.new_page()
     troubles: list[str] = []
     page.on("pageerror", lambda error: troubles.append(f"page: {error}"))
     page.on("console", lambda m: troubles.append(f"console: {m.text}") if m.type == "error" else None)
     page.goto(lab.url(f"{name}.ipynb", name))
-    opened = Page(page, troubles)
-    opened.ready()
-    opened.run_cells(len(cells))
-    yield opened
+    shown = Page(page, troubles)
+    shown.ready()
+    shown.run_cells(len(cells))
+    yield shown
     page.close()
-
-
-def outputs_of(path: Path) -> list[dict[str, Any]]:
-    """Every output that a saved notebook holds."""
-    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    return [output for cell in cells for output in cell.get("outputs", ())]

@@ -113,14 +113,14 @@ class CollapseExplorer(parts.Panel[Asked]):
         self._pairs = None
         began, shown = time.perf_counter(), 0.0
         for pairs in kicked(loaded(request.kick.model), request.kick):
-            drawn, now = pairs[0].before.drawn, time.perf_counter()
-            if turn.over or pairs[0].before.done or drawn == 1 or (drawn > 1 and now - shown >= FRAME):
+            drawn, now, over = pairs[0].before.drawn, time.perf_counter(), turn.over
+            if over or pairs[0].before.done or drawn == 1 or (drawn > 1 and now - shown >= FRAME):
                 if turn.stale:
                     return
                 self._put_up(pairs, request)
                 shown = time.perf_counter()
-                self._report(pairs[0], shown - began, turn)
-            if turn.over:
+                self._report(pairs[0], shown - began, over)
+            if over:
                 return
         self._pairs = (request, pairs)
         self.clear_error()
@@ -137,9 +137,9 @@ class CollapseExplorer(parts.Panel[Asked]):
             self.growth.data[2].x = np.full(2, kick.position + 1, np.int32)
             self.growth.data[2].y = np.array([FLOOR, 10.0], np.float32)
 
-    def _report(self, pair: Pair, seconds: float, turn: Turn) -> None:
+    def _report(self, pair: Pair, seconds: float, over: bool) -> None:
         drawn, total = pair.before.drawn, pair.before.tokens.shape[1]
-        state = "done" if pair.before.done else ("stopped" if turn.over else "drawing")
+        state = "done" if pair.before.done else ("stopped" if over else "drawing")
         self.status.value = f"{state}: token {drawn} of {total}, {seconds:.2f} s, picture {self.runner.turns}"
 
     def still(self) -> Figure:

@@ -40,8 +40,8 @@ from spherear.sampling.settings import NAMED_SETTINGS, SCHEDULES, SamplingSettin
 from spherear.sampling.solvers import SOLVERS
 
 ALL, NONE, CUSTOM = "all ten", "nothing", "by hand"
-FRAME = 0.06
-"""Seconds between two pictures of the same drawing, at least."""
+FRAME, TRACE = 0.06, 0.3
+"""Seconds between two pictures of the same drawing, and between two traces of lengths, at least."""
 MOST_SEED = 2**31 - 1
 
 
@@ -187,30 +187,33 @@ class GuidanceExplorer(parts.Panel[Asked]):
             self.clear_error()
             return
         self._last = None
-        began, shown = time.perf_counter(), 0.0
+        began, shown, traced = time.perf_counter(), 0.0, time.perf_counter()
         for canvases in paint(request.picture):
-            drawn, now = canvases[0].drawn, time.perf_counter()
-            if turn.over or canvases[0].done or drawn == 1 or (drawn > 1 and now - shown >= FRAME):
+            drawn, now, over = canvases[0].drawn, time.perf_counter(), turn.over
+            last = over or canvases[0].done
+            if last or drawn == 1 or (drawn > 1 and now - shown >= FRAME):
                 if turn.stale:
                     return
-                self._put_up(canvases, request)
+                trace = last or now - traced >= TRACE
+                self._put_up(canvases, request, trace)
                 shown = time.perf_counter()
-                self._report(canvases, request.picture, shown - began, turn)
-            if turn.over:
+                traced = shown if trace else traced
+                self._report(canvases, request.picture, shown - began, over)
+            if over:
                 return
         self._last = (request.picture, canvases)
         self.clear_error()
 
-    def _put_up(self, canvases: list[Canvas], request: Asked) -> None:
+    def _put_up(self, canvases: list[Canvas], request: Asked, trace: bool = True) -> None:
         display = "" if len(canvases) == 2 else "none"
         if self.sides[1].layout.display != display:
             self.sides[1].layout.display = display
         for side, canvas, name in zip(self.sides, canvases, request.picture.models, strict=False):
-            side.show(canvas, request, _said(name.removeprefix(f"{self.preset}-")))
+            side.show(canvas, request, _said(name.removeprefix(f"{self.preset}-")), trace)
 
-    def _report(self, canvases: list[Canvas], picture: Picture, seconds: float, turn: Turn) -> None:
+    def _report(self, canvases: list[Canvas], picture: Picture, seconds: float, over: bool) -> None:
         drawn, total = canvases[0].drawn, canvases[0].tokens.shape[1]
-        state = "done" if canvases[0].done else ("stopped" if turn.over else "drawing")
+        state = "done" if canvases[0].done else ("stopped" if over else "drawing")
         rate = drawn * len(picture.labels) * len(canvases) / max(1e-9, seconds)
         scale = picture.settings.guidance_scale
         self.status.value = (

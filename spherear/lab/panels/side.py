@@ -9,6 +9,7 @@ from typing import Any
 import ipywidgets as widgets
 import numpy as np
 import plotly.graph_objects as go
+from torch import Tensor
 
 from spherear.lab.heat import heat_over
 from spherear.lab.panels import parts
@@ -36,8 +37,8 @@ class Side(widgets.VBox):
         super().__init__([self.title, self.image, self.norms, self.trace])
         self.layout = widgets.Layout(width="405px", max_width="100%", overflow="hidden")
 
-    def show(self, canvas: Canvas, asked: Asked, family: str) -> None:
-        """Put up where a drawing stands."""
+    def show(self, canvas: Canvas, asked: Asked, family: str, trace: bool = True) -> None:
+        """Put up where a drawing stands. trace: the lengths by position too, which take a browser longest."""
         picture = asked.picture
         self.pixels = pixels = sheet(canvas.images(), picture.columns, picture.zoom)
         usual, (raw, token) = usual_length(canvas.pipeline), canvas.lengths()
@@ -47,6 +48,10 @@ class Side(widgets.VBox):
         self.title.value = f"<b>{family}</b>"
         name = "R" if canvas.pipeline.vae.bottleneck.radius else "√d"
         self.norms.value = f"handed on: {_span(token)} · raw: {_span(raw)} · {name} = {usual:.3f}"
+        if trace:
+            self._show_trace(raw, token, usual, name)
+
+    def _show_trace(self, raw: Tensor, token: Tensor, usual: float, name: str) -> None:
         places = np.arange(1, raw.shape[1] + 1, dtype=np.int32)
         series = (raw.amin(0), raw.amax(0), raw.mean(0), token.mean(0))
         with self.trace.batch_update():

@@ -1,0 +1,218 @@
+"""The panels in a real JupyterLab in a real browser, offline: what moves, what it shows, and that nothing complains."""
+
+import io
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from spherear.lab.browser import browser, find_chromium, notebook, running_lab
+from spherear.lab.latency import drag, picture_number, press
+from spherear.lab.picture import Picture, loaded, sheet
+from spherear.sampling.settings import SamplingSettings
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(find_chromium() is None, reason="no chromium, chromium-browser or google-chrome on the PATH"),
+]
+
+GUIDANCE = "from spherear.lab.widgets import GuidanceExplorer\npanel = GuidanceExplorer()\npanel"
+OTHERS = [
+    "from spherear.lab.widgets import *\nSphereExplorer()",
+    "TokenExplorer()",
+    "CollapseExplorer()",
+    "from dataclasses import replace\nfrom spherear.models import preset\nfrom spherear.train import train_vae\n"
+    "from spherear.training.data import load_data\nfrom spherear.training.recipes import course\n"
+    "states = train_vae(preset('digits').vae, load_data('digits', 16), replace(course('digits').vae, steps=500))\n"
+    "TrainingMonitor(states, 500)",
+]
+SHOWN = """selector => {
+  const image = document.querySelector(selector);
+  const canvas = document.createElement("canvas");
+  Object.assign(canvas, {width: image.naturalWidth, height: image.naturalHeight});
+  canvas.getContext("2d").drawImage(image, 0, 0);
+  return canvas.toDataURL("image/png").split(",")[1];
+}"""
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    with running_lab(tmp_path_factory.mktemp("lab")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def context():
+    with browser(1280, 1300) as opened:
+        yield opened
+        assert opened.refused == []  # nothing here asks for anything beyond this machine
+
+
+@pytest.fixture(scope="module")
+def guidance(context, lab):
+    with notebook(context, lab, [GUIDANCE], "guidance") as opened:
+        opened.page.wait_for_selector(".spherear-status >> text=done", timeout=60_000)
+        opened.page.wait_for_selector(".spherear-trace-1 .main-svg", timeout=60_000)
+        yield opened.page
+        assert opened.troubles == []
+
+
+def shown(page, place=0):
+    """The pixels on the screen."""
+    import base64
+
+    with Image.open(io.BytesIO(base64.b64decode(page.evaluate(SHOWN, f".spherear-grid-{place}")))) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def finished(page, after):
+    """Wait for a finished picture that is newer than number `after`."""
+    page.wait_for_function(
+        "n => { const m = document.querySelector('.spherear-status').innerText.match(/^done.*picture (\\d+)$/);"
+        "return m && Number(m[1]) > n; }",
+        arg=after,
+        timeout=60_000,
+    )
+    page.wait_for_timeout(400)  # and for a debounced one, should it still come
+    page.wait_for_selector(".spherear-status >> text=done", timeout=60_000)
+
+
+def scale_shown(page):
+    return float(re.search(r"guidance ([\d.]+)", page.inner_text(".spherear-status"))[1])
+
+
+def expected(name, scale):
+    """By the other path: sampled at once, in this process."""
+    settings = SamplingSettings.named("fast", guidance_scale=scale)
+    picture = Picture((name,), (3,) * 16, 0, settings, 4)
+    return sheet(loaded(name).sample([3] * 16, settings, seeds=0), picture.columns, picture.zoom)
+
+
+def lengths(page, place):
+    least, most = re.search(r"handed on: ([\d.]+) to ([\d.]+)", page.inner_text(f".spherear-norms-{place}")).groups()
+    return float(least), float(most)
+
+
+def test_keys_move_the_slider_and_the_picture_follows(guidance, tmp_path):
+    before, number = shown(guidance), picture_number(guidance)
+    press(guidance, "ArrowRight")
+    finished(guidance, number)
+    assert scale_shown(guidance) == pytest.approx(3.1)
+    assert not np.array_equal(shown(guidance), before)
+    guidance.screenshot(path=tmp_path / "keys.png")
+
+
+def test_the_pointer_moves_it_and_lengths_stay_or_leave(guidance, tmp_path):
+    number = picture_number(guidance)
+    drag(guidance, 0.9)
+    finished(guidance, number)
+    scale = scale_shown(guidance)
+    assert scale > 11
+    assert float(guidance.input_value(".spherear-scale-number input")) == scale
+    radius = loaded("digits-power_spherical").vae.bottleneck.radius
+    assert lengths(guidance, 0) == (pytest.approx(radius, abs=1e-3), pytest.approx(radius, abs=1e-3))
+    least, most = lengths(guidance, 1)
+    assert most > 1.3 * radius
+    assert least < 0.8 * radius
+    guidance.screenshot(path=tmp_path / "pointer.png")
+
+
+def test_a_burst_of_thirty_ends_with_the_last_value_and_at_most_three_decodes(guidance):
+    number = picture_number(guidance)
+    guidance.focus(".spherear-scale .noUi-handle")
+    for move in range(30):
+        guidance.keyboard.press("ArrowLeft" if move < 20 else "ArrowRight")
+    finished(guidance, number)
+    assert picture_number(guidance) - number <= 3
+    scale = float(guidance.input_value(".spherear-scale-number input"))
+    assert scale_shown(guidance) == scale
+    for place, family in enumerate(("power_spherical", "gaussian")):
+        np.testing.assert_array_equal(shown(guidance, place), expected(f"digits-{family}", scale))
+
+
+def test_stop_returns_within_a_second_with_the_partial_image(guidance, tmp_path):
+    guidance.select_option(".spherear-named select", "reference")
+    guidance.wait_for_selector(".spherear-status >> text=drawing", timeout=60_000)
+    seconds = guidance.evaluate("""() => new Promise(done => {
+        const began = performance.now(), status = document.querySelector(".spherear-status");
+        const look = () => status.innerText.startsWith("stopped") ? done((performance.now() - began) / 1000)
+                                                                  : setTimeout(look, 10);
+        document.querySelector(".spherear-stop").click();
+        look();
+    })""")
+    print(f"stopped after {seconds:.2f} s")
+    drawn = int(re.search(r"token (\d+) of 16", guidance.inner_text(".spherear-status"))[1])
+    assert 0 < drawn < 16
+    below = shown(guidance)[-90:].reshape(-1, 3)  # the last row of images; grey where nothing is drawn yet
+    assert (below == 128).all(axis=1).mean() > 0.2
+    guidance.screenshot(path=tmp_path / "stopped.png")
+    number = picture_number(guidance)
+    guidance.select_option(".spherear-named select", "fast")
+    finished(guidance, number)
+
+
+def test_copied_code_in_a_fresh_process_draws_the_identical_image(guidance, tmp_path):
+    guidance.click(".spherear-copy")
+    guidance.wait_for_selector(".spherear-code textarea")
+    guidance.wait_for_function("document.querySelector('.spherear-code textarea').value.length > 50")
+    code = guidance.input_value(".spherear-code textarea")
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    for place in range(2):
+        with Image.open(tmp_path / f"picture-{place + 1}.png") as image:
+            np.testing.assert_array_equal(np.asarray(image.convert("RGB")), shown(guidance, place))
+
+
+def test_every_control_has_a_label_and_is_reached_by_tab(guidance):
+    guidance.focus(".spherear-label button >> nth=0")
+    reached = set()
+    for _ in range(60):
+        inside = "document.activeElement.closest('[class*=spherear-]')?.className || ''"
+        reached |= set(re.findall(r"spherear-([\w-]+)", guidance.evaluate(inside)))
+        guidance.keyboard.press("Tab")
+    wanted = {
+        "label", "scale", "scale-number", "family", "compare", "named", "schedule", "solver", "steps", "temperature",
+        "seed", "dice", "lock", "project", "heat", "stop", "copy", "save", "file", "open",
+    }  # fmt: skip
+    assert wanted <= reached
+    for control in wanted - {"dice", "stop", "copy", "save", "open", "lock", "project", "heat"}:
+        assert guidance.inner_text(f".spherear-{control} .widget-label >> nth=0").strip(), control
+
+
+def test_a_narrow_page_shows_everything_within_its_width(context, lab, guidance, tmp_path):
+    guidance.set_viewport_size({"width": 390, "height": 1400})
+    guidance.wait_for_timeout(1500)
+    page = guidance.evaluate("() => [...document.querySelectorAll('.spherear-panel *')]"
+                             ".map(e => e.getBoundingClientRect().right).reduce((a, b) => Math.max(a, b))")  # fmt: skip
+    guidance.screenshot(path=tmp_path / "narrow.png", full_page=True)
+    guidance.set_viewport_size({"width": 1280, "height": 1300})
+    assert page <= 390
+
+
+def test_the_other_panels_show_and_move(context, lab, tmp_path):
+    with notebook(context, lab, OTHERS, "others") as opened:
+        page = opened.page
+        page.wait_for_selector(".spherear-kick-status >> text=done", timeout=60_000)
+        before = page.inner_text(".spherear-sphere-numbers")
+        press(page, "ArrowRight", ".spherear-concentration")
+        page.wait_for_function("t => document.querySelector('.spherear-sphere-numbers').innerText !== t", arg=before)
+        before = page.inner_text(".spherear-token-numbers")
+        press(page, "ArrowRight", ".spherear-token-scale")
+        page.wait_for_function("t => document.querySelector('.spherear-token-numbers').innerText !== t", arg=before)
+        assert "guidance at this token: 4.10" in page.inner_text(".spherear-token-numbers")
+        first, second = (page.inner_text(f".spherear-kick-numbers-{side}").split(": ")[1] for side in (0, 1))
+        assert float(first) < 1e-4 < float(second)
+        page.wait_for_selector(".spherear-train-status >> text=training", timeout=60_000)
+        page.click(".spherear-train-stop")
+        page.wait_for_selector(".spherear-train-status >> text=stopped at step", timeout=30_000)
+        for name in ("spheres", "density", "space", "token-lengths", "kick-growth", "curve"):
+            part = page.locator(f".spherear-{name}")
+            part.scroll_into_view_if_needed()
+            part.locator(".main-svg >> nth=0").wait_for()
+            page.wait_for_timeout(300)
+            part.screenshot(path=tmp_path / f"{name}.png")
+            with Image.open(tmp_path / f"{name}.png") as image:
+                assert len(set(image.convert("RGB").resize((80, 80)).getdata())) > 20, name  # something is drawn
+        assert opened.troubles == []
