@@ -28,8 +28,10 @@ from spherear.sphere.bottlenecks import Latent
 from spherear.training.adversarial import Extras
 from spherear.training.cached import encode_all
 from spherear.training.data import ImageData, load_data
+from spherear.training.dry_run import estimate, report
 from spherear.training.engine import Engine, recompute_blocks
 from spherear.training.facts import RUN_FILE
+from spherear.training.feed import check_broken
 from spherear.training.losses import vae_losses
 from spherear.training.objective import ARObjective
 from spherear.training.progress import INTERRUPTED, exit_status, watch
@@ -214,6 +216,10 @@ class VAEJob:
     """cpu, cuda, or auto: cuda where there is one."""
     engine: Engine = PLAIN
     """How the run is carried out; none of it changes what comes out."""
+    dry_run: bool = False
+    """Say what the run would take, and look at the data; train nothing, write nothing."""
+    teraflops: float = 1.0
+    """10^12 operations a second that a device does, to reckon the time with in a dry run."""
 
 
 @dataclass(frozen=True)
@@ -234,6 +240,10 @@ class ARJob:
     """cpu, cuda, or auto: cuda where there is one."""
     engine: Engine = PLAIN
     """How the run is carried out; none of it changes what comes out."""
+    dry_run: bool = False
+    """Say what the run would take, and look at the data; train nothing, write nothing."""
+    teraflops: float = 1.0
+    """10^12 operations a second that a device does, to reckon the time with in a dry run."""
 
 
 def vae_states(job: VAEJob) -> Generator[TrainState, None, None]:
@@ -245,14 +255,74 @@ def vae_states(job: VAEJob) -> Generator[TrainState, None, None]:
 
 def ar_states(job: ARJob) -> Generator[TrainState, None, None]:
     """The training loop a job asks for."""
-    require(
-        (job.vae / "config.json").exists() or not (job.vae / RUN_FILE).exists(),
-        f"the VAE of {job.vae} is not trained to its end; expected a finished run: its command goes on",
-    )
-    vae = VAE.from_pretrained(job.vae)
+    vae = _trained_vae(job.vae)
     config = with_vae(preset(job.preset), vae.config).ar
     data = load_data(job.data, vae.config.image_size)
     return train_ar(config, vae, data, job.recipe, job.run, pick_device(job.device), job.engine)
+
+
+def _trained_vae(folder: Path) -> VAE:
+    require(
+        (folder / "config.json").exists() or not (folder / RUN_FILE).exists(),
+        f"the VAE of {folder} is not trained to its end; expected a finished run: its command goes on",
+    )
+    return VAE.from_pretrained(folder)
+
+
+def dry_run(job: VAEJob | ARJob) -> str:
+    """What a job would take, as lines to read; errors where its data, VAE or sizes do not fit."""
+    device = pick_device(job.device)
+    model, step, image_size, classes = _vae_step(job, device) if isinstance(job, VAEJob) else _ar_step(job, device)
+    data = load_data(job.data, image_size)
+    _check_data(data, image_size, job.recipe)
+    require(classes in (0, data.num_classes), f"the data have {data.num_classes} classes; expected {classes}")
+    spread = torch.linspace(0, len(data) - 1, min(len(data), 64)).long()
+    data.batch(spread, job.recipe.look_at(0))
+    check_broken(data, job.recipe.max_broken)
+    devices = int(os.environ.get("WORLD_SIZE", "1"))
+    found = estimate(model, step, job.recipe, job.engine, devices)
+    return f"data                {job.data}: {len(spread)} images read, {len(data.broken)} of them broken\n" + report(
+        found, job.recipe, len(data), devices, job.teraflops
+    )
+
+
+Step = Callable[[int], torch.Tensor]
+
+
+def _vae_step(job: VAEJob, device: torch.device) -> tuple[nn.Module, Step, int, int]:
+    """The VAE, a step of it on grey images, its image size, and no demand on classes."""
+    config = preset(ALIASES.get(job.preset, job.preset), job.bottleneck).vae
+    model = seeded(VAE, config, 0).to(device).train()
+    extras = Extras(job.recipe, config.image_size, device)
+    if job.engine.checkpointing:
+        recompute_blocks(model)
+
+    def step(count: int) -> torch.Tensor:
+        images = torch.zeros(count, 3, config.image_size, config.image_size, device=device)
+        with autocast(device, job.recipe.precision):
+            reconstruction, latent = model(images, keyed_generator(0, 0, device))
+        losses = vae_losses(images, reconstruction, latent, job.recipe)
+        return extras.add(losses, images, reconstruction, job.recipe.gan_start)["loss"]
+
+    return model, step, config.image_size, 0
+
+
+def _ar_step(job: ARJob, device: torch.device) -> tuple[nn.Module, Step, int, int]:
+    """The AR model, a step of it on tokens of noise, its VAE's image size, and its classes."""
+    vae = _trained_vae(job.vae).to(device)
+    config = with_vae(preset(job.preset), vae.config).ar
+    model = seeded(SphereAR, config, 0).to(device).train()
+    objective = ARObjective(model, job.recipe)
+    if job.engine.checkpointing:
+        recompute_blocks(model)
+
+    def step(count: int) -> torch.Tensor:
+        generator = keyed_generator(0, 0, device)
+        tokens = torch.randn(count, config.tokens, config.latent_dim, generator=generator, device=device)
+        with autocast(device, job.recipe.precision):
+            return objective(tokens, torch.zeros(count, dtype=torch.int64, device=device), generator)
+
+    return model, step, vae.config.image_size, config.num_classes
 
 
 def pick_device(name: str) -> torch.device:
@@ -288,6 +358,9 @@ def _parse(args: list[str]) -> VAEJob | ARJob:
 
 
 def _run(job: VAEJob | ARJob) -> int:
+    if job.dry_run:
+        print(dry_run(job))
+        return 0
     vae = isinstance(job, VAEJob)
     states = vae_states(job) if isinstance(job, VAEJob) else ar_states(job)
     if not watch(states, f"{'VAE' if vae else 'AR model'} ({job.preset})", job.recipe.steps):
