@@ -48,7 +48,11 @@ def estimate(
     """
     device = next(model.parameters()).device
     step(TRIAL[0]).backward()  # gradients are there from now on, as in every step but the first
-    few, more = (peak_bytes(lambda n=n: step(n).backward(), device) for n in TRIAL)
+
+    def trial(images: int) -> int:
+        return peak_bytes(lambda: step(images).backward(), device)
+
+    few, more = map(trial, TRIAL)
     with FlopCounterMode(display=False) as counter:
         step(1).backward()
     each = (more - few) / (TRIAL[1] - TRIAL[0])

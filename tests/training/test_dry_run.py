@@ -72,7 +72,7 @@ def test_memory_of_b_is_within_15_percent(tmp_path, monkeypatch):
 
 
 def test_flops_and_parameters_are_counted(vae, monkeypatch, tmp_path):
-    """Against the formula: 6 operations a weight of a matrix and position, and those of attention."""
+    """Against the formula: 6 operations a weight and position, 4 where inputs want no gradient, and attention's."""
     args = ["ar", "--preset", "digits", "--vae", str(vae), "--run", str(tmp_path / "ar"), "--teraflops", "2"]
     found, text = estimated(monkeypatch, args)
     c, plan = preset("digits").ar, course("digits").ar
@@ -81,9 +81,10 @@ def test_flops_and_parameters_are_counted(vae, monkeypatch, tmp_path):
     linears = [m for m in model.layers.modules() if isinstance(m, torch.nn.Linear)]
     length = c.class_tokens + c.tokens - 1
     body = 6 * length * sum(m.weight.numel() for m in linears)
-    head = (
-        6 * plan.repeats * c.tokens * sum(m.weight.numel() for m in model.head.modules() if hasattr(m, "in_features"))
-    )
+    rows = plan.repeats * c.tokens
+    blocks = [m for m in model.head.modules() if isinstance(m, torch.nn.Linear)]
+    first = model.head.time_embed.mlp[0], model.head.input_proj  # whose inputs want no gradient
+    head = rows * (6 * sum(m.weight.numel() for m in blocks) - 2 * sum(m.weight.numel() for m in first))
     expected = plan.batch_size * (body + head)
     assert expected < found.flops < 1.15 * expected  # attention and the input projection beside
     assert "32 images: 22.2 epochs of 1,442" in text
