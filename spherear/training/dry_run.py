@@ -1,7 +1,7 @@
 """What a run will take, before it is begun: parameters, arithmetic, memory, time.
 
 Knows: how a step of one and of two images is measured, and what follows for a batch.
-Does not know: what is trained; it is handed a step.
+Does not know: data, folders, or a job's options.
 """
 
 from collections.abc import Callable
@@ -11,9 +11,17 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from spherear.training.engine import Engine
-from spherear.training.recipes import Recipe
+from spherear.models.ar import ARConfig, SphereAR
+from spherear.models.vae import VAE, VAEConfig
+from spherear.training.adversarial import Extras
+from spherear.training.build import autocast, seeded
+from spherear.training.engine import Engine, recompute_blocks
+from spherear.training.losses import vae_losses
+from spherear.training.objective import ARObjective
+from spherear.training.recipes import ARRecipe, Recipe, VAERecipe
+from spherear.training.run import keyed_generator
 
+Step = Callable[[int], torch.Tensor]
 FLOAT = 4  # bytes of a weight, a gradient, a moment
 TRIAL = (2, 4)  # images of the steps that are measured
 
@@ -39,9 +47,7 @@ class Estimate:
         return steps * self.flops / (1e12 * teraflops * devices)
 
 
-def estimate(
-    model: nn.Module, step: Callable[[int], torch.Tensor], recipe: Recipe, engine: Engine, devices: int = 1
-) -> Estimate:
+def estimate(model: nn.Module, step: Step, recipe: Recipe, engine: Engine, devices: int = 1) -> Estimate:
     """Measure steps of few images and reckon what a batch takes: memory grows with a part, arithmetic with a batch.
 
     step: number of images -> their loss, on the model's device.
@@ -101,3 +107,36 @@ def report(found: Estimate, recipe: Recipe, images: int, devices: int, teraflops
         f"activations of {recipe.batch_size // recipe.parts} images\n"
         f"time                {hours:.4g} hours at {teraflops:g} TFLOP/s a device"
     )
+
+
+def vae_step(config: VAEConfig, recipe: VAERecipe, engine: Engine, device: torch.device) -> tuple[nn.Module, Step]:
+    """A VAE, and a step of it on grey images, as late as the critic's start."""
+    model = seeded(VAE, config, 0).to(device).train()
+    extras = Extras(recipe, config.image_size, device)
+    if engine.checkpointing:
+        recompute_blocks(model)
+
+    def step(count: int) -> torch.Tensor:
+        images = torch.zeros(count, 3, config.image_size, config.image_size, device=device)
+        with autocast(device, recipe.precision):
+            reconstruction, latent = model(images, keyed_generator(0, 0, device))
+        losses = vae_losses(images, reconstruction, latent, recipe)
+        return extras.add(losses, images, reconstruction, recipe.gan_start)["loss"]
+
+    return model, step
+
+
+def ar_step(config: ARConfig, recipe: ARRecipe, engine: Engine, device: torch.device) -> tuple[nn.Module, Step]:
+    """An AR model, and a step of it on tokens of noise."""
+    model = seeded(SphereAR, config, 0).to(device).train()
+    objective = ARObjective(model, recipe)
+    if engine.checkpointing:
+        recompute_blocks(model)
+
+    def step(count: int) -> torch.Tensor:
+        generator = keyed_generator(0, 0, device)
+        tokens = torch.randn(count, config.tokens, config.latent_dim, generator=generator, device=device)
+        with autocast(device, recipe.precision):
+            return objective(tokens, torch.zeros(count, dtype=torch.int64, device=device), generator)
+
+    return model, step
