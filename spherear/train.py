@@ -14,28 +14,32 @@ import sys
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, TypeVar, Union
+from typing import Annotated, Union
 
 import torch
-from torch import nn
 
 from spherear.models.ar import ARConfig, SphereAR
 from spherear.models.categorical import CategoricalHead
-from spherear.models.config import Config, require
+from spherear.models.config import require
 from spherear.models.presets import check_pair, preset, with_vae
 from spherear.models.vae import VAE, VAEConfig
+from spherear.sampling.settings import SamplingSettings
 from spherear.sphere.bottlenecks import Latent
 from spherear.training.adversarial import Extras
+from spherear.training.build import autocast, pick_device, prepared, seeded
 from spherear.training.cached import encode_all
 from spherear.training.data import ImageData, load_data
-from spherear.training.engine import Engine, recompute_blocks
+from spherear.training.dry_run import ar_step, estimate, report, vae_step
+from spherear.training.engine import Engine
 from spherear.training.facts import RUN_FILE
+from spherear.training.feed import check_broken
 from spherear.training.losses import vae_losses
 from spherear.training.objective import ARObjective
+from spherear.training.observers import Observer, curves, every, pictures, reconstructions, samples
 from spherear.training.progress import INTERRUPTED, exit_status, watch
 from spherear.training.recipes import ARRecipe, Recipe, VAERecipe, course
 from spherear.training.run import Run, TrainState, fingerprint, keyed_generator
-from spherear.training.team import Team, gathered, team_of
+from spherear.training.team import gathered, team_of
 
 PLAIN = Engine()
 ALIASES = {"imagenet256": "imagenet256-B"}  # one VAE serves all sizes
@@ -97,10 +101,7 @@ def train_ar(
     Errors: as `train_vae`, and ValueError for a VAE whose tokens, or data whose classes, do not fit.
     """
     check_pair(vae.config, config)
-    require(
-        data.num_classes == config.num_classes,
-        f"the data have {data.num_classes} classes; expected {config.num_classes}, as the AR model's",
-    )
+    _check_classes(data, config)
     _check_data(data, vae.config.image_size, recipe)
     vae = vae.to(device).eval()
     team = team_of(device, engine.sharded)
@@ -126,19 +127,6 @@ def train_ar(
             yield run.descend()
 
 
-ModelT = TypeVar("ModelT", bound=nn.Module)
-ConfigT = TypeVar("ConfigT", bound=Config)
-
-
-def prepared(objective: nn.Module, model: nn.Module, team: Team, engine: Engine) -> nn.Module:
-    """The objective, ready to be called in training the way the engine and the team want it."""
-    if engine.checkpointing:
-        recompute_blocks(model)
-    if engine.compile:
-        objective.compile(dynamic=False)
-    return team.wrap(objective)
-
-
 def _check_data(data: ImageData, image_size: int, recipe: Recipe) -> None:
     """Before anything is built or written: images of the VAE's size, and at least a batch of them."""
     require(
@@ -148,6 +136,13 @@ def _check_data(data: ImageData, image_size: int, recipe: Recipe) -> None:
     require(
         len(data) >= recipe.batch_size,
         f"the data set has {len(data)} images; expected at least one batch, {recipe.batch_size}",
+    )
+
+
+def _check_classes(data: ImageData, config: ARConfig) -> None:
+    require(
+        data.num_classes == config.num_classes,
+        f"the data have {data.num_classes} classes; expected {config.num_classes}, as the AR model's",
     )
 
 
@@ -184,18 +179,6 @@ def latent_deviation(vae: VAE, data: ImageData, seed: int, device: torch.device 
     return math.sqrt(squares / count - (total / count) ** 2)
 
 
-def seeded(build: Callable[[ConfigT], ModelT], config: ConfigT, seed: int) -> ModelT:
-    """`build(config)` with initial weights that depend on `seed` alone; the global generator is left as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return build(config)
-
-
-def autocast(device: torch.device | str, precision: str) -> torch.autocast:
-    """Autocast to bfloat16 where the recipe asks for it, else nothing."""
-    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bfloat16")
-
-
 @dataclass(frozen=True)
 class VAEJob:
     """Train a VAE on a preset's data. The same command on the same folder goes on where it stopped."""
@@ -214,6 +197,10 @@ class VAEJob:
     """cpu, cuda, or auto: cuda where there is one."""
     engine: Engine = PLAIN
     """How the run is carried out; none of it changes what comes out."""
+    dry_run: bool = False
+    """Say what the run would take, and look at the data; train nothing, write nothing."""
+    teraflops: float = 1.0
+    """10^12 operations a second that a device does, to reckon the time with in a dry run."""
 
 
 @dataclass(frozen=True)
@@ -234,6 +221,10 @@ class ARJob:
     """cpu, cuda, or auto: cuda where there is one."""
     engine: Engine = PLAIN
     """How the run is carried out; none of it changes what comes out."""
+    dry_run: bool = False
+    """Say what the run would take, and look at the data; train nothing, write nothing."""
+    teraflops: float = 1.0
+    """10^12 operations a second that a device does, to reckon the time with in a dry run."""
 
 
 def vae_states(job: VAEJob) -> Generator[TrainState, None, None]:
@@ -245,26 +236,42 @@ def vae_states(job: VAEJob) -> Generator[TrainState, None, None]:
 
 def ar_states(job: ARJob) -> Generator[TrainState, None, None]:
     """The training loop a job asks for."""
-    require(
-        (job.vae / "config.json").exists() or not (job.vae / RUN_FILE).exists(),
-        f"the VAE of {job.vae} is not trained to its end; expected a finished run: its command goes on",
-    )
-    vae = VAE.from_pretrained(job.vae)
+    vae = _trained_vae(job.vae)
     config = with_vae(preset(job.preset), vae.config).ar
     data = load_data(job.data, vae.config.image_size)
     return train_ar(config, vae, data, job.recipe, job.run, pick_device(job.device), job.engine)
 
 
-def pick_device(name: str) -> torch.device:
-    """`auto` is cuda where there is one; anything else is taken as it is."""
-    if name == "auto":
-        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"device is {name!r}; expected auto, cpu, cuda or cuda:N ({error})") from error
-    require(device.type != "cuda" or torch.cuda.is_available(), f"device is {name!r}; expected cpu: no CUDA here")
-    return device
+def _trained_vae(folder: Path) -> VAE:
+    require(
+        (folder / "config.json").exists() or not (folder / RUN_FILE).exists(),
+        f"the VAE of {folder} is not trained to its end; expected a finished run: its command goes on",
+    )
+    return VAE.from_pretrained(folder)
+
+
+def dry_run(job: VAEJob | ARJob) -> str:
+    """What a job would take, as lines to read; errors where its data, VAE or sizes do not fit."""
+    device = pick_device(job.device)
+    if isinstance(job, VAEJob):
+        config = preset(ALIASES.get(job.preset, job.preset), job.bottleneck).vae
+        data = load_data(job.data, config.image_size)
+        model, step = vae_step(config, job.recipe, job.engine, device)
+    else:
+        coder = _trained_vae(job.vae).config
+        sizes = with_vae(preset(job.preset), coder).ar
+        data = load_data(job.data, coder.image_size)
+        _check_classes(data, sizes)
+        model, step = ar_step(sizes, job.recipe, job.engine, device)
+    _check_data(data, data.image_size, job.recipe)
+    spread = torch.linspace(0, len(data) - 1, min(len(data), 64)).long()
+    data.batch(spread, job.recipe.look_at(0))
+    check_broken(data, job.recipe.max_broken)
+    devices = int(os.environ.get("WORLD_SIZE", "1"))
+    found = estimate(model, step, job.recipe, job.engine, devices)
+    return f"data                {job.data}: {len(spread)} images read, {len(data.broken)} of them broken\n" + report(
+        found, job.recipe, len(data), devices, job.teraflops
+    )
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -288,13 +295,32 @@ def _parse(args: list[str]) -> VAEJob | ARJob:
 
 
 def _run(job: VAEJob | ARJob) -> int:
+    if job.dry_run:
+        print(dry_run(job))
+        return 0
     vae = isinstance(job, VAEJob)
     states = vae_states(job) if isinstance(job, VAEJob) else ar_states(job)
-    if not watch(states, f"{'VAE' if vae else 'AR model'} ({job.preset})", job.recipe.steps):
+    if not watch(states, f"{'VAE' if vae else 'AR model'} ({job.preset})", job.recipe.steps, _observers(job)):
         print(f"stopped: {job.run} holds all it takes; the same command goes on")
         return INTERRUPTED
     print(f"finished: {job.run}")
     return 0
+
+
+def _observers(job: VAEJob | ARJob) -> list[Observer]:
+    """What the job wants to be shown."""
+    shown: list[Observer] = []
+    if job.engine.tensorboard:
+        shown.append(every(job.recipe.log_every, curves(job.run)))
+    if job.engine.preview_every:
+        if isinstance(job, VAEJob):
+            size = preset(ALIASES.get(job.preset, job.preset)).vae.image_size
+            draw = reconstructions(load_data(job.data, size))
+        else:
+            settings = SamplingSettings(preset(job.preset).guidance_scale, solver="heun", steps=10)
+            draw = samples(VAE.from_pretrained(job.vae), settings)
+        shown.append(every(job.engine.preview_every, pictures(job.run, draw)))
+    return shown
 
 
 def _option(args: Sequence[str], name: str, default: str) -> str:

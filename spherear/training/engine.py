@@ -29,6 +29,10 @@ class Engine:
     """Recompute every block in the backward pass instead of keeping it: less memory, a third more time."""
     average_on: str = ""
     """Device of the averaged weights; none: with the model's."""
+    preview_every: int = 0
+    """Steps between sheets of pictures in the run's folder; 0: none."""
+    tensorboard: bool = False
+    """Write curves for TensorBoard into the run's folder."""
     override: bool = False
     """Go on although the folder's run was begun with another recipe or other data."""
 

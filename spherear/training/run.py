@@ -23,14 +23,14 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from spherear.models.pretrained import Pretrained, fingerprint, load_weights
+from spherear.models.pretrained import Pretrained, fingerprint
 from spherear.training.checkpoint import State, read_state, sweep, write_shard, write_state
 from spherear.training.data import ImageData
 from spherear.training.engine import Engine
 from spherear.training.facts import METRICS_FILE, RUN_FILE, cut_metrics, open_facts
 from spherear.training.feed import Feed, Part
 from spherear.training.recipes import Recipe
-from spherear.training.team import Team, gathered, local
+from spherear.training.team import Team, as_split, gathered, local, put_weights
 
 __all__ = ["METRICS_FILE", "RUN_FILE", "Run", "TrainState", "fingerprint", "keyed_generator", "make_optimizer"]
 
@@ -45,7 +45,7 @@ class TrainState:
     step, total: done and to do.  losses: scalars still on the device, read by `metrics`.
     learning_rate: of this step.  rate: steps a second since the run began or resumed.
     model: the weights to look at or sample from, averaged where an average is kept.
-    team: the processes of the run.
+    team: the processes of the run.  waiting: share of the time so far that was spent on waiting for data.
     """
 
     step: int
@@ -55,6 +55,7 @@ class TrainState:
     rate: float
     model: nn.Module = field(repr=False)
     team: Team = field(default_factory=Team, repr=False)
+    waiting: float = 0.0
 
     def metrics(self) -> dict[str, float]:
         """The losses as numbers; waits for the device."""
@@ -232,8 +233,11 @@ class Run:
         self._average()
 
     def _state(self, losses: Mapping[str, Tensor], learning_rate: float) -> TrainState:
-        rate = (self.step - self._first) / max(1e-9, time.monotonic() - self._began)
-        return TrainState(self.step, self.recipe.steps, losses, learning_rate, rate, self.result, self.team)
+        took = max(1e-9, time.monotonic() - self._began)
+        rate, waited = (self.step - self._first) / took, self._feed.waited if self._feed is not None else 0.0
+        return TrainState(
+            self.step, self.recipe.steps, losses, learning_rate, rate, self.result, self.team, waited / took
+        )
 
     @torch.no_grad()
     def _average(self) -> None:
@@ -305,29 +309,6 @@ class Run:
         if self.ema is not None:
             put_weights(self.ema, group("ema/"), state.source)
         self.step = state.step
-
-
-def put_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
-    """Load whole tensors into a model, each process its part where the model is split."""
-    own = model.state_dict()
-    if not any(isinstance(tensor, DTensor) for tensor in own.values()):
-        load_weights(model, weights, source)
-        return
-    faults = sorted(own.keys() ^ weights.keys())
-    if faults:
-        raise ValueError(f"{source} does not fit {type(model).__name__} as configured: {', '.join(faults[:4])}")
-    with torch.no_grad():
-        for name, tensor in own.items():
-            local(tensor).copy_(local(as_split(weights[name], tensor)))
-
-
-def as_split(tensor: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor, split over processes and placed as `like` is."""
-    if not isinstance(like, DTensor):
-        return tensor.to(like.device)
-    from torch.distributed.tensor import distribute_tensor
-
-    return distribute_tensor(tensor.to(local(like).device), like.device_mesh, like.placements, src_data_rank=None)
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:

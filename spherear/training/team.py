@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 
 from spherear.models.config import require
 from spherear.models.layers import Block
-from spherear.models.pretrained import Pretrained
+from spherear.models.pretrained import Pretrained, load_weights
 
 
 class Team:
@@ -140,3 +140,26 @@ def gathered(model: nn.Module) -> nn.Module:
     assert isinstance(model, Pretrained)
     weights = {name: whole(tensor).cpu() for name, tensor in state.items()}
     return type(model).from_weights(model.config, weights)
+
+
+def put_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
+    """Load whole tensors into a model, each process its part where the model is split."""
+    own = model.state_dict()
+    if not any(isinstance(tensor, DTensor) for tensor in own.values()):
+        load_weights(model, weights, source)
+        return
+    faults = sorted(own.keys() ^ weights.keys())
+    if faults:
+        raise ValueError(f"{source} does not fit {type(model).__name__} as configured: {', '.join(faults[:4])}")
+    with torch.no_grad():
+        for name, tensor in own.items():
+            local(tensor).copy_(local(as_split(weights[name], tensor)))
+
+
+def as_split(tensor: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor, split over processes and placed as `like` is."""
+    if not isinstance(like, DTensor):
+        return tensor.to(like.device)
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(tensor.to(local(like).device), like.device_mesh, like.placements, src_data_rank=None)

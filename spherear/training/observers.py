@@ -1,0 +1,107 @@
+"""What is shown of a run while it goes on: curves in TensorBoard, and pictures every so many steps.
+
+Knows: a `TrainState` after each step, and the folder to write to.
+Does not know: what happens in a step; an observer leaves no trace in what is trained.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from spherear.models.ar import SphereAR
+from spherear.models.vae import VAE
+from spherear.sampling.pipeline import Pipeline
+from spherear.sampling.pixels import save_png, tile
+from spherear.sampling.settings import SamplingSettings
+from spherear.training.data import ImageData
+from spherear.training.progress import memory_gib
+from spherear.training.run import TrainState
+from spherear.training.team import gathered
+
+Observer = Callable[[TrainState], None]
+Picture = Callable[[torch.nn.Module], Float[Tensor, "n 3 size size"]]
+COLUMNS = 10
+
+
+def every(steps: int, observer: Observer) -> Observer:
+    """The observer after every so many steps, and after the last."""
+
+    def observe(state: TrainState) -> None:
+        if state.step % steps == 0 or state.step == state.total:
+            observer(state)
+
+    return observe
+
+
+def curves(folder: Path) -> Observer:
+    """Losses, learning rate, steps a second, share of time waited for data, and memory, for TensorBoard.
+
+    Without tensorboard: ModuleNotFoundError that says what to install.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ModuleNotFoundError(
+            'tensorboard is not installed; curves need it: pip install "spherear[train]"'
+        ) from error
+    writer: list[SummaryWriter] = []
+
+    def observe(state: TrainState) -> None:
+        if not state.team.first:
+            return
+        if not writer:
+            writer.append(SummaryWriter(str(folder / "tensorboard"), purge_step=state.step))
+        numbers = {f"loss/{name}": value for name, value in state.metrics().items()}
+        numbers |= {"run/learning_rate": state.learning_rate, "run/steps_a_second": state.rate}
+        numbers |= {"run/waiting": state.waiting, "run/memory_gib": memory_gib()}
+        for name, value in numbers.items():
+            writer[0].add_scalar(name, value, state.step)
+        writer[0].flush()
+
+    return observe
+
+
+def pictures(folder: Path, draw: Picture) -> Observer:
+    """A sheet of what the model draws, as `previews/STEP.png`. Every process must observe; the first draws."""
+
+    def observe(state: TrainState) -> None:
+        model = gathered(state.model)
+        if state.team.first:
+            training = model.training
+            sheet = tile(draw(model.eval()).float().cpu(), COLUMNS)
+            model.train(training)
+            save_png(folder / "previews" / f"{state.step:07}.png", sheet, zoom=2)
+
+    return observe
+
+
+def reconstructions(data: ImageData, count: int = COLUMNS) -> Picture:
+    """Images spread over the data set, and below them what a VAE makes of their modes."""
+    images, _ = data.batch(torch.linspace(0, len(data) - 1, count).long())
+
+    @torch.no_grad()
+    def draw(model: torch.nn.Module) -> Tensor:
+        assert isinstance(model, VAE)
+        device = model.quant_proj.weight.device
+        latent = model.encode(images.to(device), torch.Generator(device).manual_seed(0))
+        return torch.cat((images, model.decode(latent.mode).float().cpu()))
+
+    return draw
+
+
+def samples(vae: VAE, settings: SamplingSettings, rows: int = 2) -> Picture:
+    """`rows` images of each of ten classes spread over all, from the same seeds at every step."""
+
+    def draw(model: torch.nn.Module) -> Tensor:
+        assert isinstance(model, SphereAR)
+        home = vae.quant_proj.weight.device
+        vae.to(model.proj_in.weight.device)
+        labels = torch.linspace(0, model.config.num_classes - 1, COLUMNS).long().repeat(rows)
+        images = Pipeline(vae, model).sample(labels, settings, seeds=0)
+        vae.to(home)
+        return images
+
+    return draw
