@@ -168,7 +168,7 @@ def png_bytes(pixels: UInt8[np.ndarray, "height width 3"], picture: Picture | No
     if picture is not None:
         facts.add_text(PNG_KEY, json.dumps(picture.to_dict()))
     file = io.BytesIO()
-    Image.fromarray(pixels).save(file, format="PNG", compress_level=1, pnginfo=facts)
+    Image.fromarray(pixels).save(file, format="PNG", compress_level=3, pnginfo=facts)
     return file.getvalue()
 
 

@@ -194,7 +194,11 @@ def test_a_narrow_page_shows_everything_within_its_width(context, lab, guidance,
 def test_the_other_panels_show_and_move(context, lab, tmp_path):
     with notebook(context, lab, OTHERS, "others") as opened:
         page = opened.page
-        page.wait_for_selector(".spherear-kick-status >> text=done", timeout=60_000)
+        page.wait_for_selector(".spherear-train-status >> text=/training|stopped/", state="attached", timeout=90_000)
+        page.click(".spherear-train-stop")
+        page.wait_for_selector(".spherear-train-status >> text=stopped at step", timeout=60_000)
+        page.locator(".spherear-kick-status").scroll_into_view_if_needed()
+        page.wait_for_selector(".spherear-kick-status >> text=done", timeout=90_000)
         before = page.inner_text(".spherear-sphere-numbers")
         press(page, "ArrowRight", ".spherear-concentration")
         page.wait_for_function("t => document.querySelector('.spherear-sphere-numbers').innerText !== t", arg=before)
@@ -204,9 +208,6 @@ def test_the_other_panels_show_and_move(context, lab, tmp_path):
         assert "guidance at this token: 4.10" in page.inner_text(".spherear-token-numbers")
         first, second = (page.inner_text(f".spherear-kick-numbers-{side}").split(": ")[1] for side in (0, 1))
         assert float(first) < 1e-4 < float(second)
-        page.wait_for_selector(".spherear-train-status >> text=training", timeout=60_000)
-        page.click(".spherear-train-stop")
-        page.wait_for_selector(".spherear-train-status >> text=stopped at step", timeout=30_000)
         for name in ("spheres", "density", "space", "token-lengths", "kick-growth", "curve"):
             part = page.locator(f".spherear-{name}")
             part.scroll_into_view_if_needed()

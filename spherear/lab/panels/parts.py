@@ -7,7 +7,7 @@ import html
 import io
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Generic, TypeVar
 
 import ipywidgets as widgets
@@ -16,6 +16,9 @@ from IPython.display import Image
 from matplotlib.figure import Figure
 
 from spherear.lab.live import LatestWins, Turn
+
+with suppress(ImportError):  # plotly looks whether it is there: half imported, by another thread, it is an error
+    import pandas  # noqa: F401
 
 RequestT = TypeVar("RequestT")
 WIDE = {"description_width": "initial"}
