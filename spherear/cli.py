@@ -1,4 +1,4 @@
-"""The command line: `spherear demo | train | sample | study | notebooks | doctor`.
+"""The command line: `spherear demo | lab | train | sample | study | notebooks | doctor`.
 
 Knows: how a person asks for the library's work and is told how it went.
 Does not know: how any of it is done.
@@ -78,6 +78,27 @@ def demo(
         f"{time.monotonic() - began:.0f} s"
     )
     return 0
+
+
+def lab(folder: tyro.conf.Positional[Path] = Path("spherear-notebooks"), port: int = 8888, browser: bool = True) -> int:
+    """Open the notebooks in JupyterLab, on this machine alone: live panels beside the text.
+
+    Notebooks are copied to the folder; what is there already is never overwritten. Ctrl-C ends it.
+
+    Args:
+        folder: Where your copies of the notebooks live.
+        port: Of the server; the next free one if it is taken.
+        browser: Open a browser. Without one, the address (with its token) is printed.
+    """
+    for library in ("jupyterlab", "ipywidgets", "anywidget", "plotly", "matplotlib"):
+        _need(library)
+    from spherear.lab.launch import copy_notebooks, lab_command, run_lab
+
+    copied = copy_notebooks(folder)
+    print(f"{folder}: {len(copied.new)} files copied, {len(copied.same)} there already")
+    for path in copied.kept:
+        print(f"{folder / path}: yours differs from ours, and is kept")
+    return run_lab(lab_command(folder, copied.first, port=port, browser=browser))
 
 
 def study(
@@ -231,6 +252,7 @@ def train_models() -> int:
 
 COMMANDS = {
     "demo": demo,
+    "lab": lab,
     "train": train_models,
     "sample": sample,
     "study": study,

@@ -46,7 +46,7 @@ class AngleLaws:
 
 
 def angle_laws(
-    concentration: float, matched: bool = True, samples: int = 300, seed: int = 0, resolution: int = 181
+    concentration: float | int, matched: bool = True, samples: int = 300, seed: int = 0, resolution: int = 181
 ) -> AngleLaws:
     """Power Spherical of that concentration, and the other two.
 

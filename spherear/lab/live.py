@@ -43,7 +43,7 @@ class LatestWins(Generic[RequestT]):
         self,
         work: Callable[[RequestT, Turn], None],
         failed: Callable[[Exception], None],
-        debounce: float = DEBOUNCE,
+        debounce: float | int = DEBOUNCE,
     ) -> None:
         self._work, self._failed, self._debounce = work, failed, debounce
         self._change = threading.Condition()
@@ -80,7 +80,7 @@ class LatestWins(Generic[RequestT]):
             self._end(stale=self._waiting is not None)
             self._change.notify_all()
 
-    def wait(self, timeout: float | None = None) -> bool:
+    def wait(self, timeout: float | int | None = None) -> bool:
         """Until nothing waits or runs; False after `timeout` seconds."""
         with self._change:
             return self._change.wait_for(lambda: self.idle, timeout)
@@ -90,7 +90,7 @@ class LatestWins(Generic[RequestT]):
         """Whether nothing waits or runs."""
         return self._waiting is None and self._turn is None
 
-    def close(self, timeout: float = 10.0) -> None:
+    def close(self, timeout: float | int = 10.0) -> None:
         """End everything and wait for the thread. Work that does not look at its turn: TimeoutError."""
         with self._change:
             self._closed, self._waiting = True, None

@@ -92,10 +92,10 @@ def angle_laws_figure(laws: AngleLaws) -> Figure:
         _sphere_from_the_side(axis, laws, law)
     for law in laws.laws:
         look = LAW_LOOKS[law.name]
-        degrees = np.rad2deg(laws.angles)
+        degrees = np.rad2deg(laws.angles.numpy())
         axes[3].plot(degrees, law.by_angle, look.style, color=look.color, linewidth=2.5, label=look.name)
         centres, heights = angle_histogram(law.samples)
-        axes[3].plot(np.rad2deg(centres), heights, look.marker, color=look.color, markersize=5)
+        axes[3].plot(np.rad2deg(centres.numpy()), heights, look.marker, color=look.color, markersize=5)
     name_axes(axes[3], "angle from the axis, degrees", "density (line), samples (marks)")
     axes[3].legend(fontsize=FONT - 2)
     return figure
@@ -106,7 +106,7 @@ def _sphere_from_the_side(axis: Axes, laws: AngleLaws, law: AngleLaw) -> None:
     side = np.linspace(-1, 1, 200)
     x, z = np.meshgrid(side, side)
     inside = x**2 + z**2 <= 1
-    color = np.interp(np.arccos(np.clip(z, -1, 1)), laws.angles, law.density / law.density.max())
+    color = np.interp(np.arccos(np.clip(z, -1, 1)), laws.angles.numpy(), (law.density / law.density.max()).numpy())
     axis.imshow(np.where(inside, color, np.nan), extent=(-1, 1, -1, 1), origin="lower", cmap="viridis", vmin=0, vmax=1)
     near = law.samples[law.samples[:, 1] <= 0]
     axis.plot(near[:, 0], near[:, 2], "o", color="white", markeredgecolor="black", markersize=3.5)
@@ -127,6 +127,7 @@ class StrokeLook:
     marker: str = "o"
     size: int = 4
     width: int = 5
+    text: str = "top center"
 
 
 PATHS = (
@@ -136,9 +137,9 @@ PATHS = (
     StrokeLook("noise it starts from", "#000000", symbol="diamond", marker="D", size=6),
 )
 ARROWS = (
-    StrokeLook("conditional", "#009E73"),
+    StrokeLook("conditional", "#009E73", text="middle right"),
     StrokeLook("null", "#000000"),
-    StrokeLook("guided", "#CC79A7"),
+    StrokeLook("guided", "#CC79A7", text="bottom center"),
 )
 """Velocities: their tips are where each alone would end."""
 
@@ -152,21 +153,36 @@ def token_path_figure(path: TokenPath, step: int, radius: float, position: int) 
     for look, points in zip(PATHS, (path.points, path.unguided, ends, path.points[:1]), strict=True):
         space.plot(*points.numpy().T, look.style, marker=look.marker, markersize=4, color=look.color, label=look.name)
     for look, tip in zip(ARROWS, arrow_tips(path, step), strict=True):
-        space.quiver(*path.points[step], *(tip - path.points[step]), color=look.color, arrow_length_ratio=0.15)
+        space.quiver(
+            *path.points[step].tolist(), *(tip - path.points[step]).tolist(), color=look.color, arrow_length_ratio=0.15
+        )
         space.text(*tip.tolist(), look.name, color=look.color, fontsize=FONT)
     space.set_aspect("equal")
-    space.tick_params(labelsize=FONT - 4)
+    space.set_axis_off()
+    space.view_init(elev=20, azim=_azimuth(path.points[step]))
     space.set_title(f"token {position + 1}, guidance {path.scale:.2f}; arrows at step {step + 1}", fontsize=FONT)
     space.legend(fontsize=FONT - 3, loc="upper left")
     axis = figure.add_subplot(1, 2, 2)
     for look, points in zip(PATHS, (path.points, path.unguided), strict=False):
-        axis.plot(path.times, points.norm(dim=-1), look.style, marker=look.marker, color=look.color, label=look.name)
+        axis.plot(
+            path.times.numpy(),
+            points.norm(dim=-1).numpy(),
+            look.style,
+            marker=look.marker,
+            color=look.color,
+            label=look.name,
+        )
     axis.plot([1.0], [float(path.token.norm())], "s", color=PATHS[2].color, markersize=9, label="handed on")
     axis.axhline(radius, color=GREY, linestyle="--", linewidth=2, label=f"R = {radius:.2f}")
     axis.axvline(float(path.times[step]), color="black", linewidth=1)
     name_axes(axis, "time, from noise (0) to token (1)", "length")
     axis.legend(fontsize=FONT - 2)
     return figure
+
+
+def _azimuth(point: Float[Tensor, " 3"]) -> float:
+    """Degrees about the vertical from which a point is seen beside the middle, in front."""
+    return float(torch.rad2deg(torch.atan2(point[1], point[0]))) - 35
 
 
 def _wire(axis: Any, radius: float) -> None:

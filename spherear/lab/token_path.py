@@ -22,19 +22,19 @@ from spherear.sampling.solvers import Velocity
 class TokenPath:
     """Token `position` of one image, drawn in n steps.
 
-    times: n + 1, from 0 to 1.  points: where the token was at those times, raw at the end.
+    times: n + 1 moments, from 0 to 1.  points: where the token was at those times, raw at the end.
     conditional, null, guided: velocities at the first n points, guided = null + scale (conditional - null).
     token: the end as it is handed on.  unguided: the path from the same noise and past without guidance.
     scale: of this position.
     """
 
-    times: Float[Tensor, " n+1"]
-    points: Float[Tensor, "n+1 dim"]
+    times: Float[Tensor, " moments"]
+    points: Float[Tensor, "moments dim"]
     conditional: Float[Tensor, "n dim"]
     null: Float[Tensor, "n dim"]
     guided: Float[Tensor, "n dim"]
     token: Float[Tensor, " dim"]
-    unguided: Float[Tensor, "n+1 dim"]
+    unguided: Float[Tensor, "moments dim"]
     scale: float
 
 
@@ -67,7 +67,7 @@ def token_path(pipeline: Pipeline, label: int, position: int, settings: Sampling
     )
 
 
-def _points(velocity: Velocity, noise: Tensor, settings: SamplingSettings) -> Float[Tensor, "n+1 dim"]:
+def _points(velocity: Velocity, noise: Tensor, settings: SamplingSettings) -> Float[Tensor, "moments dim"]:
     """Where the solver was at every time of its grid: what it asked about last at that time, and where it ended."""
     asked: dict[float, Tensor] = {}
 

@@ -50,8 +50,8 @@ class CollapseExplorer(parts.Panel[Asked]):
         label: int = 3,
         position: int = 4,
         kind: str = "radial",
-        size: float = 1.0,
-        guidance_scale: float = 2.0,
+        size: float | int = 1.0,
+        guidance_scale: float | int = 2.0,
         settings: str = "fast",
         images: int = 4,
         seed: int = 0,
@@ -76,7 +76,7 @@ class CollapseExplorer(parts.Panel[Asked]):
         self.seed = parts.number("seed", seed, 2**31 - 1, "kick-seed")
         self.stop_button = parts.button("stop", lambda _: self.runner.stop(), "kick-stop", "keep what is drawn so far")
         self.status = parts.line("kick-status")
-        self.sides = [parts.picture(f"kick-grid-{i}", f"images {name}") for i, name in enumerate(SIDES)]
+        self.sides = [parts.picture(f"kick-grid-{i}") for i in range(len(SIDES))]
         self.numbers = [parts.line(f"kick-numbers-{i}") for i in range(2)]
         self.growth = _growth()
         self._pairs: tuple[Asked, tuple[Pair, Pair]] | None = None

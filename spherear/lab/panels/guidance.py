@@ -59,7 +59,7 @@ class GuidanceExplorer(parts.Panel[Asked]):
         compare: str | None = "gaussian",
         *,
         label: int | None = 3,
-        guidance_scale: float = 3.0,
+        guidance_scale: float | int = 3.0,
         images: int = 16,
         settings: str = "fast",
         seed: int = 0,
@@ -108,7 +108,7 @@ class GuidanceExplorer(parts.Panel[Asked]):
         self.heat = parts.tick("lay token lengths over the images", False, "heat")
         self.seed = parts.number("seed", seed, MOST_SEED, "seed")
         self.dice = parts.button("dice: another seed", self.guarded_late(self._throw), "dice")
-        self.lock = parts.tick("lock the seed (else every move throws the dice)", True, "lock")
+        self.lock = parts.tick("lock the seed (else: dice at every move)", True, "lock")
         self.stop_button = parts.button("stop", self.guarded_late(self._stop), "stop", "keep what is drawn so far")
         self.copy_code = parts.button("copy as code", self.guarded_late(self._show_code), "copy")
         self.save_png = parts.button("save as PNG", self.guarded_late(self._save), "save", "with the settings inside")

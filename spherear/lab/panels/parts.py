@@ -30,10 +30,12 @@ class Panel(widgets.VBox, Generic[RequestT]):
     returns it as a still picture.
     """
 
+    _closed = True  # until it is made: a panel that was refused has nothing to end
+
     def __init__(self, children: Sequence[widgets.Widget], watched: Sequence[widgets.Widget]) -> None:
         self._reading = threading.RLock()
         self._held = 0
-        self._closing = False
+        self._closed = False
         self.runner: LatestWins[RequestT] = LatestWins(self.draw, self.show_error)
         self.trouble = widgets.HTML()
         self.trouble.add_class("spherear-error")
@@ -99,7 +101,7 @@ class Panel(widgets.VBox, Generic[RequestT]):
         if self.trouble.value:
             self.trouble.value = ""
 
-    def snapshot(self, timeout: float = 600.0) -> Image:
+    def snapshot(self, timeout: float | int = 600.0) -> Image:
         """The panel as a still PNG, once the newest request is drawn. An error there is raised here."""
         before = len(self.runner.errors)
         if not self.runner.wait(timeout):
@@ -112,9 +114,9 @@ class Panel(widgets.VBox, Generic[RequestT]):
 
     def close(self) -> None:
         """End the worker, then the controls. A second time does nothing."""
-        if self._closing:
+        if self._closed:
             return
-        self._closing = True
+        self._closed = True
         self.runner.close()
         _close(self.children)
         super().close()
@@ -136,7 +138,7 @@ def column(*children: widgets.Widget, width: str = "430px") -> widgets.VBox:
     return widgets.VBox(list(children), layout=widgets.Layout(width=width, max_width="100%", overflow="hidden"))
 
 
-def slider(name: str, value: float, low: float, high: float, step: float, tag: str) -> widgets.FloatSlider:
+def slider(name: str, value: float | int, low: float, high: float, step: float, tag: str) -> widgets.FloatSlider:
     """A labelled slider; its number can be typed as well."""
     return tagged(
         widgets.FloatSlider(
@@ -192,12 +194,11 @@ def buttons(name: str, options: Sequence[Any], value: Any, tag: str) -> widgets.
     return tagged(made, tag)
 
 
-def picture(tag: str, alt: str) -> widgets.Image:
-    """A place for a PNG."""
+def picture(tag: str) -> widgets.Image:
+    """A place for a PNG. (No tooltip: an Image with one is not shown by ipywidgets 8.1.)"""
     layout = widgets.Layout(max_width="100%", object_fit="contain")
     made = tagged(widgets.Image(format="png", layout=layout), tag)
     made.add_class("spherear-image")
-    made.tooltip = alt
     return made
 
 
@@ -229,7 +230,7 @@ def live_figure(tag: str, traces: Sequence[Any], x: str, y: str, **layout: Any) 
             "margin": {"l": 60, "r": 12, "t": 12, "b": 48},
             "font": {"size": 14},
             "template": "plotly_white",
-            "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+            "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "font": {"size": 12}},
             "xaxis": {"title": {"text": x}},
             "yaxis": {"title": {"text": y}},
             **layout,

@@ -29,12 +29,12 @@ class Side(widgets.VBox):
 
     def __init__(self, place: int) -> None:
         self.title = parts.line(f"title-{place}")
-        self.image = parts.picture(f"grid-{place}", "generated images")
+        self.image = parts.picture(f"grid-{place}")
         self.norms = parts.line(f"norms-{place}")
         self.trace = parts.live_figure(f"trace-{place}", _traces(), "token", "length")
         self.pixels: np.ndarray = np.zeros((1, 1, 3), np.uint8)
         super().__init__([self.title, self.image, self.norms, self.trace])
-        self.layout = widgets.Layout(width="430px", max_width="100%", overflow="hidden")
+        self.layout = widgets.Layout(width="405px", max_width="100%", overflow="hidden")
 
     def show(self, canvas: Canvas, asked: Asked, family: str) -> None:
         """Put up where a drawing stands."""

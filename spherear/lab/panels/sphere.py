@@ -37,7 +37,7 @@ class SphereExplorer(parts.Panel[Asked]):
     concentration: of the Power Spherical law to begin with, up to 300.  samples: points on each sphere.
     """
 
-    def __init__(self, concentration: float = 10.0, *, samples: int = 200, seed: int = 0) -> None:
+    def __init__(self, concentration: float | int = 10.0, *, samples: int = 200, seed: int = 0) -> None:
         angle_laws(concentration, samples=1)  # what cannot be drawn is refused here
         self.concentration = parts.tagged(
             widgets.FloatLogSlider(
@@ -49,7 +49,7 @@ class SphereExplorer(parts.Panel[Asked]):
         self.matched = parts.tick("same mean cosine (else the same kappa)", True, "matched")
         self.samples = parts.whole("samples", samples, 10, 1000, "samples")
         self.seed = parts.number("seed", seed, 2**31 - 1, "sphere-seed")
-        self.turn = parts.whole("turn the view", 35, 0, 360, "turn")
+        self.turn = parts.whole("turn the view", 0, -180, 180, "turn")
         self.numbers = parts.line("sphere-numbers")
         self.spheres = _spheres()
         self.density = _density()
@@ -58,7 +58,7 @@ class SphereExplorer(parts.Panel[Asked]):
             parts.row(self.concentration, self.matched),
             parts.row(self.samples, self.seed, self.turn),
             self.numbers,
-            parts.row(parts.column(self.spheres, width="640px"), parts.column(self.density, width="460px")),
+            parts.row(parts.column(self.spheres, width="425px"), parts.column(self.density, width="410px")),
         ]
         super().__init__(children, (self.concentration, self.matched, self.samples, self.seed))
         self.turn.observe(self._turn, "value")
@@ -73,13 +73,15 @@ class SphereExplorer(parts.Panel[Asked]):
         laws = angle_laws(request.concentration, request.matched, request.samples, request.seed)
         if turn.stale:
             return
-        vertices, _ = sphere_mesh()
+        heights = sphere_mesh()[0][:, 2].clamp(-1, 1).arccos().numpy()
+        with self.spheres.batch_update():  # colours and points apart: a batch erases what it does not set everywhere
+            for mesh, law in zip(self.spheres.data, laws.laws, strict=False):
+                shares = law.density / law.density.max()
+                mesh.intensity = np.interp(heights, laws.angles.numpy(), shares.numpy()).astype(np.float32)
         with self.spheres.batch_update():
             for place, law in enumerate(laws.laws):
-                heights = np.interp(np.arccos(vertices[:, 2].clamp(-1, 1)), laws.angles, law.density)
-                mesh, cloud = self.spheres.data[place], self.spheres.data[3 + place]
-                mesh.intensity = (heights / max(float(law.density.max()), 1e-300)).astype(np.float32)
                 x, y, z = (1.02 * law.samples).float().numpy().T
+                cloud = self.spheres.data[3 + place]
                 cloud.x, cloud.y, cloud.z = x + APART * (place - 1), np.ascontiguousarray(y), np.ascontiguousarray(z)
         with self.density.batch_update():
             for place, law in enumerate(laws.laws):
@@ -114,10 +116,10 @@ def said(law: AngleLaw) -> str:
     return f"{look.glyph} <b>{look.name}</b>: {sign} = {law.parameter:.3g}, mean cosine {law.mean_cosine:.3f}"
 
 
-def _eye(degrees: float) -> dict[str, float]:
+def _eye(degrees: float | int) -> dict[str, float]:
     """Where the camera stands: in front, turned about the vertical."""
     around = np.deg2rad(degrees - 90)
-    return {"x": 2.0 * float(np.cos(around)), "y": 2.0 * float(np.sin(around)), "z": 0.9}
+    return {"x": 1.7 * float(np.cos(around)), "y": 1.7 * float(np.sin(around)), "z": 0.7}
 
 
 def _spheres() -> go.FigureWidget:
@@ -125,6 +127,8 @@ def _spheres() -> go.FigureWidget:
     vertices, faces = sphere_mesh()
     corners = {name: side.numpy().astype(np.int32) for name, side in zip("ijk", faces.unbind(-1), strict=True)}
     meshes, clouds = [], []
+    bar = {"title": {"text": "density / its top"}, "len": 0.7, "thickness": 12}
+    bar |= {"orientation": "h", "y": -0.05, "yanchor": "top"}
     for place, name in enumerate(NAMES):
         look = LAW_LOOKS[name]
         x, y, z = vertices.float().numpy().T
@@ -132,7 +136,7 @@ def _spheres() -> go.FigureWidget:
             go.Mesh3d(
                 x=x + APART * (place - 1), y=np.ascontiguousarray(y), z=np.ascontiguousarray(z), **corners,
                 intensity=np.zeros(len(vertices), np.float32), cmin=0, cmax=1, colorscale="Viridis",
-                showscale=place == 2, colorbar={"title": {"text": "density / its top"}, "len": 0.7}, name=look.name,
+                showscale=place == 2, colorbar=bar, name=look.name,
                 opacity=1, hoverinfo="name",
             )
         )  # fmt: skip
@@ -143,8 +147,8 @@ def _spheres() -> go.FigureWidget:
         text=[LAW_LOOKS[name].name for name in NAMES], textfont={"size": 14, "color": "black"},
     )  # fmt: skip
     hidden = {f"{axis}axis": {"visible": False} for axis in "xyz"}
-    scene = {**hidden, "aspectmode": "data", "camera": {"eye": _eye(35)}}
-    margin = {"l": 0, "r": 0, "t": 0, "b": 0}
+    scene = {**hidden, "aspectmode": "data", "camera": {"eye": _eye(0)}}
+    margin = {"l": 0, "r": 0, "t": 0, "b": 60}
     return parts.live_figure("spheres", [*meshes, *clouds, names], "", "", height=340, scene=scene, margin=margin)
 
 

@@ -52,10 +52,10 @@ class TokenExplorer(parts.Panel[Asked]):
         label: int = 3,
         position: int = 9,
         seed: int = 0,
-        guidance_scale: float = 4.0,
+        guidance_scale: float | int = 4.0,
         solver: str = "euler",
         steps: int = 12,
-        step: int = 6,
+        step: int = 3,
     ) -> None:
         families = [f for f in families_of(PRESET) if not loaded(model_name(f, PRESET)).ar.config.codes]
         one_of("family", family, families)
@@ -82,7 +82,7 @@ class TokenExplorer(parts.Panel[Asked]):
             parts.row(self.steps, self.solver, self.schedule, self.family),
             parts.row(self.seed, self.project, self.turn),
             self.numbers,
-            parts.row(parts.column(self.space, width="560px"), parts.column(self.lengths, width="480px")),
+            parts.row(parts.column(self.space, width="425px"), parts.column(self.lengths, width="410px")),
         ]
         asked = (self.family, self.label, self.token, self.scale, self.schedule, self.solver, self.steps, self.project)
         super().__init__(children, (*asked, self.seed, self.step))
@@ -172,9 +172,9 @@ def _place(trace: Any, points: Float[Tensor, "n 3"]) -> None:
     trace.x, trace.y, trace.z = (np.ascontiguousarray(numbers) for numbers in points.float().cpu().numpy().T)
 
 
-def _eye(degrees: float) -> dict[str, float]:
+def _eye(degrees: float | int) -> dict[str, float]:
     around = np.deg2rad(degrees)
-    return {"x": 1.5 * float(np.cos(around)), "y": 1.5 * float(np.sin(around)), "z": 0.8}
+    return {"x": 1.8 * float(np.cos(around)), "y": 1.8 * float(np.sin(around)), "z": 0.8}
 
 
 def _space() -> go.FigureWidget:
@@ -193,7 +193,7 @@ def _space() -> go.FigureWidget:
         stroke = {"color": look.color, "width": look.width}
         traces.append(
             go.Scatter3d(mode="lines+markers+text", line=stroke, marker=marker, name=look.name, text=["", look.name],
-                         textfont={"size": 14, "color": look.color})
+                         textfont={"size": 14, "color": look.color}, textposition=look.text)
         )  # fmt: skip
     axes = {f"{axis}axis": {"title": {"text": ""}, "showticklabels": False} for axis in "xyz"}
     scene = {**axes, "aspectmode": "data", "camera": {"eye": _eye(35)}}

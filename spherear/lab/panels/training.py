@@ -50,7 +50,7 @@ class TrainingMonitor(parts.Panel[None]):
         *,
         columns: int = 5,
         every: int = 10,
-        between: float = 2.0,
+        between: float | int = 2.0,
     ) -> None:
         require(total >= 1 and every >= 1, f"total and every are {total} and {every}; expected at least 1")
         self.states, self.total, self.preview = states, total, preview
@@ -75,14 +75,14 @@ class TrainingMonitor(parts.Panel[None]):
         )
         self.status = parts.line("train-status")
         self.curve = _curve()
-        self.image = parts.picture("preview", "what the model makes")
+        self.image = parts.picture("preview")
         self.title = widgets.HTML("" if preview is None else "<b>what the model makes</b>")
         self._latest: TrainState | None = None
         super().__init__(
             [
                 parts.row(self.bar, self.pause, self.stop_button),
                 self.status,
-                parts.row(parts.column(self.curve, width="560px"), parts.column(self.title, self.image, width="420px")),
+                parts.row(parts.column(self.curve, width="440px"), parts.column(self.title, self.image, width="400px")),
             ],
             (),
         )
@@ -162,8 +162,8 @@ class TrainingMonitor(parts.Panel[None]):
 
     def close(self) -> None:
         """Leave the loop, as `stop` does, then end everything."""
-        self._stop()
-        self._go.set()
+        if not self._closed:
+            self._stop()
         super().close()
 
 

@@ -1,0 +1,167 @@
+"""A real page: JupyterLab on a notebook, in a browser without a window, offline.
+
+Knows: how a server and Debian's chromium are started, and how cells are run in them. Needs Playwright and a chromium.
+Does not know: what is in the notebook, or what is measured there.
+"""
+
+import json
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+from spherear.lab.launch import lab_command, lab_environment
+from spherear.models.config import require
+from spherear.models.files import write_json
+
+CHROMIUMS = ("chromium", "chromium-browser", "google-chrome")
+FLAGS = ("--no-sandbox", "--disable-dev-shm-usage", "--use-angle=swiftshader", "--enable-unsafe-swiftshader")
+"""The last two draw WebGL without a graphics card."""
+
+
+def find_chromium() -> str | None:
+    """The path of a chromium on this machine."""
+    return next((path for name in CHROMIUMS if (path := shutil.which(name))), None)
+
+
+@dataclass(frozen=True)
+class Lab:
+    """A running server. folder: of its notebooks."""
+
+    folder: Path
+    port: int
+    token: str
+
+    def url(self, notebook: str, workspace: str) -> str:
+        """Of one notebook with nothing beside it, in a workspace of its own."""
+        return f"http://localhost:{self.port}/doc/workspaces/{workspace}/tree/{notebook}?reset&token={self.token}"
+
+
+@contextmanager
+def running_lab(folder: Path, seconds: float | int = 90) -> Iterator[Lab]:
+    """JupyterLab on `folder`, as `spherear lab` starts it, until the block ends. The log is `folder`/lab.log."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    lab = Lab(folder, port, secrets.token_hex(16))
+    command = [*lab_command(folder, Path("x.ipynb"), port=port, browser=False), "--ServerApp.port_retries=0"]
+    environment = {**lab_environment(os.environ), "JUPYTER_TOKEN": lab.token, "HF_HUB_OFFLINE": "1"}
+    with (folder / "lab.log").open("w") as log:
+        server = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+    try:
+        _wait_until_up(lab, server, seconds)
+        yield lab
+    finally:
+        server.terminate()
+        try:
+            server.wait(20)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
+
+
+def _wait_until_up(lab: Lab, server: "subprocess.Popen[bytes]", seconds: float | int) -> None:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until and server.poll() is None:
+        try:
+            urllib.request.urlopen(f"http://localhost:{lab.port}/api/status?token={lab.token}", timeout=5).close()
+            return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.2)
+    last = (lab.folder / "lab.log").read_text().strip().splitlines()[-1:]
+    raise RuntimeError(f"JupyterLab did not start within {seconds:g} s: {last}")
+
+
+def write_notebook(path: Path, cells: Sequence[str]) -> None:
+    """A notebook of code cells, not yet run."""
+    made = [
+        {"cell_type": "code", "id": f"c{i}", "metadata": {}, "outputs": [], "execution_count": None, "source": cell}
+        for i, cell in enumerate(cells)
+    ]
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    write_json(path, {"cells": made, "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5})
+
+
+@contextmanager
+def browser(width: int = 1280, height: int = 1000) -> Iterator[Any]:
+    """A browser's context of that size; every request that leaves this machine is refused and kept in `.refused`."""
+    from playwright.sync_api import sync_playwright
+
+    path = find_chromium()
+    require(path is not None, f"there is no browser; expected one of {', '.join(CHROMIUMS)} on the PATH")
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=path, args=list(FLAGS))
+        context = chromium.new_context(viewport={"width": width, "height": height})
+        context.refused = []
+        context.route("**/*", lambda route: _stay_here(route, context.refused))
+        yield context
+        chromium.close()
+
+
+def _stay_here(route: Any, refused: list[str]) -> None:
+    if urlparse(route.request.url).hostname in ("localhost", "127.0.0.1", None):
+        route.continue_()
+    else:
+        refused.append(route.request.url)
+        route.abort()
+
+
+@dataclass
+class Page:
+    """A notebook in the browser. page: Playwright's.  troubles: errors of the console and of the page."""
+
+    page: Any
+    troubles: list[str]
+
+    def run_cells(self, cells: int, seconds: float | int = 120) -> None:
+        """Run the first so many cells in turn, each once the one before is done."""
+        for index in range(cells):
+            cell = self.page.locator(".jp-Notebook .jp-CodeCell").nth(index)
+            until = time.monotonic() + seconds
+            while not (said := self._prompt(cell)).strip("[]: *").isdigit():
+                require(time.monotonic() < until, f"cell {index} shows {said!r} after {seconds:g} s; expected it done")
+                if "*" not in said:  # not begun: the kernel was not there yet
+                    cell.locator(".cm-content").click()
+                    self.page.keyboard.press("Control+Enter")
+                self.page.wait_for_timeout(1000)
+
+    def _prompt(self, cell: Any) -> str:
+        return str(cell.locator(".jp-InputPrompt").inner_text())
+
+    def ready(self, seconds: float | int = 60) -> None:
+        """Until the kernel is there and has nothing to do: what is run earlier is not run at all."""
+        idle = '.jp-Notebook-ExecutionIndicator[data-status="idle"]'
+        self.page.wait_for_selector(idle, state="attached", timeout=1000 * seconds)
+        self.page.wait_for_selector(".jp-Notebook .jp-CodeCell .cm-content", timeout=1000 * seconds)
+
+
+@contextmanager
+def notebook(context: Any, lab: Lab, cells: Sequence[str], name: str) -> Iterator[Page]:
+    """Write a notebook, open it, run it; errors of the page are kept."""
+    write_notebook(lab.folder / f"{name}.ipynb", cells)
+    page = context.new_page()
+    troubles: list[str] = []
+    page.on("pageerror", lambda error: troubles.append(f"page: {error}"))
+    page.on("console", lambda m: troubles.append(f"console: {m.text}") if m.type == "error" else None)
+    page.goto(lab.url(f"{name}.ipynb", name))
+    opened = Page(page, troubles)
+    opened.ready()
+    opened.run_cells(len(cells))
+    yield opened
+    page.close()
+
+
+def outputs_of(path: Path) -> list[dict[str, Any]]:
+    """Every output that a saved notebook holds."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return [output for cell in cells for output in cell.get("outputs", ())]

@@ -1,0 +1,127 @@
+"""From a slider that is let go to pixels that have changed: measured in the page itself, by the page's own clock.
+
+    python -m spherear.lab.latency            # 20 moves by pointer, 20 by key
+    python -m spherear.lab.latency balanced   # with another row of NAMED_SETTINGS
+
+Knows: the guidance panel in a real JupyterLab in a real browser.  Does not know: how any of it is done.
+Needs Playwright and a chromium on the PATH.
+"""
+
+import os
+import re
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from spherear.lab.browser import browser, notebook, running_lab
+from spherear.sampling.settings import SamplingSettings
+
+MOVES = 20
+FIRST, FULL = 150, 500
+"""Milliseconds aimed at, for the first changed pixel and for the full grid, on two quiet cores."""
+
+WATCH = """() => {
+  const seen = (window.spherear = {released: 0, changes: [], last: ""});
+  for (const kind of ["pointerup", "keyup"])
+    document.addEventListener(kind, () => { seen.released = performance.now(); seen.changes = []; }, true);
+  document.addEventListener("load", event => {
+    const image = event.target;
+    if (!image.classList || !image.classList.contains("spherear-grid-0")) return;
+    const canvas = Object.assign(document.createElement("canvas"), {width: 64, height: 64});
+    const pen = canvas.getContext("2d", {willReadFrequently: true});
+    pen.drawImage(image, 0, 0, 64, 64);
+    const pixels = pen.getImageData(0, 0, 64, 64).data.join();
+    if (pixels === seen.last) return;
+    seen.last = pixels;
+    requestAnimationFrame(() => requestAnimationFrame(() => seen.changes.push(performance.now())));
+  }, true);
+}"""
+"""Keeps the time of the last release, and of every frame after it that has painted other pixels than before."""
+
+
+@dataclass(frozen=True)
+class Move:
+    """Milliseconds from the release to the first frame with changed pixels, and to the full grid."""
+
+    first: float
+    full: float
+
+
+def measure(page: Any, move: Callable[[int], None], moves: int = MOVES) -> list[Move]:
+    """Make `moves` moves, each after the picture of the one before is finished."""
+    taken = []
+    for number in range(moves):
+        before = picture_number(page)
+        page.wait_for_timeout(400)
+        move(number)
+        page.wait_for_function(
+            "n => { const m = document.querySelector('.spherear-status').innerText.match(/^done.*picture (\\d+)$/);"
+            "return m && Number(m[1]) > n; }",
+            arg=before,
+            timeout=60_000,
+        )
+        page.wait_for_timeout(200)  # what was painted last is on its list by then
+        seen = page.evaluate("() => [window.spherear.released, window.spherear.changes]")
+        taken.append(Move(seen[1][0] - seen[0], seen[1][-1] - seen[0]))
+    return taken
+
+
+def picture_number(page: Any) -> int:
+    """Of the picture that the panel shows."""
+    found = re.search(r"picture (\d+)", page.inner_text(".spherear-status"))
+    return int(found[1]) if found else 0
+
+
+def drag(page: Any, share: float, slider: str = ".spherear-scale") -> None:
+    """Take the slider's handle by pointer to a share of its way, and let go."""
+    handle, way = (page.locator(f"{slider} {part}").bounding_box() for part in (".noUi-handle", ".noUi-base"))
+    y = handle["y"] + handle["height"] / 2
+    page.mouse.move(handle["x"] + handle["width"] / 2, y)
+    page.mouse.down()
+    page.mouse.move(way["x"] + share * way["width"], y, steps=4)
+    page.mouse.up()
+
+
+def press(page: Any, key: str, slider: str = ".spherear-scale") -> None:
+    """A key on the slider's handle."""
+    page.focus(f"{slider} .noUi-handle")
+    page.keyboard.press(key)
+
+
+def report(name: str, moves: list[Move]) -> str:
+    """One line of medians, and the targets."""
+    first, full = (statistics.median(getattr(move, part) for move in moves) for part in ("first", "full"))
+    return (
+        f"{name:8} {len(moves)} moves: first changed pixel {first:4.0f} ms (target {FIRST}), "
+        f"full grid {full:4.0f} ms (target {FULL})"
+    )
+
+
+def main(settings: str = "fast") -> None:
+    """Print the medians over 20 moves by pointer and 20 by key, for 16 images of one model."""
+    SamplingSettings.named(settings)
+    cell = (
+        "from spherear.lab.widgets import GuidanceExplorer\n"
+        f"panel = GuidanceExplorer(compare=None, settings={settings!r})\npanel"
+    )
+    load = os.getloadavg()[0]
+    print(f"16 images, settings {settings!r}; {os.cpu_count()} cores, load before {load:.1f}", flush=True)
+    with tempfile.TemporaryDirectory() as folder, running_lab(Path(folder)) as lab, browser() as context:  # noqa: SIM117
+        with notebook(context, lab, [cell], "latency") as opened:
+            page = opened.page
+            page.wait_for_selector(".spherear-status >> text=done", timeout=60_000)
+            page.wait_for_selector(".spherear-trace-0 .main-svg", timeout=60_000)
+            page.evaluate(WATCH)
+            drag(page, 0.3)  # warm
+            page.wait_for_timeout(2000)
+            print(report("pointer", measure(page, lambda n: drag(page, 0.2 + 0.6 * (n * 7 % 20) / 20))), flush=True)
+            print(report("key", measure(page, lambda n: press(page, "ArrowLeft" if n % 2 else "ArrowRight"))))
+            print(f"load after {os.getloadavg()[0]:.1f}; errors of the page: {len(opened.troubles)}")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,93 @@
+"""JupyterLab on the notebooks: copied to a folder of one's own, never over one's edits, with settings for live panels.
+
+Knows: where the notebooks are, in a checkout and in an installed package, and how a server is started.
+Does not know: what is in them, or browsers.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from spherear.models.config import require
+from spherear.models.files import atomic_path
+
+PACKAGE = Path(__file__).parents[1]
+SETTINGS = Path(__file__).parent / "jupyter"
+SUFFIXES = (".ipynb", ".png")
+
+
+@dataclass(frozen=True)
+class Copied:
+    """What became of the notebooks, by their path below the folder: new here, the same, or kept since they differ."""
+
+    new: list[Path]
+    same: list[Path]
+    kept: list[Path]
+
+    @property
+    def first(self) -> Path:
+        """The notebook to begin with."""
+        return min(p for p in (*self.new, *self.same, *self.kept) if p.suffix == ".ipynb" and len(p.parts) == 1)
+
+
+def shipped_notebooks() -> Path:
+    """The folder of the notebooks: inside an installed package, or beside it in a checkout."""
+    places = PACKAGE / "notebooks", PACKAGE.parent / "notebooks"
+    found = [place for place in places if any(place.glob("*.ipynb"))]
+    require(len(found) > 0, f"there are no notebooks in {places[0]} or {places[1]}; expected some: install it again")
+    return found[0]
+
+
+def copy_notebooks(folder: Path, source: Path | None = None) -> Copied:
+    """Copy notebooks and their figures below `folder`; what is there already stays as it is, whatever it is."""
+    source = source or shipped_notebooks()
+    require(not folder.is_file(), f"{folder} is a file; expected a folder, or a name for a new one")
+    files = sorted(p.relative_to(source) for p in source.rglob("*") if p.suffix in SUFFIXES and _wanted(p, source))
+    copied = Copied([], [], [])
+    for path in files:
+        target, content = folder / path, (source / path).read_bytes()
+        if not target.exists():
+            with atomic_path(target) as part:
+                part.write_bytes(content)
+            copied.new.append(path)
+        else:
+            (copied.same if target.is_file() and target.read_bytes() == content else copied.kept).append(path)
+    return copied
+
+
+def _wanted(path: Path, source: Path) -> bool:
+    return not any(part.startswith(".") for part in path.relative_to(source).parts)
+
+
+def lab_command(folder: Path, notebook: Path, *, port: int = 8888, browser: bool = True) -> list[str]:
+    """JupyterLab on `folder`, opened at `notebook` below it; this machine alone reaches it, with its token."""
+    return [
+        sys.executable,
+        "-m",
+        "jupyterlab",
+        "--ServerApp.ip=localhost",
+        f"--ServerApp.port={port}",
+        f"--ServerApp.root_dir={folder.resolve()}",
+        f"--LabApp.default_url=/lab/tree/{notebook.as_posix()}",
+        *([] if browser else ["--no-browser"]),
+        *(["--allow-root"] if os.name == "posix" and os.geteuid() == 0 else []),  # as in most containers
+    ]
+
+
+def lab_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment of the server: our settings are defaults there, below the user's own."""
+    others = environment.get("JUPYTER_CONFIG_PATH")
+    return {**environment, "JUPYTER_CONFIG_PATH": os.pathsep.join([str(SETTINGS), *([others] if others else [])])}
+
+
+def run_lab(command: list[str]) -> int:
+    """Run the server until it ends; Ctrl-C is its own, and it asks. Returns its exit status."""
+    with subprocess.Popen(command, env=lab_environment(os.environ)) as server:
+        while True:
+            try:
+                return server.wait()
+            except KeyboardInterrupt:
+                continue
