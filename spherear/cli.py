@@ -1,4 +1,4 @@
-"""The command line: `spherear demo | lab | train | sample | study | notebooks | doctor`.
+"""The command line: `spherear demo | lab | train | sample | study | bench | notebooks | doctor`.
 
 Knows: how a person asks for the library's work and is told how it went.
 Does not know: how any of it is done.
@@ -186,6 +186,48 @@ def sample(
     return 0
 
 
+def bench(
+    kind: tyro.conf.Positional[Literal["decode", "latency", "growth", "memory", "train"]] = "decode",
+    presets: tuple[str, ...] = (),
+    batches: tuple[int, ...] = (),
+    dtypes: tuple[str, ...] = (),
+    tokens: int = 0,
+    steps: int = 0,
+    repeats: int = 0,
+    compiled: bool = False,
+    threads: int = 0,
+    device: str = "auto",
+    out: Path | None = None,
+) -> int:
+    """Measure speed and memory, as ratios within one run: a table, and JSON with --out.
+
+    decode: every way of decoding against the plain reference and the machine's own ceilings, with random weights.
+    latency: how long a person waits for digits, by named settings.  growth: time over tokens.  memory: over steps.
+    train: a training step, encoding at every step and with cached posteriors.
+    Empty or 0: what suits the measurement and the device.
+
+    Args:
+        kind: What to measure.
+        presets: Sizes of the model; digits, shapes, imagenet256-B, -L or -H.
+        batches: Images at once; guidance doubles the rows.
+        dtypes: Of the AR model's arithmetic; float32, bfloat16.
+        tokens: How many of an image's tokens are drawn.
+        steps: Solver steps a token; of `train`, the steps timed.
+        repeats: Runs that a median is taken of, after one to warm up.
+        compiled: Also what torch.compile makes of it.
+        threads: Of torch on the CPU; 0: as it is.
+        device: cpu, cuda, or auto: cuda where there is one.
+        out: A JSON file to write.
+    """
+    from spherear.bench.command import Request
+    from spherear.bench.command import bench as run
+
+    if threads:
+        torch.set_num_threads(threads)
+    where = train.pick_device(device)
+    return run(kind, Request(presets, batches, dtypes, tokens, steps, repeats, compiled, where), out)
+
+
 def doctor() -> int:
     """Print versions and devices, and say whether the lab (notebooks, widgets, figures) is ready."""
     gib = shutil.disk_usage(".").free / 2**30
@@ -256,6 +298,7 @@ COMMANDS = {
     "train": train_models,
     "sample": sample,
     "study": study,
+    "bench": bench,
     "notebooks": notebooks,
     "doctor": doctor,
 }

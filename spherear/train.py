@@ -22,11 +22,18 @@ from spherear.models.categorical import CategoricalHead
 from spherear.models.config import Config, require
 from spherear.models.presets import check_pair, preset, with_vae
 from spherear.models.vae import VAE, VAEConfig
-from spherear.training.data import ImageData, batches, load_data
+from spherear.sphere.bottlenecks import Latent
+from spherear.training.cached import encode_all
+from spherear.training.data import ImageData, load_data
+from spherear.training.engine import Engine, recompute_blocks
 from spherear.training.losses import vae_losses
+from spherear.training.objective import ARObjective
 from spherear.training.progress import INTERRUPTED, exit_status, watch
 from spherear.training.recipes import ARRecipe, Recipe, VAERecipe, course
 from spherear.training.run import Run, TrainState, fingerprint, keyed_generator
+from spherear.training.team import Team, team_of
+
+PLAIN = Engine()
 
 
 def train_vae(
@@ -35,6 +42,7 @@ def train_vae(
     recipe: VAERecipe,
     folder: str | Path | None = None,
     device: torch.device | str = "cpu",
+    engine: Engine = PLAIN,
 ) -> Generator[TrainState, None, None]:
     """Train a VAE, one `TrainState` a step; leave the loop to stop, call again to go on from `folder`.
 
@@ -45,16 +53,23 @@ def train_vae(
     another run.
     """
     _check_data(data, config.image_size, recipe)
+    team = team_of(device, engine.sharded)
+    require(
+        team.size == 1 or config.bottleneck != "vq",
+        f"a codebook follows the features of one process; expected one, not {team.size}",
+    )
     model = seeded(VAE, config, recipe.seed).to(device).train()
     facts = {"kind": "vae", "data": data.spec, "model": config.to_dict()}
-    run = Run(model, recipe, facts, folder)
+    run = Run(model, recipe, facts, folder, team, engine)
+    objective = prepared(model, model, team, engine)
+    feed = run.feed(data, device, engine.workers)
     with run.kept():
-        for indices in batches(data, recipe.batch_size, recipe.seed, range(run.step, recipe.steps)):
-            images, _ = data.batch(indices)
-            images = images.to(device)
-            with autocast(device, recipe.precision):
-                reconstruction, latent = model(images, run.generator(device))
-            yield run.update(vae_losses(images, reconstruction, latent, recipe))
+        for parts in feed:
+            for part in run.each(objective, parts):
+                with autocast(device, recipe.precision):
+                    reconstruction, latent = objective(part.inputs, run.generator(device, part.number))
+                run.accumulate(vae_losses(part.inputs, reconstruction, latent, recipe), len(parts))
+            yield run.descend()
         _settle_scale(run.result, data, recipe, device)
 
 
@@ -65,8 +80,12 @@ def train_ar(
     recipe: ARRecipe,
     folder: str | Path | None = None,
     device: torch.device | str = "cpu",
+    engine: Engine = PLAIN,
 ) -> Generator[TrainState, None, None]:
     """Train an AR model on fresh posterior samples of `vae`, one `TrainState` a step.
+
+    With `recipe.cached_copies`, posteriors are computed once; samples are as fresh, and for data that are not
+    augmented the same.
 
     Errors: as `train_vae`, and ValueError for a VAE whose tokens, or data whose classes, do not fit.
     """
@@ -77,30 +96,40 @@ def train_ar(
     )
     _check_data(data, vae.config.image_size, recipe)
     vae = vae.to(device).eval()
+    team = team_of(device, engine.sharded)
     model = seeded(SphereAR, config, recipe.seed).to(device).train()
     if vae.codebook is not None and isinstance(model.head, CategoricalHead):
         model.head.adopt(vae.codebook)
     facts = {"kind": "ar", "data": data.spec, "model": config.to_dict(), "vae": fingerprint(vae)}
-    run = Run(model, recipe, facts, folder)
+    run = Run(model, recipe, facts, folder, team, engine)
+    objective = prepared(ARObjective(model, recipe), model, team, engine)
+    posterior: Callable[..., Latent] = vae.posterior
+    if recipe.cached_copies and not run.done:
+        data, posterior = _encoded(vae, data, recipe, device, engine), vae.constrain
+    feed = run.feed(data, device, engine.workers)
     with run.kept():
-        for indices in batches(data, recipe.batch_size, recipe.seed, range(run.step, recipe.steps)):
-            images, labels = data.batch(indices)
-            generator = run.generator(device)
-            with autocast(device, recipe.precision):
-                with torch.no_grad():
-                    tokens = vae.posterior(images.to(device), generator).sample
-                loss = model.loss(
-                    tokens,
-                    labels.to(device),
-                    repeats=recipe.repeats,
-                    label_dropout=recipe.label_dropout,
-                    generator=generator,
-                )
-            yield run.update({"loss": loss})
+        for parts in feed:
+            for part in run.each(objective, parts):
+                generator = run.generator(device, part.number)
+                with autocast(device, recipe.precision):
+                    with torch.no_grad():
+                        tokens = posterior(part.inputs, generator).sample
+                    loss = objective(tokens, part.labels, generator)
+                run.accumulate({"loss": loss}, len(parts))
+            yield run.descend()
 
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 ConfigT = TypeVar("ConfigT", bound=Config)
+
+
+def prepared(objective: nn.Module, model: nn.Module, team: Team, engine: Engine) -> nn.Module:
+    """The objective, ready to be called in training the way the engine and the team want it."""
+    if engine.checkpointing:
+        recompute_blocks(model)
+    if engine.compile:
+        objective.compile(dynamic=False)
+    return team.wrap(objective)
 
 
 def _check_data(data: ImageData, image_size: int, recipe: Recipe) -> None:
@@ -113,6 +142,15 @@ def _check_data(data: ImageData, image_size: int, recipe: Recipe) -> None:
         len(data) >= recipe.batch_size,
         f"the data set has {len(data)} images; expected at least one batch, {recipe.batch_size}",
     )
+
+
+def _encoded(vae: VAE, data: ImageData, recipe: ARRecipe, device: torch.device | str, engine: Engine) -> ImageData:
+    """The data set as what the encoder says of it."""
+    facts = {"vae": fingerprint(vae)}
+    if data.augmented:
+        facts |= {name: str(getattr(recipe, name)) for name in ("seed", "crop", "flip")}
+    copies, precision = recipe.cached_copies, recipe.precision
+    return encode_all(vae, data, copies, device, precision, engine.cache, facts, recipe.look_at)
 
 
 def _settle_scale(model: nn.Module, data: ImageData, recipe: VAERecipe, device: torch.device | str) -> None:

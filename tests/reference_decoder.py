@@ -49,10 +49,10 @@ def velocity(ar, x, t, condition, scale, guided):
     return null + scale * (conditional - null)
 
 
-def solved(ar, condition, noise, steps, last_step, scale, guided):
+def solved(velocity, ar, condition, noise, steps, last_step, scale):
     """Euler-Maruyama from noise to a token, by REFERENCE's formulas."""
     times = torch.linspace(0.0, 1.0 - last_step, steps + 1).tolist()  # in float32, as published
-    x = noise[0]
+    x, guided = noise[0], scale != 1.0
     for i in range(steps):
         t, dt = times[i], times[i + 1] - times[i]
         v = velocity(ar, x, t, condition, scale, guided)
@@ -61,24 +61,32 @@ def solved(ar, condition, noise, steps, last_step, scale, guided):
     return x + velocity(ar, x, times[-1], condition, scale, guided) * (1 - times[-1])
 
 
-@torch.no_grad()
-def reference_decode(ar, labels, settings, noise, radius):
-    """All tokens of all images, (batch, tokens, dim): linear schedule, Euler-Maruyama, projected, guided."""
+def reference_steps(ar, labels, settings, noise, radius, transform=lambda function: function):
+    """One token of all images after another, (batch, dim): linear schedule, Euler-Maruyama, projected, guided.
+
+    transform: applied to the evaluation of the head and to the transformer (a compiler, say).
+    """
+    evaluation, transformer = transform(velocity), transform(transformed)
     count, dim = ar.config.tokens, ar.config.latent_dim
     rows = torch.cat((labels, torch.full_like(labels, ar.config.num_classes)))
     pasts = [[] for _ in ar.layers]
     x = ar.cls_embedding(rows).view(len(rows), ar.config.class_tokens, -1)
-    start, tokens = 0, []
+    start = 0
     for index in range(count):
-        condition = transformed(ar, x, start, pasts) + ar.pos_for_diff.weight[index]
+        condition = transformer(ar, x, start, pasts) + ar.pos_for_diff.weight[index]
         start += x.shape[1]
         scale = 1.0 + (settings.guidance_scale - 1.0) * index / count
         drawn = noise(index, (settings.steps + 1, len(labels), dim)).to(ar.head.state_dtype)
         if scale == 1.0:
             drawn = torch.cat((drawn, drawn), dim=1)
-        raw = solved(ar, condition, drawn, settings.steps, settings.last_step, scale, scale != 1.0)
+        raw = solved(evaluation, ar, condition, drawn, settings.steps, settings.last_step, scale)
         token = radius * raw / raw.norm(dim=-1, keepdim=True)
         both = token if len(token) == len(rows) else torch.cat((token, token))
-        tokens.append(both[: len(labels)])
+        yield both[: len(labels)]
         x = ar.proj_in(both.to(ar.proj_in.weight.dtype))[:, None]
-    return torch.stack(tokens, dim=1)
+
+
+@torch.no_grad()
+def reference_decode(ar, labels, settings, noise, radius):
+    """All tokens of all images, (batch, tokens, dim)."""
+    return torch.stack(list(reference_steps(ar, labels, settings, noise, radius)), dim=1)

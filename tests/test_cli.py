@@ -95,7 +95,10 @@ def test_sample_writes_the_sheet_that_python_draws(run, tmp_path):
         (["sample", "--count", "0"], "count and zoom are 0 and 4"),
         (["sample", "--device", "abacus"], "device is 'abacus'; expected auto, cpu, cuda"),
         (["train", "vae", "--preset", "cats"], "preset is 'cats'; expected one of 'digits'"),
-        (["train", "vae", "--data", "cats"], "data is 'cats'; expected one of 'digits', 'shapes'"),
+        (
+            ["train", "vae", "--data", "cats"],
+            "data is 'cats'; expected one of 'digits', 'folder', 'hub', 'shapes', 'tar'",
+        ),
         (["train", "ar", "--vae", "nowhere"], "'nowhere' is not a folder here"),
     ],
 )

@@ -14,7 +14,7 @@ PACKAGE = ROOT / "spherear"
 README = (ROOT / "README.md").read_text()
 
 # Imports only run downwards; members of one floor do not know each other.
-FLOORS = [["sphere"], ["models"], ["sampling"], ["training", "evaluation"], ["train"], ["lab"], ["cli"]]
+FLOORS = [["sphere"], ["models"], ["sampling"], ["training", "evaluation"], ["train"], ["bench"], ["lab"], ["cli"]]
 FLOOR = {wing: height for height, wings in enumerate(FLOORS) for wing in wings}
 # One sideways look: the command that trains the offline judge reads the digits.
 SIDEWAYS = {("evaluation.classifier", "training")}

@@ -60,9 +60,13 @@ class Reference:
 
     @classmethod
     def of(cls, grid: Grid) -> "Reference":
-        """The test split of the preset's data set, up to 2,000 images, and the classifier of that data set."""
-        name = course(grid.preset).data
-        data = load_data(f"{name}:test", preset(grid.preset).vae.image_size)
+        """That of the preset's data set, at its size."""
+        return cls.named(course(grid.preset).data, preset(grid.preset).vae.image_size)
+
+    @classmethod
+    def named(cls, name: str, image_size: int) -> "Reference":
+        """The test split of a data set, up to 2,000 images, and the classifier of that data set."""
+        data = load_data(f"{name}:test", image_size)
         return cls(*data.batch(torch.arange(min(2000, len(data)))), load_classifier(name))
 
     def judge(self, images: Float[Tensor, "n 3 size size"], labels: Int[Tensor, " n"]) -> Judgement:

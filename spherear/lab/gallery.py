@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from spherear.bench.growth import Growth
 from spherear.lab.cell import real_latents
 from spherear.lab.collapse import collapse_row
 from spherear.lab.diagnostics import (
@@ -39,15 +40,19 @@ from spherear.lab.plots import (
 )
 from spherear.lab.records import shipped_records
 from spherear.lab.report import report, save_figure
+from spherear.lab.speed_figures import growth_figure as decode_growth_figure
+from spherear.lab.speed_figures import sweep_figure
 from spherear.lab.study_figures import ablation_figure, drift_figure, guidance_figure
+from spherear.lab.sweep import rows, shipped_sweep, sweep_report
 from spherear.lab.token_laws import token_laws
-from spherear.models.files import write_text
+from spherear.models.files import read_json, write_text
 from spherear.sampling.pipeline import Pipeline
 from spherear.sampling.settings import SamplingSettings
 from spherear.training.data import load_data
 
 VELOCITIES = ("power_spherical", "normalized_gaussian", "gaussian", "fixed_variance")
 SCALES = (1.0, 4.5, 8.0, 12.0)
+GROWTH = Path(__file__).parent / "results" / "growth.json"
 SIZES = (1e-4, 1e-3, 1e-2, 1e-1)
 
 
@@ -124,6 +129,12 @@ def share() -> Figure:
     return radial_share_figure(shares)
 
 
+def shipped_growth() -> Growth:
+    """What `spherear bench growth --out` wrote for SphereAR-B on two cores."""
+    (row,) = read_json(GROWTH)["rows"]
+    return Growth(**row)
+
+
 def jacobian() -> Figure:
     """Of the projection, at a raw token."""
     pipeline = shipped("power_spherical")
@@ -145,15 +156,18 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "rank": rank,
     "radial-share": share,
     "jacobian": jacobian,
+    "sweep": lambda: sweep_figure(rows(shipped_sweep())),
+    "decode-growth": lambda: decode_growth_figure(shipped_growth()),
 }
 
 
 def main(out: str, *names: str) -> None:
-    """Draw the figures (those named, or all) into the folder `out`, and the claims' table beside them."""
+    """Draw the figures (those named, or all) into the folder `out`, and the tables beside them."""
     for name in names or FIGURES:
         save_figure(FIGURES[name](), Path(out) / f"{name}.png")
         print(f"{out}/{name}.png")
     write_text(Path(out) / "claims.md", report(shipped_records()))
+    write_text(Path(out) / "sweep.md", sweep_report(shipped_sweep()))
 
 
 if __name__ == "__main__":

@@ -149,7 +149,7 @@ def _cloud(axis: Any, laws: TokenLaws, points: Float[Tensor, "positions n 3"], t
     axis.set(xlim=(-limit, limit), ylim=(-limit, limit), zlim=(-limit, limit))
     axis.set_box_aspect((1, 1, 1), zoom=0.82)
     axis.locator_params(nbins=5)
-    axis.set_title(title, fontsize=FONT + 2)
+    axis.set_title(title, fontsize=FONT + 2, y=0.95)
     axis.set_xlabel("first number", fontsize=FONT)
     axis.set_ylabel("second number", fontsize=FONT)
     axis.set_zlabel("third number", fontsize=FONT)

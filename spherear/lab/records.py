@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from spherear.models.config import Config
+from spherear.models.config import Config, ConfigT
 from spherear.models.files import write_text
 
 RESULTS = Path(__file__).parent / "results" / "full.jsonl"
@@ -49,11 +49,15 @@ class Record(Config):
 
 def read_records(path: str | Path) -> list[Record]:
     """Read a JSON-lines file of records. A missing file: FileNotFoundError; a line that is none: ValueError."""
-    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    return read_lines(path, Record)
+
+
+def read_lines(path: str | Path, kind: type[ConfigT]) -> list[ConfigT]:
+    """Read a JSON-lines file of configs of one kind. Errors: as `read_records`."""
     records = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
         try:
-            records.append(Record.from_dict(json.loads(line)))
+            records.append(kind.from_dict(json.loads(line)))
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path}, line {number} is not a record: {error}") from error
     return records
@@ -64,7 +68,7 @@ def shipped_records() -> list[Record]:
     return read_records(RESULTS)
 
 
-def write_records(path: str | Path, records: Iterable[Record]) -> None:
+def write_records(path: str | Path, records: Iterable[Config]) -> None:
     """Write records as JSON lines, whole or not at all."""
     write_text(Path(path), "".join(json.dumps(record.to_dict()) + "\n" for record in records))
 

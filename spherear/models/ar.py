@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from spherear.models.categorical import CategoricalHead
 from spherear.models.config import Config, require
 from spherear.models.head import VelocityHead
-from spherear.models.layers import Block, KVCache, RMSNorm, Rotary, init_normal
+from spherear.models.layers import Block, KVCache, Past, RMSNorm, Rotary, init_normal
 from spherear.models.pretrained import Pretrained
 
 
@@ -56,7 +56,7 @@ class ARConfig(Config):
         )
 
 
-class SphereAR(Pretrained[ARConfig], nn.Module):
+class SphereAR(nn.Module, Pretrained[ARConfig]):
     """p(z_1 ... z_L | label), one token after another in raster order, each by its head.
 
     The sequence is [class tokens, z_1 ... z_(L-1)]; its last L outputs, each with the learnt embedding
@@ -133,15 +133,20 @@ class SphereAR(Pretrained[ARConfig], nn.Module):
 
     def start(self, labels: Int[Tensor, " batch"], kv_cache: KVCache) -> Float[Tensor, "batch width"]:
         """Labels -> the condition of the first token; fills the cache with the class tokens."""
-        return self._next(self._classes(labels), kv_cache)
+        return self._next(self._classes(labels), kv_cache.extend(self.config.class_tokens))
 
     def step(self, token: Float[Tensor, "batch dim"], kv_cache: KVCache) -> Float[Tensor, "batch width"]:
         """The newest token -> the condition of the one after it; the cache grows by one position."""
-        return self._next(self._inputs(token[:, None]), kv_cache)
+        return self.advance(token, kv_cache.extend(1))
 
-    def _next(self, inputs: Tensor, kv_cache: KVCache) -> Tensor:
-        x = self._transform(inputs, kv_cache)[:, -1]  # (batch, width)
-        return self.norm(x) + self.pos_for_diff.weight[kv_cache.filled - self.config.class_tokens]
+    def advance(self, token: Float[Tensor, "batch dim"], past: Past) -> Float[Tensor, "batch width"]:
+        """`step` at a place of a cache that is given: nothing in it depends on a number that the host knows."""
+        return self._next(self._inputs(token[:, None]), past)
+
+    def _next(self, inputs: Tensor, past: Past) -> Tensor:
+        x = self._transform(inputs, past)[:, -1]  # (batch, width)
+        predicted = past.index[-1:] - (self.config.class_tokens - 1)
+        return self.norm(x) + self.pos_for_diff.weight.index_select(0, predicted)
 
     def _classes(self, labels: Tensor) -> Tensor:
         embedded = self.cls_embedding(labels)
@@ -150,12 +155,11 @@ class SphereAR(Pretrained[ARConfig], nn.Module):
     def _inputs(self, tokens: Tensor) -> Tensor:
         return self.proj_in(tokens.to(self.proj_in.weight.dtype))
 
-    def _transform(self, inputs: Tensor, kv_cache: KVCache | None) -> Tensor:
-        start = kv_cache.filled if kv_cache is not None else 0
-        rope = self.rotary(start, inputs.shape[1])
+    def _transform(self, inputs: Tensor, past: Past | None) -> Tensor:
+        rope = self.rotary(inputs.shape[1]) if past is None else self.rotary.at(past.index)
         x = self.emb_norm(inputs)
-        for layer, cache in zip(self.layers, kv_cache or [None] * len(self.layers), strict=True):
-            x = layer(x, rope, causal=True, cache=cache)
+        for layer, own in zip(self.layers, past.layers if past else [None] * len(self.layers), strict=True):
+            x = layer(x, rope, causal=True, past=own)
         return x
 
     def _check(self, tokens: Tensor, labels: Tensor) -> None:

@@ -16,6 +16,9 @@ from spherear.models.layers import NORM_EPS, init_normal
 
 FREQUENCIES = 256
 
+Modulation = list[Tensor]
+"""1 + scale, shift, gate of every group, then 1 + scale, shift of the end; (..., width) each."""
+
 
 def time_features(t: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape features"]:
     """cos and sin of 1000 t * 10000^(-k / 128): 256 features of a time in [0, 1], cosines first."""
@@ -43,7 +46,7 @@ class TimeEmbedding(nn.Module):
 
 
 class HeadBlock(nn.Module):
-    """x + gate * w2(SiLU(a) * b) with (a, b) = w1(norm(x) * (1 + scale) + shift)."""
+    """x + gate * w2(SiLU(a) * b) with (a, b) = w1(norm(x) * scale + shift)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -53,8 +56,8 @@ class HeadBlock(nn.Module):
         self.w2 = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor, scale: Tensor, shift: Tensor, gate: Tensor) -> Tensor:
-        a, b = self.w1(torch.addcmul(shift, self.norm(x), 1 + scale)).chunk(2, dim=-1)
-        return x + gate * self.w2(F.silu(a) * b)
+        a, b = self.w1(torch.addcmul(shift, self.norm(x), scale)).chunk(2, dim=-1)
+        return torch.addcmul(x, gate, self.w2(F.silu(a) * b))
 
 
 class VelocityHead(nn.Module):
@@ -63,8 +66,8 @@ class VelocityHead(nn.Module):
     latent_dim: of x and v.  condition_width: of the condition.  width, depth: of the MLP.
     groups: consecutive blocks share one of `groups` modulations.
 
-    `forward` is the whole; a solver calls its parts, `embed_time` once a time grid, `embed_condition`
-    once a token and `velocity` once an evaluation.
+    `forward` is the whole; a solver calls its parts: `embed_time` once a time grid, `embed_condition` once a
+    token, `modulate` once for many times, and `answer` once an evaluation.
     """
 
     def __init__(self, latent_dim: int, condition_width: int, width: int, depth: int, groups: int) -> None:
@@ -117,15 +120,31 @@ class VelocityHead(nn.Module):
 
     def velocity(self, x: Tensor, time: Tensor, condition: Tensor) -> Tensor:
         """Velocity at x, given `embed_time` and `embed_condition` (broadcast against each other)."""
-        y = F.silu(time + condition)  # (..., width)
+        return self.answer(x, self.modulate(time + condition))
+
+    def modulate(self, embedded: Float[Tensor, "*shape width"]) -> Modulation:
+        """All that time + condition has to say: 1 + scale, shift and gate a group, 1 + scale and shift at the end.
+
+        It does not depend on x, so a solver asks for many times at once.
+        """
+        y = F.silu(embedded)
+        out: Modulation = []
+        for modulate in (*self.ada_ln_blocks, self.final_modulation):
+            scale, *rest = modulate(y).split(y.shape[-1], dim=-1)
+            out += (1 + scale, *rest)
+        return out
+
+    def answer(self, x: Float[Tensor, "*batch dim"], modulation: Modulation) -> Float[Tensor, "*rows dim"]:
+        """Velocity at x under a modulation of as many rows, or of twice as many that share x (two branches)."""
         h = self.input_proj(x.to(self.dtype))  # (..., width)
+        if len(modulation[0]) == 2 * len(h):
+            h = h.repeat(2, 1)
         share = len(self.res_blocks) // len(self.ada_ln_blocks)
-        for group, modulate in enumerate(self.ada_ln_blocks):
-            scale, shift, gate = modulate(y).chunk(3, dim=-1)
-            for block in self.res_blocks[group * share : (group + 1) * share]:
-                h = block(h, scale, shift, gate)
-        scale, shift = self.final_modulation(y).chunk(2, dim=-1)
-        out = self.final_linear(torch.addcmul(shift, self.final_norm(h), 1 + scale))  # (..., dim)
+        for index, block in enumerate(self.res_blocks):
+            group = index // share
+            h = block(h, *modulation[3 * group : 3 * group + 3])
+        scale, shift = modulation[-2:]
+        out = self.final_linear(torch.addcmul(shift, self.final_norm(h), scale))  # (..., dim)
         return out.to(self.state_dtype)
 
     def loss(

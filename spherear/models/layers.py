@@ -5,16 +5,18 @@ Does not know: what a token stands for, images, labels, guidance or noise.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 NORM_EPS = 1e-6
+SPAN = 64  # cached positions are read in multiples of so many
 
 
 def rope_table(
@@ -60,8 +62,13 @@ class Rotary(nn.Module):
         self.table = self._build(self.table.device)
         return self
 
-    def forward(self, start: int, count: int) -> Float[Tensor, "count pairs 2"]:
-        return self.table[start : start + count]
+    def forward(self, count: int) -> Float[Tensor, "count pairs 2"]:
+        """Of the first `count` positions."""
+        return self.table[:count]
+
+    def at(self, index: Int[Tensor, " new"]) -> Float[Tensor, "new pairs 2"]:
+        """Of the positions in `index`."""
+        return self.table.index_select(0, index)
 
 
 def rotate(
@@ -74,35 +81,40 @@ def rotate(
     return torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1).flatten(-2).to(x.dtype)
 
 
-class LayerCache:
-    """Keys and values of one layer, preallocated; `append` writes in place and returns what is filled."""
+@dataclass(frozen=True)
+class LayerPast:
+    """What one layer keeps of the tokens so far. keys, values: (batch, heads, length, head width), all of them.
 
-    def __init__(
-        self,
-        batch: int,
-        heads: int,
-        length: int,
-        head_width: int,
-        dtype: torch.dtype,
-        device: torch.device | str,
-    ) -> None:
-        shape = (batch, heads, length, head_width)
-        self.keys = torch.zeros(shape, dtype=dtype, device=device)
-        self.values = torch.zeros(shape, dtype=dtype, device=device)
-        self.filled = 0
+    index: (new,), where new tokens go.  mask: (new, span), which of the first `span` positions each may see.
+    """
+
+    keys: Tensor
+    values: Tensor
+    index: Tensor
+    mask: Tensor
 
     def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        end = self.filled + keys.shape[2]
-        if end > self.keys.shape[2]:
-            raise ValueError(f"KV cache holds {self.keys.shape[2]} positions; position {end} was asked for")
-        self.keys[:, :, self.filled : end] = keys
-        self.values[:, :, self.filled : end] = values
-        self.filled = end
-        return self.keys[:, :, :end], self.values[:, :, :end]
+        """Write the new tokens' keys and values in place; returns those of the first `span` positions."""
+        self.keys.index_copy_(2, self.index, keys)
+        self.values.index_copy_(2, self.index, values)
+        span = self.mask.shape[-1]
+        return self.keys[:, :, :span], self.values[:, :, :span]
+
+
+@dataclass(frozen=True)
+class Past:
+    """An extension of a cache by some tokens. layers: one `LayerPast` each.  index: (new,), where they go."""
+
+    layers: list[LayerPast]
+    index: Tensor
 
 
 class KVCache:
-    """The past of a causal transformer: one `LayerCache` a layer, in the compute dtype."""
+    """The past of a causal transformer: keys and values of every layer, preallocated in the compute dtype.
+
+    Nothing in it grows: new tokens are written at an index that is a tensor, and attention reads the first `span`
+    positions, a multiple of SPAN, behind a mask. A decode so meets few shapes, and can be compiled or captured.
+    """
 
     def __init__(
         self,
@@ -114,24 +126,42 @@ class KVCache:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.layers = [LayerCache(batch, heads, length, head_width, dtype, device) for _ in range(layers)]
-
-    def __iter__(self) -> Iterator[LayerCache]:
-        return iter(self.layers)
-
-    @property
-    def filled(self) -> int:
-        """How many positions have been written."""
-        return self.layers[0].filled
+        shape = (batch, heads, length, head_width)
+        self.keys, self.values = (
+            [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)] for _ in range(2)
+        )
+        self.positions = torch.arange(length, device=device)
+        self.filled = 0
 
     @property
     def nbytes(self) -> int:
-        """Memory held, in bytes."""
-        return sum(layer.keys.nbytes + layer.values.nbytes for layer in self.layers)
+        """Memory of keys and values, in bytes."""
+        return sum(kept.nbytes for kept in (*self.keys, *self.values))
+
+    def span(self, filled: int) -> int:
+        """How many positions are read when so many are filled."""
+        return min(len(self.positions), SPAN * math.ceil(filled / SPAN))
+
+    def extend(self, count: int) -> Past:
+        """Take the next `count` positions. More than there are: ValueError."""
+        end = self.filled + count
+        if end > len(self.positions):
+            raise ValueError(f"KV cache holds {len(self.positions)} positions; position {end} was asked for")
+        index, self.filled = self.positions[self.filled : end], end
+        return self.at(index, self.span(end))
+
+    def at(self, index: Int[Tensor, " new"], span: int) -> Past:
+        """New tokens at `index`, each seeing what lies before it among the first `span` positions, and itself."""
+        mask = self.positions[:span] <= index[:, None]  # (new, span)
+        pairs = zip(self.keys, self.values, strict=True)
+        return Past([LayerPast(keys, values, index, mask) for keys, values in pairs], index)
 
 
 class Attention(nn.Module):
-    """Multi-head attention with a fused, bias-free query-key-value projection and rotary positions."""
+    """Multi-head attention with a fused, bias-free query-key-value projection and rotary positions.
+
+    With a past, new tokens see what lies before them there; without one, `causal` says who sees whom.
+    """
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -144,7 +174,7 @@ class Attention(nn.Module):
         x: Float[Tensor, "batch tokens width"],
         rope: Float[Tensor, "tokens pairs 2"],
         causal: bool = False,
-        cache: LayerCache | None = None,
+        past: LayerPast | None = None,
     ) -> Float[Tensor, "batch tokens width"]:
         q, k, v = rearrange(
             self.wqkv(x),
@@ -153,18 +183,12 @@ class Attention(nn.Module):
             heads=self.heads,
         )
         q, k = rotate(q, rope), rotate(k, rope)
-        mask = None
-        if cache is not None:
-            if cache.filled and causal and x.shape[1] > 1:  # several new tokens behind old ones
-                mask = _causal_mask(x.shape[1], cache.filled, x.device)
-            causal = causal and not cache.filled
-            k, v = cache.append(k, v)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal and mask is None)
+        if past is not None:
+            k, v = past.append(k, v)
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=past.mask)
+        else:
+            out = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
         return self.wo(rearrange(out, "batch heads tokens w -> batch tokens (heads w)"))
-
-
-def _causal_mask(new: int, old: int, device: torch.device) -> Tensor:
-    return torch.ones(new, old + new, dtype=torch.bool, device=device).tril(diagonal=old)
 
 
 class RMSNorm(nn.RMSNorm):
@@ -206,9 +230,9 @@ class Block(nn.Module):
         x: Float[Tensor, "batch tokens width"],
         rope: Float[Tensor, "tokens pairs 2"],
         causal: bool = False,
-        cache: LayerCache | None = None,
+        past: LayerPast | None = None,
     ) -> Float[Tensor, "batch tokens width"]:
-        x = x + self.attention(self.attention_norm(x), rope, causal, cache)
+        x = x + self.attention(self.attention_norm(x), rope, causal, past)
         return x + self.feed_forward(self.ffn_norm(x))
 
 

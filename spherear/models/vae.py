@@ -188,7 +188,7 @@ class Decoder(nn.Module):
         return self.output(self.up(rearrange(x, "batch (y x) channels -> batch channels y x", y=self.grid)))
 
 
-class VAE(Pretrained[VAEConfig], nn.Module):
+class VAE(nn.Module, Pretrained[VAEConfig]):
     """Images to constrained tokens and back (S-VAE with the `power_spherical` bottleneck).
 
     `encode` and `decode` check what they are given, values included; `forward`, the training path,
@@ -248,7 +248,16 @@ class VAE(Pretrained[VAEConfig], nn.Module):
         return self.bottleneck.project(tokens)
 
     def posterior(self, images: Tensor, generator: torch.Generator | None = None) -> Latent:
-        features = self.quant_proj(self.encoder(images.to(self.quant_proj.weight.dtype)))
+        return self.constrain(self.features(images), generator)
+
+    def features(self, images: Tensor) -> Float[Tensor, "batch tokens channels"]:
+        """All that the posterior of images depends on; what costs time in `posterior`."""
+        return self.quant_proj(self.encoder(images.to(self.quant_proj.weight.dtype)))
+
+    def constrain(
+        self, features: Float[Tensor, "batch tokens channels"], generator: torch.Generator | None = None
+    ) -> Latent:
+        """`features` -> the posterior's latent, with a fresh draw."""
         latent = self.bottleneck(features, generator)
         scale = self.config.latent_scale
         return latent if scale == 1.0 else latent.scaled(scale)

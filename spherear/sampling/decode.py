@@ -14,10 +14,11 @@ from torch import Tensor
 
 from spherear.models.ar import SphereAR, check_labels
 from spherear.models.config import require
-from spherear.sampling.draw import drawing
+from spherear.sampling.engines import Engine, Machine
 from spherear.sampling.settings import Noise, SamplingSettings
 
 Projection = Callable[[Tensor], Tensor]
+EAGER = Engine()
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ def decode(
     noise: Noise,
     project: Projection,
     null_labels: Int[Tensor, " batch"] | None = None,
+    engine: Engine = EAGER,
 ) -> Iterator[Step]:
     """Draw `ar.config.tokens` tokens for each label, one `Step` at a time; leave the loop to stop.
 
@@ -45,6 +47,7 @@ def decode(
     project: applied to every token before it is fed back (and ignored if `settings.project` is False).
     null_labels: what guidance leads away from; the null class by default. Without guidance (scale 1)
         these rows are not computed.
+    engine: how the repeated computations are run (see `sampling.engines`); the tokens are the same.
 
     A token at scale 1 (the first, under the linear schedule) is not guided: the null branch then draws one
     of its own from the same noise, and that is what its past holds, as in the published model. Every other
@@ -56,24 +59,35 @@ def decode(
     check_labels(labels, ar.config.num_classes + 1)
     branches = 1 if settings.guidance_scale == 1.0 else 2
     rows = labels if branches == 1 else torch.cat((labels, _null_rows(ar, labels, null_labels)))
-    cache = ar.kv_cache(len(rows))
-    with torch.no_grad():  # never around a yield: what the caller does in between is the caller's
-        way = drawing(ar.head, settings)
-        condition = ar.start(rows, cache)  # (rows, width)
-    shape = (way.draws, len(labels), ar.config.latent_dim)
-    for index in range(ar.config.tokens):
-        scale = settings.scale_at(index, ar.config.tokens)
-        drawn = noise(index, shape).to(device, ar.head.state_dtype)
-        require(tuple(drawn.shape) == shape, f"noise has shape {tuple(drawn.shape)}; expected {shape}")
-        if scale == 1.0:  # every branch for itself
-            drawn = drawn.repeat(1, branches, 1)
-        with torch.no_grad():
-            raw = way.draw(condition, drawn, scale)  # (batch or rows, dim)
-            token = project(raw) if settings.project else raw
-        yield Step(index, raw[: len(labels)], token[: len(labels)], scale)
-        if index + 1 < ar.config.tokens:
+    with engine.machine(ar, settings, len(rows)) as machine:
+        with torch.no_grad():  # never around a yield: what the caller does in between is the caller's
+            condition = ar.start(rows, machine.cache)  # (rows, width)
+        shape = (machine.draws, len(labels), ar.config.latent_dim)
+        for index in range(ar.config.tokens):
+            scale = settings.scale_at(index, ar.config.tokens)
+            drawn = _to(noise(index, shape), device, ar.head.state_dtype)
+            require(tuple(drawn.shape) == shape, f"noise has shape {tuple(drawn.shape)}; expected {shape}")
             with torch.no_grad():
-                condition = ar.step(token if len(token) == len(rows) else token.repeat(branches, 1), cache)
+                raw = _draw(machine, condition, drawn, scale, branches)  # (batch or rows, dim)
+                token = project(raw) if settings.project else raw
+            yield Step(index, raw[: len(labels)], token[: len(labels)], scale)
+            if index + 1 < ar.config.tokens:
+                with torch.no_grad():
+                    condition = machine.step(token if len(token) == len(rows) else token.repeat(branches, 1))
+
+
+def _draw(machine: Machine, condition: Tensor, noise: Tensor, scale: float, branches: int) -> Tensor:
+    """One token; at scale 1, one for every branch from the same noise."""
+    if scale == 1.0:
+        return machine.draw(condition, noise.repeat(1, branches, 1), None)
+    return machine.draw(condition, noise, torch.full((), scale, dtype=noise.dtype, device=noise.device))
+
+
+def _to(noise: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Noise where it is needed; to a GPU, without waiting for it."""
+    if device.type == "cuda" and noise.device.type == "cpu":
+        noise = noise.pin_memory()
+    return noise.to(device, dtype, non_blocking=True)
 
 
 def _null_rows(ar: SphereAR, labels: Tensor, null_labels: Tensor | None) -> Tensor:

@@ -14,64 +14,93 @@ from torch import Tensor
 from spherear.models.categorical import CategoricalHead
 from spherear.models.head import VelocityHead
 from spherear.sampling.settings import SamplingSettings
-from spherear.sampling.solvers import Velocity
 
 
 @dataclass(frozen=True)
 class Drawing:
     """draw(condition, noise, scale) -> raw tokens, from noise of (draws, batch, dim).
 
-    At scale 1 every condition has its noise and its token; at any other, conditional rows are followed by
-    null rows, and the tokens are those of the guided answer.
+    Without a scale every condition has its noise and its token; with one (a scalar tensor), conditional rows
+    are followed by null rows, and the tokens are those of the guided answer.
     """
 
     draws: int
-    draw: Callable[[Tensor, Tensor, float], Tensor]
+    draw: Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
-def guide(answers: Float[Tensor, "rows dim"], scale: float) -> Float[Tensor, "batch dim"]:
+Transform = Callable[[Callable[..., Tensor]], Callable[..., Tensor]]
+"""What an engine makes of a function of tensors: itself, or a compiled one."""
+
+
+def as_written(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """No transform."""
+    return function
+
+
+def guide(answers: Float[Tensor, "rows dim"], scale: float | Tensor) -> Float[Tensor, "batch dim"]:
     """null + scale (cond - null), from conditional rows followed by as many null rows."""
     conditional, null = answers.chunk(2)
     return null + scale * (conditional - null)
 
 
-def drawing(head: VelocityHead | CategoricalHead, settings: SamplingSettings) -> Drawing:
-    """The way of drawing that a head has."""
-    return by_code(head, settings) if isinstance(head, CategoricalHead) else by_velocity(head, settings)
+def drawing(
+    head: VelocityHead | CategoricalHead, settings: SamplingSettings, transform: Transform = as_written
+) -> Drawing:
+    """The way of drawing that a head has; `transform` is applied to what is evaluated again and again."""
+    if isinstance(head, CategoricalHead):
+        return by_code(head, settings)
+    return by_velocity(head, settings, transform)
 
 
-def by_velocity(head: VelocityHead, settings: SamplingSettings) -> Drawing:
+def by_velocity(head: VelocityHead, settings: SamplingSettings, transform: Transform) -> Drawing:
     """Integrate the (guided) velocity from temperature * noise at t = 0 to a token at t = 1.
 
-    The times of the grid are embedded here, once; a condition, once a token.
+    What depends on time is computed here, once; what depends on a condition, once a token, for many times
+    at once; what is left for an evaluation is what depends on x.
     """
     times = settings.times()
-    clock = _clock(head, times)
+    place = {t: index for index, t in enumerate(times)}
+    device = head.input_proj.weight.device
+    moments = head.embed_time(torch.tensor(times, dtype=head.state_dtype, device=device))  # (times, width)
 
-    def draw(condition: Tensor, noise: Tensor, scale: float) -> Tensor:
-        velocity = _velocity(head, condition, clock, scale)
+    def evaluate(x: Tensor, scale: Tensor | None, *modulation: Tensor) -> Tensor:
+        velocity = head.answer(x, list(modulation))
+        return velocity if scale is None else guide(velocity, scale)
+
+    evaluation = transform(evaluate)
+
+    def draw(condition: Tensor, noise: Tensor, scale: Tensor | None) -> Tensor:
+        modulation = Modulations(head, moments, head.embed_condition(condition))
+
+        def velocity(x: Tensor, t: float) -> Tensor:
+            return evaluation(x, scale, *modulation.at(place[t]))
+
         return settings.method.integrate(velocity, noise * settings.temperature, times)  # (batch, dim)
 
     return Drawing(settings.draws, draw)
 
 
-def _clock(head: VelocityHead, times: list[float]) -> dict[float, Tensor]:
-    """Every time of the grid, embedded: (width,) each."""
-    moments = torch.tensor(times, dtype=head.state_dtype, device=head.input_proj.weight.device)
-    return dict(zip(times, head.embed_time(moments), strict=True))
+class Modulations:
+    """What a head is told of every time of a grid and of one token's condition, some ROWS at a time.
 
+    Computed together, weights are read once for many evaluations; in pieces, memory does not grow with steps.
+    """
 
-def _velocity(head: VelocityHead, condition: Tensor, clock: dict[float, Tensor], scale: float) -> Velocity:
-    """One token's velocity(x, t): its condition is embedded here, once, its times were before."""
-    embedded = head.embed_condition(condition)  # (rows, width)
+    ROWS = 512
 
-    def own(x: Tensor, t: float) -> Tensor:
-        return head.velocity(x, clock[t], embedded)
+    def __init__(self, head: VelocityHead, moments: Tensor, condition: Tensor) -> None:
+        self.head, self.moments, self.condition = head, moments, condition
+        self.each = max(1, self.ROWS // len(condition))  # times a piece
+        self.piece, self.kept = -1, list[tuple[Tensor, ...]]()
 
-    def guided(x: Tensor, t: float) -> Tensor:
-        return guide(own(x.repeat(2, 1), t), scale)
-
-    return own if scale == 1.0 else guided
+    def at(self, index: int) -> tuple[Tensor, ...]:
+        """Of time number `index` of the grid."""
+        piece, place = divmod(index, self.each)
+        if piece != self.piece:
+            some = self.moments[piece * self.each : (piece + 1) * self.each]
+            told = self.head.modulate(some[:, None] + self.condition)  # (times, rows, width) each
+            self.piece, self.kept = piece, list(zip(*(x.unbind() for x in told), strict=True))
+        return self.kept[place]
 
 
 def by_code(head: CategoricalHead, settings: SamplingSettings) -> Drawing:
@@ -81,9 +110,9 @@ def by_code(head: CategoricalHead, settings: SamplingSettings) -> Drawing:
     mean everywhere. Temperature 0 takes the most likely code. Solvers have no part in it.
     """
 
-    def draw(condition: Tensor, noise: Tensor, scale: float) -> Tensor:
+    def draw(condition: Tensor, noise: Tensor, scale: Tensor | None) -> Tensor:
         logits = head(condition)
-        logits = logits if scale == 1.0 else guide(logits, scale)  # (batch, codes)
+        logits = logits if scale is None else guide(logits, scale)  # (batch, codes)
         return head.codebook[pick(logits, noise[0, :, 0], settings.temperature)].to(head.state_dtype)
 
     return Drawing(1, draw)

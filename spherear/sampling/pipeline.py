@@ -19,7 +19,8 @@ from spherear.models.config import require
 from spherear.models.presets import check_pair
 from spherear.models.pretrained import find_folder
 from spherear.models.vae import VAE
-from spherear.sampling.decode import Step, decode
+from spherear.sampling.decode import EAGER, Step, decode
+from spherear.sampling.engines import Engine
 from spherear.sampling.settings import SamplingSettings, seeded_noise
 
 
@@ -32,12 +33,16 @@ class Frame:
 
 
 class Pipeline:
-    """A VAE and an AR model with the same tokens: images from labels, streamed or at once."""
+    """A VAE and an AR model with the same tokens: images from labels, streamed or at once.
 
-    def __init__(self, vae: VAE, ar: SphereAR) -> None:
+    engine: how decoding is run (see `sampling.engines`); an attribute that can be changed at any time.
+    """
+
+    def __init__(self, vae: VAE, ar: SphereAR, engine: Engine = EAGER) -> None:
         check_pair(vae.config, ar.config)
         self.vae = vae.eval()
         self.ar = ar.eval()
+        self.engine = engine
 
     @classmethod
     def from_pretrained(
@@ -53,10 +58,13 @@ class Pipeline:
         self.vae.save_pretrained(Path(path) / "vae", dtype)
         self.ar.save_pretrained(Path(path) / "ar", dtype)
 
-    def to(self, device: torch.device | str) -> "Pipeline":
-        """Move both models; returns the pipeline."""
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Pipeline":
+        """Move both models, and the AR model's arithmetic to `dtype`; returns the pipeline.
+
+        Tokens, velocities and the VAE stay float32: the AR model is where the time goes.
+        """
         self.vae.to(device)
-        self.ar.to(device)
+        self.ar.to(device, dtype)
         return self
 
     def sample(
@@ -111,7 +119,7 @@ class Pipeline:
         seeds = range(seeds, seeds + len(rows)) if isinstance(seeds, int) else list(seeds)
         require(len(seeds) == len(rows), f"there are {len(seeds)} seeds; expected {len(rows)}, one a label")
         settings = settings or SamplingSettings()
-        return decode(self.ar, rows.long(), settings, seeded_noise(seeds), self.vae.project)
+        return decode(self.ar, rows.long(), settings, seeded_noise(seeds), self.vae.project, engine=self.engine)
 
     @torch.no_grad()
     def images(self, tokens: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch 3 height width"]:

@@ -40,6 +40,21 @@ def heun(velocity: Velocity, noise: Float[Tensor, "draws batch dim"], times: lis
     return x
 
 
+def adams_bashforth(
+    velocity: Velocity, noise: Float[Tensor, "draws batch dim"], times: list[float]
+) -> Float[Tensor, "batch dim"]:
+    """x += (v + (v - v before) r / 2) dt, r this step over the one before: second order at one evaluation a step.
+
+    Two-step Adams-Bashforth for steps of any length; the first step is Euler's.
+    """
+    x, before, last = noise[0], None, 0.0
+    for t, end in pairwise(times):
+        dt, slope = end - t, velocity(x, t)
+        step = slope if before is None else slope + (slope - before) * (dt / last / 2)
+        x, before, last = x + step * dt, slope, dt
+    return x
+
+
 def euler_maruyama(
     velocity: Velocity, noise: Float[Tensor, "draws batch dim"], times: list[float]
 ) -> Float[Tensor, "batch dim"]:
@@ -55,22 +70,51 @@ def euler_maruyama(
     return x + velocity(x, times[-2]) * (times[-1] - times[-2])
 
 
-def uniform_grid(steps: int, last_step: float) -> list[float]:
-    """0, 1/steps, ..., 1; `last_step` is not used."""
-    return torch.linspace(0.0, 1.0, steps + 1, dtype=torch.float32).tolist()
+def even(u: Float[Tensor, " points"]) -> Float[Tensor, " points"]:
+    """u: steps of one length."""
+    return u
 
 
-def stochastic_grid(steps: int, last_step: float) -> list[float]:
-    """`steps` equal steps from 0 to 1 - last_step, then one of `last_step` to 1."""
-    return [*torch.linspace(0.0, 1.0 - last_step, steps + 1, dtype=torch.float32).tolist(), 1.0]
+def early(u: Float[Tensor, " points"]) -> Float[Tensor, " points"]:
+    """u^2: short steps near the noise, where guidance decides."""
+    return u**2
+
+
+def late(u: Float[Tensor, " points"]) -> Float[Tensor, " points"]:
+    """1 - (1 - u)^2: short steps near the data."""
+    return 1 - (1 - u) ** 2
+
+
+def ends(u: Float[Tensor, " points"]) -> Float[Tensor, " points"]:
+    """(1 - cos pi u) / 2: short steps at both ends."""
+    return (1 - torch.cos(math.pi * u)) / 2
+
+
+SPACINGS: dict[str, Callable[[Tensor], Tensor]] = {"even": even, "early": early, "late": late, "ends": ends}
+
+
+def plain_grid(steps: int, last_step: float, spacing: str = "even") -> list[float]:
+    """`steps` steps from 0 to 1; `last_step` is not used."""
+    return SPACINGS[spacing](torch.linspace(0.0, 1.0, steps + 1, dtype=torch.float32)).tolist()
+
+
+def stochastic_grid(steps: int, last_step: float, spacing: str = "even") -> list[float]:
+    """`steps` steps from 0 to 1 - last_step, then one of `last_step` to 1."""
+    if spacing == "even":
+        return [*torch.linspace(0.0, 1.0 - last_step, steps + 1, dtype=torch.float32).tolist(), 1.0]
+    return [*((1.0 - last_step) * torch.tensor(plain_grid(steps, last_step, spacing))).tolist(), 1.0]
 
 
 @dataclass(frozen=True)
 class Solver:
-    """integrate: the solver.  grid: its times.  noisy: whether it draws noise at every step."""
+    """integrate: the solver.  grid(steps, last_step, spacing): its times.  evaluations: of the velocity, a step.
+
+    noisy: whether it draws noise at every step, and ends with one step without.
+    """
 
     integrate: Callable[[Velocity, Tensor, list[float]], Tensor]
-    grid: Callable[[int, float], list[float]]
+    grid: Callable[[int, float, str], list[float]]
+    evaluations: int = 1
     noisy: bool = False
 
     def draws(self, steps: int) -> int:
@@ -79,7 +123,8 @@ class Solver:
 
 
 SOLVERS = {
-    "euler": Solver(euler, uniform_grid),
-    "heun": Solver(heun, uniform_grid),
+    "euler": Solver(euler, plain_grid),
+    "heun": Solver(heun, plain_grid, evaluations=2),
+    "adams_bashforth": Solver(adams_bashforth, plain_grid),
     "euler_maruyama": Solver(euler_maruyama, stochastic_grid, noisy=True),
 }

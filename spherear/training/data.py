@@ -1,6 +1,6 @@
 """Images and labels by index: a spec string names a data set, an index names an image.
 
-Knows: the data sets (`digits`, `shapes`) and the order in which a run meets their images.
+Knows: the data sets (`digits`, `shapes`; photographs by their place) and the order in which a run meets their images.
 Does not know: models, devices, or what is trained.
 
 Every data set is deterministic by index, and every order by (seed, step): a run that resumes in the
@@ -8,6 +8,7 @@ middle of an epoch goes on with the images it would have met.
 """
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from spherear.models.config import one_of, require
+from spherear.training.augment import PLAIN_VIEW, Augmentation
 from spherear.training.shapes import CLASSES as SHAPES
 from spherear.training.shapes import render
 
@@ -29,12 +31,16 @@ class ImageData:
 
     spec: the string that names the data set.  classes: names of the labels.  image_size: in pixels.
     unlimited: images go on after the first `len(data)`, which are one epoch.
+    augmented: photographs, which `look` shows in part.
+    broken: name -> reason, of images that could not be read and were stood in for.
     """
 
     spec: str
     classes: tuple[str, ...]
     image_size: int
     unlimited = False
+    augmented = False
+    broken: dict[str, str] = {}  # noqa: RUF012 (never written to; data sets of files have their own)
 
     @property
     def num_classes(self) -> int:
@@ -44,15 +50,20 @@ class ImageData:
     def __len__(self) -> int:
         raise TypeError(f"{type(self).__name__} does not say how many images it has")
 
-    def batch(self, indices: Int[Tensor, " n"]) -> tuple[Float[Tensor, "n 3 size size"], Int[Tensor, " n"]]:
-        """Images in [-1, 1], float32, and their labels. Indices out of range: ValueError."""
+    def batch(
+        self, indices: Int[Tensor, " n"], look: Augmentation = PLAIN_VIEW
+    ) -> tuple[Float[Tensor, "n 3 size size"], Int[Tensor, " n"]]:
+        """Images in [-1, 1], float32, and their labels. Indices out of range: ValueError.
+
+        look: which part of a photograph is seen; drawings (digits, shapes) are always seen whole.
+        """
         length = TEST_START if self.unlimited else len(self)
         bad = (indices < 0) | (indices >= length)
         if bad.any():
             raise ValueError(f"index {int(indices[bad][0])} is out of range; expected 0 to {length - 1}")
-        return self._read(indices)
+        return self._read(indices, look)
 
-    def _read(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+    def _read(self, indices: Tensor, look: Augmentation) -> tuple[Tensor, Tensor]:
         raise TypeError(f"{type(self).__name__} does not say how its images are read")
 
 
@@ -80,7 +91,7 @@ class Digits(ImageData):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def _read(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+    def _read(self, indices: Tensor, look: Augmentation) -> tuple[Tensor, Tensor]:
         return self.images[indices], self.labels[indices]
 
 
@@ -109,9 +120,30 @@ class Shapes(ImageData):
     def __len__(self) -> int:
         return EPOCH
 
-    def _read(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+    def _read(self, indices: Tensor, look: Augmentation) -> tuple[Tensor, Tensor]:
         return render(indices + self.start, self.image_size)
 
+
+def _folder(path: str, spec: str, image_size: int) -> ImageData:
+    from spherear.training.images import Folder
+
+    return Folder(Path(path).expanduser(), spec, image_size)
+
+
+def _tar(path: str, spec: str, image_size: int) -> ImageData:
+    from spherear.training.tar import Tar
+
+    return Tar(Path(path).expanduser(), spec, image_size)
+
+
+def _hub(name: str, spec: str, image_size: int) -> ImageData:
+    from spherear.training.hub import load_hub
+
+    return load_hub(name, spec, image_size)
+
+
+PLACES: dict[str, Callable[[str, str, int], ImageData]] = {"folder": _folder, "tar": _tar, "hub": _hub}
+"""Where photographs come from: folder:PATH, tar:PATH, hub:OWNER/NAME[@REVISION][#SPLIT][?stream]."""
 
 LOADERS: dict[str, tuple[Callable[[str, int], ImageData], tuple[str, ...]]] = {
     "digits": (Digits, ("train", "test", "all")),
@@ -120,15 +152,19 @@ LOADERS: dict[str, tuple[Callable[[str, int], ImageData], tuple[str, ...]]] = {
 
 
 def load_data(spec: str, image_size: int) -> ImageData:
-    """The data set that `spec`, `name` or `name:split`, names, at `image_size` pixels.
+    """The data set that `spec` names, at `image_size` pixels: `digits` or `shapes` with or without `:split`, or
+    photographs in one of PLACES.
 
-    Unknown names or splits, or a size below 1: ValueError.
+    Unknown names or splits, a size below 1, or nothing to be found there: ValueError.
     """
     name, _, split = spec.partition(":")
-    one_of("data", name, LOADERS)
+    one_of("data", name, (*LOADERS, *PLACES))
+    require(image_size >= 1, f"image_size is {image_size}; expected at least 1")
+    if name in PLACES:
+        require(bool(split), f"data is {spec!r}; expected {name}: and then where")
+        return PLACES[name](split, spec, image_size)
     loader, splits = LOADERS[name]
     one_of(f"split of {name}", split or "train", splits)
-    require(image_size >= 1, f"image_size is {image_size}; expected at least 1")
     return loader(split or "train", image_size)
 
 

@@ -1,8 +1,9 @@
-"""Watching a training loop from a terminal: a progress bar, and Ctrl-C that loses nothing.
+"""Watching a training loop from a terminal: a progress bar, and signals that lose nothing.
 
 Knows: streams of `TrainState`, terminals and signals.  Does not know: what is trained.
 """
 
+import os
 import signal
 import sys
 import threading
@@ -19,33 +20,36 @@ REFRESH = 10  # steps between readings of the loss, each of which waits for the 
 
 
 @contextmanager
-def interruptible() -> Iterator[Callable[[], bool]]:
-    """Yields `asked()`: whether Ctrl-C was pressed. The second press interrupts at once."""
+def interruptible() -> Iterator[Callable[[], int]]:
+    """Yields `asked()`: the signal that asked to stop (SIGINT, which is Ctrl-C, or SIGTERM), or 0. The second
+    interrupts at once."""
     if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
+        yield lambda: 0
         return
-    pressed = threading.Event()
+    pressed: list[int] = []
 
     def handler(number: int, frame: FrameType | None) -> None:
-        if pressed.is_set():
+        if pressed:
             raise KeyboardInterrupt
-        pressed.set()
+        pressed.append(number)
 
-    previous = signal.signal(signal.SIGINT, handler)
+    previous = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield pressed.is_set
+        yield lambda: pressed[0] if pressed else 0
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for number, old in previous.items():
+            signal.signal(number, old)
 
 
 def watch(states: Generator[TrainState, None, None], title: str, total: int) -> bool:
     """Run a training loop to its end under a bar of loss, rate and time left.
 
-    Returns whether it got there; False after Ctrl-C, which stops between two steps, so that the loop
-    can write a checkpoint.
+    Returns whether it got there; False after Ctrl-C or SIGTERM, which stop between two steps, so that the
+    loop can write a checkpoint. Several processes stop after the same step, and the first has the bar.
     """
     step = total  # of a run that has nothing left to do
-    with interruptible() as asked, closing(states), tqdm(total=total, desc=title, unit="step") as bar:
+    silent = os.environ.get("RANK", "0") != "0"
+    with interruptible() as asked, closing(states), tqdm(total=total, desc=title, unit="step", disable=silent) as bar:
         for state in states:
             step = state.step
             if step % REFRESH == 0 or step == total:
@@ -55,7 +59,7 @@ def watch(states: Generator[TrainState, None, None], title: str, total: int) -> 
                 bar.initial = step - 1
                 bar.n = step - 1
             bar.update(step - bar.n)
-            if asked():
+            if (state.team.size == 1 or step % REFRESH == 0) and state.team.any(bool(asked())):
                 break
         else:
             bar.n = total

@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 
 from spherear.models.config import Config, one_of, require
+from spherear.training.augment import Augmentation
 
 
 @dataclass(frozen=True)
@@ -41,9 +42,23 @@ class Recipe(Config):
     """Steps between checkpoints."""
     log_every: int = 20
     """Steps between lines of metrics.jsonl."""
+    parts: int = 1
+    """Equal parts a batch is cut in: at once on several processes, one after another on few."""
+    skip_limit: int = 10
+    """Steps in a row with a loss or gradient that is not finite, each skipped, after which the run stops."""
+    max_broken: float = 0.01
+    """Share of the images that may turn out broken before the run stops."""
+    crop: float = 1.0
+    """Of photographs: the shorter side is resized to 1 to so many times the image size, then cropped at random."""
+    flip: bool = False
+    """Of photographs: whether every second one, by chance, is mirrored."""
+    fade_start: int = -1
+    """Epoch from which random crops move to the centre; -1: they never do."""
+    fade_end: int = -1
+    """Epoch from which all crops are the centre's."""
 
     def check(self) -> None:
-        for name in ("steps", "batch_size", "save_every", "log_every"):
+        for name in ("steps", "batch_size", "save_every", "log_every", "parts", "skip_limit"):
             value = getattr(self, name)
             require(value >= 1, f"{name} is {value}; expected at least 1")
         for name in ("learning_rate", "final_learning_rate", "clip"):
@@ -55,6 +70,16 @@ class Recipe(Config):
         require(self.warmup_steps >= 0, f"warmup_steps is {self.warmup_steps}; expected 0 or more")
         require(0 <= self.seed < 2**63, f"seed is {self.seed}; expected an integer from 0 to 2^63 - 1")
         one_of("precision", self.precision, ("float32", "bfloat16"))
+        require(
+            self.batch_size % self.parts == 0,
+            f"parts is {self.parts}; expected a divisor of the batch size, {self.batch_size}",
+        )
+        require(0 <= self.max_broken <= 1, f"max_broken is {self.max_broken}; expected a share from 0 to 1")
+        require(1 <= self.crop < math.inf, f"crop is {self.crop}; expected a finite number, 1 or more")
+        require(
+            self.fade_start < self.fade_end or self.fade_start == self.fade_end == -1,
+            f"crops fade from epoch {self.fade_start} to {self.fade_end}; expected the first to be before",
+        )
 
     def learning_rate_at(self, step: int) -> float:
         """Linear from 0 over the warm-up, then a half cosine to the final rate; `step` counts from 0."""
@@ -63,6 +88,13 @@ class Recipe(Config):
         done = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
         weight = 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
         return self.final_learning_rate + weight * (self.learning_rate - self.final_learning_rate)
+
+    def look_at(self, epoch: int) -> Augmentation:
+        """How the images of an epoch are looked at: random crops fade to the centre's, mirrors stay."""
+        weight = 1.0
+        if self.fade_start >= 0:
+            weight = 1 - min(1.0, max(0.0, (epoch - self.fade_start) / (self.fade_end - self.fade_start)))
+        return Augmentation(self.seed, epoch, 1 + weight * (self.crop - 1), weight * (self.crop > 1), self.flip)
 
 
 @dataclass(frozen=True)
@@ -83,9 +115,12 @@ class ARRecipe(Recipe):
     """Share of labels replaced by the null class."""
     repeats: int = 4
     """Times and noises drawn for every token."""
+    cached_copies: int = 0
+    """Epochs whose posteriors are computed once, kept and met in turn, with fresh draws; 0: encode at every step."""
 
     def check(self) -> None:
         super().check()
+        require(self.cached_copies >= 0, f"cached_copies is {self.cached_copies}; expected 0 or more")
         require(0 <= self.label_dropout < 1, f"label_dropout is {self.label_dropout}; expected 0 or more, below 1")
         require(self.repeats >= 1, f"repeats is {self.repeats}; expected at least 1")
 
@@ -104,11 +139,13 @@ _IMAGENET = Course(
     "folder:imagenet/train",
     VAERecipe(
         steps=100 * (_IMAGENET_EPOCH // 256), batch_size=256, learning_rate=1e-4, final_learning_rate=1e-4,
-        warmup_steps=0, ema_decay=0.0, precision="bfloat16", save_every=5000, log_every=100,
+        warmup_steps=0, ema_decay=0.0, precision="bfloat16", save_every=5000, log_every=100, parts=8,
+        crop=1.25, flip=True,
     ),
     ARRecipe(
         steps=400 * (_IMAGENET_EPOCH // 512), batch_size=512, learning_rate=3e-4, final_learning_rate=1e-5,
-        warmup_steps=20_000, ema_decay=0.9999, precision="bfloat16", save_every=5000, log_every=100,
+        warmup_steps=20_000, ema_decay=0.9999, precision="bfloat16", save_every=5000, log_every=100, parts=8,
+        crop=1.25, flip=True, fade_start=350, fade_end=375,
     ),
 )  # fmt: skip
 

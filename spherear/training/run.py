@@ -3,9 +3,9 @@
 Knows: how to take an optimiser step, write a checkpoint that is whole, and go on exactly from it.
 Does not know: what is trained or on what; the loops in `spherear.train` do.
 
-A run folder holds `run.json` (what the run is), `metrics.jsonl` (one line every few steps),
-`state.safetensors` (all it takes to resume; no pickle) and, once finished, `config.json` and
-`model.safetensors` (the weights to use, read by `from_pretrained`).
+A run folder holds `run.json` (what the run is), `metrics.jsonl` (one line every few steps), checkpoints
+(see `training.checkpoint`; no pickle) and, once finished, `config.json` and `model.safetensors` (the weights
+to use, read by `from_pretrained`).
 """
 
 import copy
@@ -13,7 +13,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,16 +22,21 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
+from torch.distributed.tensor import DTensor
 
-from spherear.models.files import read_json, read_tensors, write_json, write_tensors, write_text
 from spherear.models.pretrained import Pretrained, load_weights
+from spherear.training.checkpoint import State, read_state, sweep, write_shard, write_state
+from spherear.training.data import ImageData
+from spherear.training.engine import Engine
+from spherear.training.facts import METRICS_FILE, RUN_FILE, cut_metrics, open_facts
+from spherear.training.feed import Feed, Part
 from spherear.training.recipes import Recipe
+from spherear.training.team import Team, gathered, local
 
-RUN_FILE = "run.json"
-STATE_FILE = "state.safetensors"
-METRICS_FILE = "metrics.jsonl"
+__all__ = ["METRICS_FILE", "RUN_FILE", "Run", "TrainState", "fingerprint", "keyed_generator", "make_optimizer"]
+
 NOT_DECAYED = ("proj_in.", "cls_embedding.")
+PLAIN = Engine()
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,7 @@ class TrainState:
     step, total: done and to do.  losses: scalars still on the device, read by `metrics`.
     learning_rate: of this step.  rate: steps a second since the run began or resumed.
     model: the weights to look at or sample from, averaged where an average is kept.
+    team: the processes of the run.
     """
 
     step: int
@@ -49,6 +55,7 @@ class TrainState:
     learning_rate: float
     rate: float
     model: nn.Module = field(repr=False)
+    team: Team = field(default_factory=Team, repr=False)
 
     def metrics(self) -> dict[str, float]:
         """The losses as numbers; waits for the device."""
@@ -64,20 +71,36 @@ class Run:
     """A model in training. `folder` None keeps everything in memory.
 
     facts: what the run is, as JSON; a folder that holds a run of other facts is refused.
+    team: the processes it runs on.  others: what is trained beside the model, by name, with its optimiser.
     """
 
     def __init__(
-        self, model: nn.Module, recipe: Recipe, facts: Mapping[str, Any], folder: str | Path | None = None
+        self,
+        model: nn.Module,
+        recipe: Recipe,
+        facts: Mapping[str, Any],
+        folder: str | Path | None = None,
+        team: Team | None = None,
+        engine: Engine = PLAIN,
+        others: Mapping[str, tuple[nn.Module, torch.optim.Optimizer]] | None = None,
     ) -> None:
         self.model = model
         self.recipe = recipe
+        self.team = team or Team()
         self.facts = json.loads(json.dumps({**facts, "recipe": recipe.to_dict()}))
         self.folder = Path(folder) if folder is not None else None
         self.step = 0
         self.ema = copy.deepcopy(model).requires_grad_(False).eval() if recipe.ema_decay else None
+        self.team.shard(model)
+        if self.ema is not None:
+            self.team.shard(self.ema.to(engine.average_on) if engine.average_on else self.ema)
         self.optimizer = make_optimizer(model, recipe)
+        self.others = dict(others or {})
+        self.skipped = torch.zeros(2, device=next(model.parameters()).device)  # steps skipped in a row, and in all
+        self._feed: Feed | None = None
+        self._losses: list[dict[str, Tensor]] = []
         if self.folder is not None:
-            self._open(self.folder)
+            self._open(self.folder, engine.override)
         self._began, self._first = time.monotonic(), self.step
 
     @property
@@ -90,24 +113,56 @@ class Run:
         """Whether the recipe's steps are all taken."""
         return self.step >= self.recipe.steps
 
-    def generator(self, device: torch.device | str) -> torch.Generator:
-        """The randomness of the coming step, which depends on (seed, step) alone."""
-        return keyed_generator(self.recipe.seed, self.step, device)
+    def generator(self, device: torch.device | str, part: int = 0) -> torch.Generator:
+        """The randomness of a part of the coming step, which depends on (seed, step, part) alone."""
+        return keyed_generator(self.recipe.seed, self.step, device, part)
+
+    def feed(self, data: ImageData, device: torch.device | str, workers: int = 0) -> Feed:
+        """The batches of the steps that are left; broken images are named in `skipped-RANK.jsonl`."""
+        feed = Feed(data, self.recipe, range(self.step, self.recipe.steps), self.team, device, workers)
+        if self.folder is not None:
+            feed.log = self.folder / f"skipped-{self.team.rank}.jsonl"
+        self._feed = feed
+        return feed
+
+    def each(self, objective: nn.Module, parts: list[Part]) -> Iterator[Part]:
+        """The parts of a step; gradients travel between processes with the last alone."""
+        for part in parts:
+            self.team.sync(objective, last=part is parts[-1])
+            yield part
+
+    def accumulate(self, losses: Mapping[str, Tensor], parts: int = 1) -> None:
+        """Add a part's share, one of `parts` on this process, to the gradient of the step."""
+        if not self._losses:
+            for optimizer in (self.optimizer, *(other for _, other in self.others.values())):
+                optimizer.zero_grad(set_to_none=True)
+        (losses["loss"] / parts).backward()
+        self._losses.append({name: value.detach() for name, value in losses.items()})
 
     def update(self, losses: Mapping[str, Tensor]) -> TrainState:
-        """Descend along the gradient of `losses["loss"]`; log; checkpoint when it is time."""
+        """`accumulate` and `descend`: a step whose batch is one part."""
+        self.accumulate(losses)
+        return self.descend()
+
+    def descend(self) -> TrainState:
+        """Descend along the gradient; log; checkpoint when it is time.
+
+        A step whose loss or gradient is not finite changes nothing but the count; `skip_limit` of them in a
+        row are a FloatingPointError that names the last checkpoint.
+        """
         rate = self.recipe.learning_rate_at(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        self.optimizer.zero_grad(set_to_none=True)
-        losses["loss"].backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
-        self.optimizer.step()
-        self._average()
+        losses = self._mean_losses()
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        self._descend(torch.isfinite(norm) & torch.isfinite(losses["loss"]))
         self.step += 1
-        state = self._state({k: v.detach() for k, v in losses.items()}, rate)
+        state = self._state(losses, rate)
         if self.step % self.recipe.log_every == 0 or self.done:
             self._log(state)
+        elif self.skipped.device.type == "cpu":
+            self._check_skipped(state)
         if self.step % self.recipe.save_every == 0 and not self.done:
             self.save()
         return state
@@ -127,71 +182,150 @@ class Run:
         self._finish()
 
     def save(self) -> None:
-        """Write `state.safetensors`, whole or not at all."""
+        """Write a checkpoint, whole or not at all. Every process must ask."""
         if self.folder is None:
             return
-        tensors = {f"model/{k}": v for k, v in self.model.state_dict().items()}
+        metadata = {"step": str(self.step), "facts": json.dumps(self.facts)}
+        tensors = dict(self._tensors())
+        if self.team.sharded:
+            metadata["replicated"] = " ".join(name for name, t in tensors.items() if not isinstance(t, DTensor))
+            write_shard(self.folder, self.step, self.team, {k: local(t) for k, t in tensors.items()}, metadata)
+            return
+        if self.team.first:
+            write_state(self.folder, tensors, metadata)
+        self.team.wait()
+
+    def _trained(self) -> Iterable[tuple[str, nn.Module, torch.optim.Optimizer]]:
+        """Prefixes of names in a checkpoint, models and their optimisers."""
+        yield "model/", self.model, self.optimizer
+        for name, (model, optimizer) in self.others.items():
+            yield f"{name}/", model, optimizer
+
+    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
+        for prefix, model, optimizer in self._trained():
+            yield from ((prefix + name, tensor) for name, tensor in model.state_dict().items())
+            owner = "optimizer/" if prefix == "model/" else f"optimizer-{prefix}"
+            for name, parameter in model.named_parameters():
+                yield from ((f"{owner}{name}/{k}", v) for k, v in optimizer.state[parameter].items())
         if self.ema is not None:
-            tensors |= {f"ema/{k}": v for k, v in self.ema.state_dict().items()}
-        for name, parameter in self.model.named_parameters():
-            for key, value in self.optimizer.state[parameter].items():
-                tensors[f"optimizer/{name}/{key}"] = value
-        facts = {"step": str(self.step), "facts": json.dumps(self.facts)}
-        write_tensors(self.folder / STATE_FILE, tensors, facts)
+            yield from ((f"ema/{name}", tensor) for name, tensor in self.ema.state_dict().items())
+
+    def _mean_losses(self) -> dict[str, Tensor]:
+        """Of the step's parts on all processes."""
+        parts, self._losses = self._losses, []
+        if len(parts) == 1:
+            return self.team.mean(parts[0])
+        return self.team.mean({name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]})
+
+    def _descend(self, finite: Tensor) -> None:
+        """The optimiser's step and the average's, where `finite`; without waiting for the device to say so."""
+        if self.team.sharded or not self.optimizer.defaults.get("fused"):
+            if finite:
+                self.optimizer.step()
+        else:
+            self.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]  # as a gradient scaler does
+            self.optimizer.step()
+        bad = (~finite).float()
+        self.skipped = torch.stack((bad * (self.skipped[0] + 1), self.skipped[1] + bad))
+        self._average()
 
     def _state(self, losses: Mapping[str, Tensor], learning_rate: float) -> TrainState:
         rate = (self.step - self._first) / max(1e-9, time.monotonic() - self._began)
-        return TrainState(self.step, self.recipe.steps, losses, learning_rate, rate, self.result)
+        return TrainState(self.step, self.recipe.steps, losses, learning_rate, rate, self.result, self.team)
 
     @torch.no_grad()
     def _average(self) -> None:
+        """kept = decay kept + (1 - decay) newest; a skipped step averages the weights it left alone."""
         if self.ema is None:
             return
-        average = get_ema_multi_avg_fn(self.recipe.ema_decay)
-        average(list(self.ema.parameters()), list(self.model.parameters()), self.step)
-        for kept, newest in zip(self.ema.buffers(), self.model.buffers(), strict=True):
-            kept.copy_(newest)  # a codebook is an average already
+        kept = [local(p) for p in self.ema.parameters()]
+        newest = [local(p).to(k.device) for p, k in zip(self.model.parameters(), kept, strict=True)]
+        torch._foreach_lerp_(kept, newest, 1 - self.recipe.ema_decay)
+        for old, new in zip(self.ema.buffers(), self.model.buffers(), strict=True):
+            old.copy_(new)  # a codebook is an average already
+
+    def _check_skipped(self, state: TrainState) -> None:
+        row = int(self.skipped[0])
+        if row >= self.recipe.skip_limit:
+            kept = f"the last checkpoint in {self.folder} is good" if self.folder else "nothing was saved"
+            raise FloatingPointError(
+                f"the loss is {state.metrics()['loss']} at step {state.step}; {kept}. "
+                f"{row} steps in a row had a loss or gradient that is not finite, and were skipped"
+            )
 
     def _log(self, state: TrainState) -> None:
-        metrics = state.metrics()
-        if not math.isfinite(metrics["loss"]):
-            kept = f"the last checkpoint in {self.folder} is good" if self.folder else "nothing was saved"
-            raise FloatingPointError(f"the loss is {metrics['loss']} at step {state.step}; {kept}")
-        if self.folder is not None:
+        self._check_skipped(state)
+        if self.folder is not None and self.team.first:
+            metrics = {k: v if math.isfinite(v) else None for k, v in state.metrics().items()}
             line = {"step": state.step, **metrics, "learning_rate": state.learning_rate, "rate": state.rate}
+            if self.skipped[1] > 0:
+                line["skipped_steps"] = int(self.skipped[1])
+            if self._feed is not None and self._feed.data.broken:
+                line["skipped_images"] = len(self._feed.data.broken)
             with (self.folder / METRICS_FILE).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
 
     def _finish(self) -> None:
         self.save()
         if self.folder is not None:
-            assert isinstance(self.result, Pretrained)
-            self.result.save_pretrained(self.folder)
+            model = gathered(self.result)
+            assert isinstance(model, Pretrained)
+            if self.team.first:
+                model.save_pretrained(self.folder)
+            self.team.wait()
 
-    def _open(self, folder: Path) -> None:
-        if not (folder / RUN_FILE).exists():
-            write_json(folder / RUN_FILE, self.facts)
-            return
-        check_facts(folder, self.facts)
-        if (folder / STATE_FILE).exists():
-            self._resume(folder)
-        _cut_metrics(folder / METRICS_FILE, self.step)
+    def _open(self, folder: Path, override: bool) -> None:
+        if self.team.first:
+            open_facts(folder, self.facts, override)
+            sweep(folder)
+        self.team.wait()
+        state = read_state(folder, "cpu" if self.team.sharded else next(self.model.parameters()).device)
+        if state is not None:
+            self._resume(state)
+        if self.team.first:
+            cut_metrics(folder / METRICS_FILE, self.step)
+        self.team.wait()
 
-    def _resume(self, folder: Path) -> None:
-        device = next(self.model.parameters()).device
-        tensors, metadata = read_tensors(folder / STATE_FILE, device)
-        groups: dict[str, dict[str, Tensor]] = {"model": {}, "ema": {}, "optimizer": {}}
-        for name, tensor in tensors.items():
-            group, _, rest = name.partition("/")
-            groups.setdefault(group, {})[rest] = tensor
-        load_weights(self.model, groups["model"], str(folder / STATE_FILE))
+    def _resume(self, state: State) -> None:
+        names = state.names()
+
+        def group(prefix: str) -> dict[str, Tensor]:
+            return {name.removeprefix(prefix): state[name] for name in names if name.startswith(prefix)}
+
+        for prefix, model, optimizer in self._trained():
+            put_weights(model, group(prefix), state.source)
+            parameters = dict(model.named_parameters())
+            owner = "optimizer/" if prefix == "model/" else f"optimizer-{prefix}"
+            for name, tensor in group(owner).items():
+                place, _, key = name.rpartition("/")
+                parameter = parameters[place]
+                optimizer.state[parameter][key] = as_split(tensor, parameter) if tensor.ndim else tensor
         if self.ema is not None:
-            load_weights(self.ema, groups["ema"], str(folder / STATE_FILE))
-        parameters = dict(self.model.named_parameters())
-        for name, tensor in groups["optimizer"].items():
-            owner, _, key = name.rpartition("/")
-            self.optimizer.state[parameters[owner]][key] = tensor
-        self.step = int(metadata["step"])
+            put_weights(self.ema, group("ema/"), state.source)
+        self.step = state.step
+
+
+def put_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
+    """Load whole tensors into a model, each process its part where the model is split."""
+    own = model.state_dict()
+    if not any(isinstance(tensor, DTensor) for tensor in own.values()):
+        load_weights(model, weights, source)
+        return
+    faults = sorted(own.keys() ^ weights.keys())
+    if faults:
+        raise ValueError(f"{source} does not fit {type(model).__name__} as configured: {', '.join(faults[:4])}")
+    with torch.no_grad():
+        for name, tensor in own.items():
+            local(tensor).copy_(local(as_split(weights[name], tensor)))
+
+
+def as_split(tensor: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor, split over processes and placed as `like` is."""
+    if not isinstance(like, DTensor):
+        return tensor.to(like.device)
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(tensor.to(local(like).device), like.device_mesh, like.placements, src_data_rank=None)
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
@@ -206,9 +340,10 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(recipe.beta1, recipe.beta2), fused=True)
 
 
-def keyed_generator(seed: int, step: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """A generator whose stream depends on (seed, step) alone."""
-    key = int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0])
+def keyed_generator(seed: int, step: int, device: torch.device | str = "cpu", part: int = 0) -> torch.Generator:
+    """A generator whose stream depends on (seed, step, part) alone."""
+    words = [seed, step, part] if part else [seed, step]
+    key = int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0])
     return torch.Generator(device).manual_seed(key >> 1)
 
 
@@ -219,34 +354,3 @@ def fingerprint(model: nn.Module) -> str:
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-def check_facts(folder: Path, facts: Mapping[str, Any]) -> None:
-    """Refuse a run folder whose run is another one, naming what differs."""
-    found = _flat(read_json(folder / RUN_FILE))
-    asked = _flat(facts)
-    differ = sorted(k for k in found.keys() | asked.keys() if found.get(k) != asked.get(k))
-    if differ:
-        listed = "; ".join(f"{k} is {found.get(k)!r}, asked for {asked.get(k)!r}" for k in differ[:4])
-        raise ValueError(f"{folder} holds another run ({listed}); expected the same run, or an empty folder")
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for key, value in values.items():
-        out |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-    return out
-
-
-def _cut_metrics(path: Path, step: int) -> None:
-    """Drop the lines a run wrote after the checkpoint it resumes from."""
-    if path.exists():
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
-        write_text(path, "".join(line + "\n" for line in lines))
-
-
-def _step_of(line: str) -> float:
-    try:
-        return float(json.loads(line)["step"])
-    except (json.JSONDecodeError, KeyError):
-        return math.inf  # half a line, from a run that was killed as it wrote

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from spherear.models.layers import Attention, Block, KVCache, LayerCache, Rotary, SwiGLU, rope_table, rotate
+from spherear.models.layers import Attention, Block, KVCache, Rotary, SwiGLU, rope_table, rotate
 
 GRID, PREFIX, HEAD = 4, 3, 16
 
@@ -63,11 +63,11 @@ def test_cached_attention_equals_uncached(pieces, device):
     block = Block(32, 2).double().to(device)
     x = torch.randn(2, 7, 32, dtype=torch.float64, device=device)
     table = rope_table(GRID, PREFIX, HEAD, torch.device(device))[:7]
-    cache = LayerCache(2, 2, 7, HEAD, torch.float64, device)
+    cache = KVCache(1, 2, 2, 7, HEAD, torch.float64, device)
     out, start = [], 0
     for piece in pieces:
         end = start + piece
-        out.append(block(x[:, start:end], table[start:end], causal=True, cache=cache))
+        out.append(block(x[:, start:end], table[start:end], past=cache.extend(piece).layers[0]))
         start = end
     assert_close(torch.cat(out, dim=1), block(x, table, causal=True), atol=1e-12, rtol=0)
 
@@ -75,13 +75,22 @@ def test_cached_attention_equals_uncached(pieces, device):
 def test_cache_is_preallocated_in_its_dtype_and_says_when_it_is_full():
     cache = KVCache(3, 2, 2, 5, HEAD, torch.bfloat16)
     assert cache.nbytes == 3 * 2 * (2 * 2 * 5 * HEAD) * 2
-    layer = cache.layers[0]
-    pointer = layer.keys.data_ptr()
+    layer = cache.extend(4).layers[1]
     new = torch.ones(2, 2, 4, HEAD, dtype=torch.bfloat16)
     keys, _ = layer.append(new, new)
-    assert (keys.data_ptr(), keys.dtype, cache.filled) == (pointer, torch.bfloat16, 4)
+    assert (keys.data_ptr(), keys.dtype, cache.filled) == (cache.keys[1].data_ptr(), torch.bfloat16, 4)
+    assert cache.keys[0].sum() == 0
     with pytest.raises(ValueError, match="holds 5 positions; position 8"):
-        layer.append(new, new)
+        cache.extend(4)
+    assert cache.filled == 4
+
+
+def test_a_cache_is_read_in_few_shapes():
+    cache = KVCache(1, 1, 1, 271, HEAD)
+    assert sorted({cache.span(filled) for filled in range(1, 272)}) == [64, 128, 192, 256, 271]
+    assert all(cache.span(filled) >= filled for filled in range(1, 272))
+    past = cache.at(torch.tensor([63, 64]), 128)
+    assert past.layers[0].mask.sum(dim=-1).tolist() == [64, 65]
 
 
 @pytest.mark.parametrize(("width", "hidden"), [(96, 256), (128, 512), (768, 2048), (1024, 2816), (1280, 3584)])

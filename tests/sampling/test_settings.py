@@ -41,7 +41,7 @@ def test_file_round_trip(tmp_path):
         ('{"guidance_scale": Infinity}', "guidance_scale is inf"),
         ('{"guidance_scale": NaN}', "guidance_scale is nan"),
         ('{"schedule": "cosine"}', "schedule is 'cosine'; expected one of 'constant', 'linear'"),
-        ('{"solver": "rk4"}', "solver is 'rk4'; expected one of 'euler', 'euler_maruyama', 'heun'"),
+        ('{"solver": "rk4"}', "solver is 'rk4'; expected one of 'adams_bashforth', 'euler', 'euler_maruyama', 'heun'"),
         ('{"steps": 0}', "steps is 0; expected at least 1"),
         ('{"last_step": 0.0}', "last_step is 0.0; expected a number between 0 and 1"),
         ('{"temperature": -0.5}', "temperature is -0.5"),

@@ -9,25 +9,56 @@ from scipy import stats
 from torch.testing import assert_close
 
 from spherear.sampling import SOLVERS, SamplingSettings
+from spherear.sampling.solvers import SPACINGS
 
-STEPS = (8, 16, 32, 64)
+STEPS = (128, 256, 512, 1024)
 
 
-def solve(name, velocity, steps, noise=None, last_step=0.04):
+def solve(name, velocity, steps, noise=None, last_step=0.04, spacing="even"):
     solver = SOLVERS[name]
     noise = torch.ones(solver.draws(steps), 1, 1, dtype=torch.float64) if noise is None else noise
-    return solver.integrate(velocity, noise, solver.grid(steps, last_step))
+    return solver.integrate(velocity, noise, solver.grid(steps, last_step, spacing))
 
 
-@pytest.mark.parametrize(("name", "order"), [("euler", 1), ("heun", 2)])
-def test_order_of_convergence(name, order):
-    """dx/dt = x cos t from 1 ends at exp(sin 1)."""
-    errors = [abs(solve(name, lambda x, t: x * math.cos(t), n).item() - math.exp(math.sin(1))) for n in STEPS]
+@pytest.mark.parametrize("spacing", sorted(SPACINGS))
+@pytest.mark.parametrize(("name", "order"), [("euler", 1), ("heun", 2), ("adams_bashforth", 2)])
+def test_order_of_convergence(name, order, spacing):
+    """dx/dt = x cos t from 1 ends at exp(sin 1), whatever the steps' lengths."""
+    field, end = (lambda x, t: x * math.cos(t)), math.exp(math.sin(1))
+    errors = [abs(solve(name, field, n, spacing=spacing).item() - end) for n in STEPS]
     slopes = [math.log2(a / b) for a, b in pairwise(errors)]
     assert all(abs(slope - order) < 0.1 for slope in slopes[1:]), slopes
 
 
-@pytest.mark.parametrize("name", ["euler", "heun"])
+@pytest.mark.parametrize("spacing", sorted(SPACINGS))
+@pytest.mark.parametrize("name", sorted(SOLVERS))
+def test_grids_rise_from_0_to_1_in_float32(name, spacing):
+    for steps in (1, 2, 7, 100):
+        times = SOLVERS[name].grid(steps, 0.04, spacing)
+        assert len(times) == steps + 1 + SOLVERS[name].noisy
+        assert (times[0], times[-1]) == (0.0, 1.0)
+        assert all(a < b for a, b in pairwise(times))
+        assert torch.tensor(times).tolist() == times
+
+
+def test_spacings_are_dense_where_they_say():
+    lengths = {name: [b - a for a, b in pairwise(SOLVERS["euler"].grid(10, 0.04, name))] for name in SPACINGS}
+    assert max(lengths["even"]) - min(lengths["even"]) < 1e-6
+    assert lengths["early"] == sorted(lengths["early"])
+    assert lengths["late"] == sorted(lengths["late"], reverse=True)
+    assert lengths["ends"][0] < lengths["ends"][5] > lengths["ends"][9]
+
+
+def test_evaluations_are_counted():
+    calls = []
+    for name in SOLVERS:
+        calls.clear()
+        settings = SamplingSettings(solver=name, steps=6)
+        settings.method.integrate(lambda x, t: calls.append(t) or x, torch.ones(7, 1, 1), settings.times())
+        assert settings.evaluations == len(calls)
+
+
+@pytest.mark.parametrize("name", ["euler", "heun", "adams_bashforth"])
 def test_a_straight_path_is_exact(name):
     z = torch.tensor([[2.5]], dtype=torch.float64)
     start = torch.ones(1, 1, 1, dtype=torch.float64)

@@ -95,7 +95,7 @@ def test_two_shapes_are_two_and_all_are_whole():
 @pytest.mark.parametrize(
     ("spec", "size", "message"),
     [
-        ("cats", 16, "data is 'cats'; expected one of 'digits', 'shapes'"),
+        ("cats", 16, "data is 'cats'; expected one of 'digits', 'folder', 'hub', 'shapes', 'tar'"),
         ("digits:val", 16, "split of digits is 'val'; expected one of 'all', 'test', 'train'"),
         ("digits", 0, "image_size is 0; expected at least 1"),
     ],

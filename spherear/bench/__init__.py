@@ -1,0 +1,1 @@
+"""What decoding and training cost, as ratios measured in one run."""

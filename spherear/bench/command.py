@@ -1,0 +1,130 @@
+"""`spherear bench`: what is measured, for whom, and where it goes.
+
+Knows: sensible sizes for a device, and which measurement a word names.  Does not know: how anything is measured.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from spherear.bench import report
+from spherear.bench.decoding import DecodeRow, bench_decode, fits
+from spherear.bench.growth import bench_growth, bench_memory
+from spherear.bench.latency import bench_latency
+from spherear.bench.steps import WAYS, step_times
+from spherear.models.config import one_of, require
+from spherear.models.presets import preset
+from spherear.sampling.pipeline import Pipeline
+from spherear.sampling.settings import SamplingSettings
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+HEAVY = 1e8  # parameters from which a CPU draws two tokens of an image, not all
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to measure. Empty tuples and zeros: what suits the measurement and the device."""
+
+    presets: tuple[str, ...]
+    batches: tuple[int, ...]
+    dtypes: tuple[str, ...]
+    tokens: int
+    steps: int
+    repeats: int
+    compiled: bool
+    device: torch.device
+
+
+def bench(kind: str, request: Request, out: Path | None) -> int:
+    """Measure, print a table, and write JSON if `out` is given. Unknown kinds, presets or dtypes: ValueError."""
+    one_of("bench", kind, KINDS)
+    for name in request.dtypes:
+        one_of("dtype", name, DTYPES)
+    require(min((1, *request.batches)) >= 1, f"batches are {request.batches}; expected at least 1 each")
+    require(min(request.tokens, request.steps, request.repeats) >= 0, "tokens, steps and repeats: expected 0 or more")
+    measured, told = KINDS[kind]
+    rows = measured(request)
+    print(told(rows))
+    print("; ".join(f"{name}: {value}" for name, value in report.machine(request.device).items()))
+    if out is not None:
+        report.keep(out, kind, rows, request.device)
+        print(out)
+    return 0
+
+
+def _cases(request: Request, presets: tuple[str, ...], batches: tuple[int, ...]) -> list[tuple[str, int, torch.dtype]]:
+    """Every preset, batch and dtype that was asked for, or those given, and that fits."""
+    cases = []
+    for name in request.presets or presets:
+        for batch in request.batches or batches:
+            for dtype in request.dtypes or ("float32",):
+                if fits(preset(name).ar, 2 * batch, DTYPES[dtype], request.device):
+                    cases.append((name, batch, DTYPES[dtype]))
+                else:
+                    print(f"{name}, batch {batch}, {dtype}: left out, it does not fit the memory")
+    return cases
+
+
+def _decode(request: Request) -> list[Any]:
+    rows: list[DecodeRow] = []
+    cases = _cases(request, ("digits",), (1, 16))
+    for name, batch, dtype in (bar := tqdm(cases, "decoding", unit="case")):
+        bar.set_postfix_str(f"{name}, batch {batch}")
+        tokens = request.tokens or _tokens(name, request.device)
+        settings = SamplingSettings(steps=request.steps or 100)
+        repeats = request.repeats or 5
+        rows += bench_decode(name, batch, dtype, request.device, settings, tokens, repeats, request.compiled)
+    return rows
+
+
+def _tokens(name: str, device: torch.device) -> int:
+    """All of an image, or two where that would take minutes."""
+    config = preset(name).ar
+    heavy = config.layers * 12 * config.width**2 > HEAVY and device.type == "cpu"
+    return 2 if heavy else config.tokens
+
+
+def _latency(request: Request) -> list[Any]:
+    pipeline = Pipeline.from_pretrained("digits-power_spherical", device=request.device)
+    return [
+        row
+        for batch in request.batches or (16,)
+        for row in bench_latency(pipeline, batch, guidance_scale=2.0, repeats=request.repeats or 11)
+    ]
+
+
+def _growth(request: Request) -> list[Any]:
+    settings = SamplingSettings(guidance_scale=2.0, solver="euler", steps=request.steps or 4)
+    cases = _cases(request, ("imagenet256-B",), (1,))
+    return [bench_growth(name, batch, dtype, request.device, settings) for name, batch, dtype in cases]
+
+
+def _memory(request: Request) -> list[Any]:
+    cases = _cases(request, ("imagenet256-B",), (1,))
+    counts = (request.steps,) if request.steps else (10, 20, 40)
+    return [bench_memory(name, batch, dtype, request.device, counts) for name, batch, dtype in cases]
+
+
+def _train(request: Request) -> list[Any]:
+    """Compiled ways where they are asked for."""
+    ways = {name: way for name, way in WAYS.items() if request.compiled or not way[1]}
+    return [
+        row
+        for name in request.presets or ("digits",)
+        for batch in request.batches or (None,)
+        for row in step_times(name, request.steps or 40, batch, request.device, ways)
+    ]
+
+
+Kind = tuple[Callable[[Request], list[Any]], Callable[[Sequence[Any]], str]]
+KINDS: dict[str, Kind] = {
+    "decode": (_decode, report.decode_table),
+    "latency": (_latency, report.latency_table),
+    "growth": (_growth, report.growth_table),
+    "memory": (_memory, report.memory_table),
+    "train": (_train, report.step_table),
+}

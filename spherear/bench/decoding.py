@@ -1,0 +1,163 @@
+"""Decoding, measured: the plain reference and every engine on the same random weights, labels and noise.
+
+Knows: which paths there are on a device, and how a row of the table is measured.
+Does not know: how a table is printed or kept.
+"""
+
+import importlib.util
+import math
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spherear.bench.floor import floor_seconds
+from spherear.bench.timing import Timing, measure
+from spherear.models.ar import ARConfig, SphereAR
+from spherear.models.config import require
+from spherear.models.presets import preset
+from spherear.sampling.decode import decode
+from spherear.sampling.engines import engine_named
+from spherear.sampling.settings import SamplingSettings, seeded_noise
+from spherear.sphere.geometry import project
+from spherear.train import seeded
+
+REFERENCE_FILE = Path(__file__).parents[2] / "tests" / "reference_decoder.py"
+PATHS = {
+    "cpu": ("reference", "eager", "packed"),
+    "cuda": ("reference", "eager", "cuda_graphs"),
+}
+COMPILED_PATHS = {
+    "cpu": ("compiled",),
+    "cuda": ("reference, compiled", "compiled", "compiled_cuda_graphs"),
+}
+
+
+@dataclass(frozen=True)
+class DecodeRow:
+    """One path at one size. timing: of `tokens` tokens.  first: of the first alone, its start included.
+
+    speedup: the reference's median over this one's.
+    of_floor: the floor (see `bench.floor`) over this median: 1 is as near as the algorithm allows.
+    """
+
+    preset: str
+    batch: int
+    dtype: str
+    path: str
+    tokens: int
+    timing: Timing
+    first: Timing
+    speedup: float
+    of_floor: float
+
+    @property
+    def token_ms(self) -> float:
+        """Milliseconds a token, of all images together."""
+        return 1000 * self.timing.median / self.tokens
+
+
+def reference_module() -> ModuleType | None:
+    """The plain reference decoder, which lives with the tests; None where there are none."""
+    if not REFERENCE_FILE.exists():
+        return None
+    spec = importlib.util.spec_from_file_location("reference_decoder", REFERENCE_FILE)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def random_model(config: ARConfig, dtype: torch.dtype, device: torch.device) -> SphereAR:
+    """A model with seeded random weights everywhere, so that no layer is silent."""
+    ar = seeded(SphereAR, config, 0)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in ar.head.parameters():
+            weight.normal_(std=1 / math.sqrt(weight[0].numel()) if weight.ndim > 1 else 0.1, generator=generator)
+    return ar.to(device, dtype).eval()
+
+
+def fits(config: ARConfig, rows: int, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether weights (twice, as packing copies them) and the cache take less than 80 % of the memory there is."""
+    with torch.device("meta"):
+        weights = sum(p.numel() for p in SphereAR(config).parameters())
+    cache = 2 * config.layers * rows * (config.class_tokens + config.tokens) * config.width
+    if device.type == "cuda":
+        memory = torch.cuda.mem_get_info(device)[1]
+    else:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return (2 * weights + cache) * dtype.itemsize < 0.8 * memory
+
+
+Run = Callable[[int], list[Tensor]]
+
+
+def runs(ar: SphereAR, batch: int, settings: SamplingSettings, compiled: bool) -> Iterator[tuple[str, Run]]:
+    """Every path of the model's device, as a function that draws the first so many tokens of a batch."""
+    device = ar.proj_in.weight.device
+    labels = torch.arange(batch, device=device) % ar.config.num_classes
+    noise = seeded_noise(range(batch))
+    radius = math.sqrt(ar.config.latent_dim)
+    reference = reference_module()
+
+    def ours(name: str) -> Run:
+        engine = engine_named(name)
+
+        def run(tokens: int) -> list[Tensor]:
+            steps = decode(ar, labels, settings, noise, lambda z: project(z, radius), engine=engine)
+            return [step.token for step in islice(steps, tokens)]
+
+        return run
+
+    def plain(**options: Any) -> Run:
+        assert reference is not None
+
+        @torch.no_grad()
+        def run(tokens: int) -> list[Tensor]:
+            steps = reference.reference_steps(ar, labels, settings, _on(noise, device), radius, **options)
+            return list(islice(steps, tokens))
+
+        return run
+
+    for path in PATHS[device.type] + (COMPILED_PATHS[device.type] if compiled else ()):
+        if not path.startswith("reference"):
+            yield path, ours(path)
+        elif reference is not None:
+            yield path, plain(**({"transform": torch.compile} if "compiled" in path else {}))
+
+
+def _on(noise: Callable, device: torch.device) -> Callable:
+    return lambda index, shape: noise(index, shape).to(device)
+
+
+def bench_decode(
+    name: str,
+    batch: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    settings: SamplingSettings,
+    tokens: int,
+    repeats: int,
+    compiled: bool,
+) -> Iterator[DecodeRow]:
+    """A row a path, the reference first. More tokens than an image has: ValueError."""
+    config = preset(name).ar
+    require(1 <= tokens <= config.tokens, f"tokens is {tokens}; expected 1 to {config.tokens}")
+    rows = batch * (1 if settings.guidance_scale == 1.0 else 2)
+    ar = random_model(config, dtype, device)
+    least = tokens * floor_seconds(config, rows, settings.evaluations, tokens // 2, dtype, device)
+    base = math.nan
+    for path, run in runs(ar, batch, settings, compiled):
+        timing = measure(lambda run=run: run(tokens), device, repeats)  # type: ignore[misc]
+        first = measure(lambda run=run: run(1), device, repeats)  # type: ignore[misc]
+        base = timing.median if path == "reference" else base
+        label = str(dtype).removeprefix("torch.")
+        yield DecodeRow(name, batch, label, path, tokens, timing, first, base / timing.median, least / timing.median)

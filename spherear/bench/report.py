@@ -1,0 +1,122 @@
+"""A benchmark as a table to read and a file to keep.
+
+Knows: rows of measurements, the machine they were made on, Markdown and JSON.  Does not know: how to measure.
+"""
+
+import dataclasses
+import math
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from spherear.bench.decoding import DecodeRow
+from spherear.bench.growth import Growth, Memory
+from spherear.bench.latency import LatencyRow
+from spherear.bench.steps import StepTime
+from spherear.bench.timing import Timing
+from spherear.models.files import write_json
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What the numbers were made on."""
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line]
+        cpu = names[0] if names else cpu
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def keep(path: Path, kind: str, rows: Sequence[Any], device: torch.device) -> None:
+    """Write rows as JSON, with the command and the machine."""
+    command = " ".join(["spherear", *sys.argv[1:]])
+    told = [dataclasses.asdict(row) for row in rows]
+    write_json(path, {"bench": kind, "command": command, "machine": machine(device), "rows": told})
+
+
+def ms(timing: Timing, per: int = 1) -> str:
+    """median [quartiles] in milliseconds."""
+    median, low, high = (1000 * x / per for x in (timing.median, timing.low, timing.high))
+    return f"{median:.3g} [{low:.3g}, {high:.3g}]"
+
+
+def mib(timing: Timing) -> str:
+    """Peak memory, where it can be told."""
+    return "-" if math.isnan(timing.peak_mib) else f"{timing.peak_mib:.0f}"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table with padded columns."""
+    cells = [list(head), *map(list, rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
+    lines = ["| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |" for row in cells]
+    return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])
+
+
+def decode_table(rows: Sequence[DecodeRow]) -> str:
+    """A line a path."""
+    head = (
+        "preset",
+        "batch",
+        "dtype",
+        "path",
+        "ms a token",
+        "first, ms",
+        "x reference",
+        "% of floor",
+        "peak MiB",
+        "warm-up s",
+    )
+    return table(head, [
+        (r.preset, str(r.batch), r.dtype, r.path, ms(r.timing, r.tokens), ms(r.first), f"{r.speedup:.2f}",
+         f"{100 * r.of_floor:.0f}", mib(r.timing), f"{r.timing.warm_up:.2f}")
+        for r in rows
+    ])  # fmt: skip
+
+
+def latency_table(rows: Sequence[LatencyRow]) -> str:
+    """A line a named settings."""
+    head = ("settings", "evaluations", "images", "first image, ms", "grid, ms", "grid streamed, ms")
+    return table(head, [
+        (r.settings, str(r.evaluations), str(r.images), ms(r.first), ms(r.grid), ms(r.stream)) for r in rows
+    ])  # fmt: skip
+
+
+def growth_table(rows: Sequence[Growth]) -> str:
+    """A line a decode."""
+    head = ("preset", "batch", "tokens", "seconds", "ms a token", "r2 of a line", "first eighth, ms", "last eighth, ms")
+    return table(head, [
+        (r.preset, str(r.batch), str(len(r.upto)), f"{r.upto[-1]:.3g}", f"{1000 * r.slope:.3g}", f"{r.r2:.5f}",
+         f"{1000 * r.early:.3g}", f"{1000 * r.late:.3g}")
+        for r in rows
+    ])  # fmt: skip
+
+
+def memory_table(rows: Sequence[Memory]) -> str:
+    """A line a number of steps."""
+    head = ("preset", "batch", "solver steps", "peak MiB", "cache MiB", "cache MiB in float32")
+    return table(head, [
+        (r.preset, str(r.batch), str(steps), f"{peak:.0f}", f"{r.cache_mib:.0f}", f"{r.float32_mib:.0f}")
+        for r in rows
+        for steps, peak in r.peak_mib.items()
+    ])  # fmt: skip
+
+
+def step_table(rows: Sequence[StepTime]) -> str:
+    """A line a way."""
+    head = ("preset", "batch", "training step", "ms a step", "x encoding at every step", "first step, s")
+    return table(head, [
+        (r.preset, str(r.batch), r.way, ms(r.timing), f"{r.speedup:.2f}", f"{r.timing.warm_up:.1f}") for r in rows
+    ])  # fmt: skip

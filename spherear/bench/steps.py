@@ -1,0 +1,72 @@
+"""How long a training step takes: encoding at every step, with cached posteriors, compiled, in bfloat16.
+
+`spherear bench train` prints a table. Weights are random: a step costs the same with any.
+
+Knows: ways to carry out a training step, and a clock.  Does not know: what a step does.
+"""
+
+import math
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+
+from spherear.bench.timing import Timing, seconds, summary
+from spherear.models.presets import preset
+from spherear.models.vae import VAE
+from spherear.train import seeded, train_ar
+from spherear.training.data import load_data
+from spherear.training.engine import Engine
+from spherear.training.recipes import course
+from spherear.training.run import TrainState
+
+WARM_UP = 5  # steps after the first that are not counted
+
+WAYS: dict[str, tuple[bool, bool, str]] = {
+    "encoding at every step": (False, False, "float32"),
+    "cached posteriors": (True, False, "float32"),
+    "cached, compiled": (True, True, "float32"),
+    "cached, compiled, bfloat16": (True, True, "bfloat16"),
+}
+"""name -> whether posteriors are cached, the step compiled, and its precision; the first is the yardstick."""
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Of one way. timing: of a step; its warm-up is all before the second, encoding and compiling included.
+
+    speedup: over encoding at every step.
+    """
+
+    preset: str
+    batch: int
+    way: str
+    timing: Timing
+    speedup: float
+
+
+def step_times(
+    name: str = "digits",
+    steps: int = 40,
+    batch_size: int | None = None,
+    device: torch.device | str = "cpu",
+    ways: Mapping[str, tuple[bool, bool, str]] = WAYS,
+) -> list[StepTime]:
+    """Time `steps` training steps of a preset's AR model in every way, taken in turn so that a busy machine
+    is equally busy for all. batch_size: the recipe's by default."""
+    sizes, plan, place = preset(name), course(name), torch.device(device)
+    batch = batch_size or plan.ar.batch_size
+    vae = seeded(VAE, sizes.vae, 0)
+    data = load_data(plan.data, sizes.vae.image_size)
+    runs: dict[str, Generator[TrainState, None, None]] = {}
+    for way, (cached, compiled, precision) in ways.items():
+        recipe = replace(plan.ar, cached_copies=int(cached), precision=precision, batch_size=batch)
+        runs[way] = train_ar(sizes.ar, vae, data, recipe, device=device, engine=Engine(compile=compiled))
+    first = {way: seconds(lambda s=states: next(s), place) for way, states in runs.items()}  # type: ignore[misc]
+    taken = dict[str, list[float]]((way, []) for way in runs)
+    for _ in range(WARM_UP + steps):
+        for way, states in runs.items():
+            taken[way].append(seconds(lambda s=states: next(s), place))  # type: ignore[misc]
+    timings = {way: summary(taken[way][WARM_UP:], first[way], math.nan) for way in runs}
+    yardstick = next(iter(timings.values())).median
+    return [StepTime(name, batch, way, timing, yardstick / timing.median) for way, timing in timings.items()]

@@ -1,0 +1,63 @@
+"""Weights laid out for the CPU's matrix kernels: what few rows and much weight need.
+
+Knows: oneDNN's packed layout, and a twin of an AR model that reads its large weights in it.
+Does not know: decoding, or when it is worth it.
+
+One image under guidance is two rows: then the time of a linear layer is the time to read its weight, and the layout
+that training wants is not the one that reads fastest (`spherear bench decode --preset imagenet256-B` says by how
+much). Packed weights are copies: they cost their memory again, and do not follow the model if it is trained on.
+"""
+
+import copy
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from spherear.models.ar import SphereAR
+from spherear.models.config import require
+
+LEAST = 2**17  # numbers in a weight from which packing pays
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+class PackedLinear(nn.Module):
+    """x W^T + b with W in oneDNN's layout, best for about `rows` rows at once."""
+
+    def __init__(self, linear: nn.Linear, rows: int) -> None:
+        super().__init__()
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), rows)
+        self.bias = linear.bias
+
+    def forward(self, x: Float[Tensor, "*shape inputs"]) -> Float[Tensor, "*shape outputs"]:
+        return torch.ops.mkldnn._linear_pointwise(x.contiguous(), self.weight, self.bias, "none", [], "")
+
+
+def can_pack() -> bool:
+    """Whether this torch has the kernels."""
+    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def packed_twin(ar: SphereAR, rows: int) -> SphereAR:
+    """A model that shares everything with `ar` but its large linear layers, which are packed for `rows` rows.
+
+    A model that is not on the CPU, not float32 or bfloat16, or a torch without oneDNN: ValueError.
+    """
+    weight = ar.proj_in.weight
+    require(weight.device.type == "cpu", f"the AR model is on {weight.device}; expected cpu for packed weights")
+    require(weight.dtype in DTYPES, f"the AR model is {weight.dtype}; expected one of {DTYPES} for packed weights")
+    require(can_pack(), "this torch has no oneDNN; expected it for packed weights (the engine 'eager' needs none)")
+    shared = {id(tensor): tensor for tensor in (*ar.parameters(), *ar.buffers())}
+    twin = copy.deepcopy(ar, shared)
+    for part in (twin.layers, *twin.head.children()):
+        if isinstance(part, nn.ModuleList):  # the blocks; what is asked for its dtype stays as it is
+            _pack(part, rows)
+    return twin
+
+
+def _pack(module: nn.Module, rows: int) -> None:
+    """Replace the large linear layers below a module."""
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.Linear) and child.weight.numel() >= LEAST:
+                setattr(parent, name, PackedLinear(child, rows))

@@ -1,0 +1,39 @@
+"""Which part of an image is looked at, and whether in a mirror.
+
+Knows: crops and flips as functions of (seed, epoch, index).  Does not know: files, models, or when epochs end.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How the images of one epoch are looked at.
+
+    crop: the shorter side is resized to between 1 and `crop` times the image size before a square is cut out.
+    spread: how far the square may lie from the centre, from 0 (centre crop) to 1 (anywhere).
+    flip: every second image, by chance, is mirrored.
+    """
+
+    seed: int = 0
+    epoch: int = 0
+    crop: float = 1.0
+    spread: float = 0.0
+    flip: bool = False
+
+    def view(self, index: int, width: int, height: int) -> tuple[tuple[float, float, float, float], bool]:
+        """The square (left, top, right, bottom) of image `index` in its own pixels, and whether it is mirrored.
+
+        Depends on (seed, epoch, index) alone.
+        """
+        stream = np.random.Generator(np.random.Philox(np.random.SeedSequence([self.seed, self.epoch, index, 0xA46])))
+        scale, x, y, mirror = stream.random(4)
+        side = min(width, height) / (1 + (self.crop - 1) * scale)
+        left = (width - side) * (0.5 + (x - 0.5) * self.spread)
+        top = (height - side) * (0.5 + (y - 0.5) * self.spread)
+        return (left, top, left + side, top + side), bool(self.flip and mirror < 0.5)
+
+
+PLAIN_VIEW = Augmentation()

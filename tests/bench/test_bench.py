@@ -1,0 +1,199 @@
+"""Benchmarks: what is counted is right, what is printed was measured, and what is kept can be read."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from spherear import cli
+from spherear.bench import command, decoding, latency
+from spherear.bench.command import KINDS, Request
+from spherear.bench.decoding import bench_decode, fits, random_model, reference_module
+from spherear.bench.floor import copy_rate, floor_seconds, product_rate, works
+from spherear.bench.growth import bench_memory, straight_line
+from spherear.bench.latency import bench_latency
+from spherear.bench.steps import step_times
+from spherear.bench.timing import measure, peak_memory, reset_peak, summary
+from spherear.models import PRESETS, SphereAR
+from spherear.sampling import Pipeline, SamplingSettings
+from spherear.sampling.settings import NAMED_SETTINGS
+from tests.conftest import TINY_AR
+
+CPU = torch.device("cpu")
+
+
+def test_a_summary_is_numpys():
+    runs = [0.3, 0.1, 0.2, 0.9, 0.4]
+    timing = summary(runs, 5.0, 1.0)
+    assert (timing.low, timing.median, timing.high) == pytest.approx(np.quantile(runs, [0.25, 0.5, 0.75]))
+    assert (timing.warm_up, timing.repeats) == (5.0, 5)
+    assert summary([2.0], 0.0, 0.0).low == 2.0
+    with pytest.raises(ValueError, match="repeats is 0; expected at least 1"):
+        measure(lambda: None, CPU, 0)
+
+
+def test_a_measurement_runs_once_to_warm_up():
+    calls = []
+    timing = measure(lambda: calls.append(1), CPU, 4)
+    assert len(calls) == 5
+    assert 0 <= timing.low <= timing.median <= timing.high
+
+
+def test_peak_memory_is_seen():
+    held = reset_peak(CPU)
+    torch.ones(2**25).sum()  # 128 MiB, gone when the line is over
+    peak = (peak_memory(CPU) - held) / 2**20
+    if math.isnan(peak):
+        pytest.skip("this system does not tell peaks")
+    assert 120 < peak < 200
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_steps_and_the_cache_is_in_its_dtype():
+    memory = bench_memory("digits", 8, torch.bfloat16, CPU, (20, 400), tokens=2)
+    assert memory.float32_mib == 2 * memory.cache_mib > 0
+    if math.isnan(memory.peak_mib[20]):
+        pytest.skip("this system does not tell peaks")
+    assert memory.peak_mib[400] < memory.peak_mib[20] + 4  # MiB; the noise itself is 8 x 8 numbers a step
+
+
+def test_the_cache_of_b_at_batch_256_takes_half_of_a_float32_one():
+    with torch.device("meta"):
+        ar = SphereAR(PRESETS["imagenet256-B"].ar)
+        wide, narrow = ar.kv_cache(512).nbytes, ar.bfloat16().kv_cache(512).nbytes
+    assert wide == 2 * narrow == 24 * 2 * 512 * (16 + 255) * 768 * 4
+
+
+def test_a_straight_line_is_numpys():
+    y = np.cumsum(np.random.default_rng(0).uniform(1, 1.2, 50))
+    slope, r2 = straight_line(list(y))
+    x = np.arange(1, 51)
+    assert slope == pytest.approx(np.polyfit(x, y, 1)[0])
+    assert r2 == pytest.approx(np.corrcoef(x, y)[0, 1] ** 2)
+
+
+def test_work_is_counted_from_the_weights():
+    ar = SphereAR(TINY_AR)
+    parts = works(TINY_AR, rows=6, evaluations=101, position=5)
+    head = sum(p.numel() for p in ar.head.parameters())
+    again = sum(p.numel() for p in ar.head.res_blocks.parameters()) + 4 * 32 + 32 + 32 * 4 + 4
+    cached = 2 * 2 * 6 * (3 + 5) * 32  # keys and values, layers, rows, positions, width
+    layers = sum(p.numel() for p in ar.layers.parameters())
+    assert (parts["transformer"].weights, parts["transformer"].sweeps) == (layers + cached, 1)
+    assert parts["head"].weights == again
+    assert parts["head, once"].weights == head - again
+    assert parts["head"].products == again * 6 * 101
+    assert sum(part.weights for part in parts.values()) == layers + cached + head
+
+
+def test_ceilings_and_floor_are_of_this_machine():
+    assert 1e8 < copy_rate(2**20, torch.float32, CPU) < 1e14
+    assert 1e8 < product_rate(torch.float32, CPU) < 1e16
+    floors = [floor_seconds(TINY_AR, 6, n, 5, torch.float32, CPU) for n in (10, 1000)]
+    assert 0 < floors[0] < floors[1]
+
+
+def test_the_reference_is_the_tests_own():
+    module = reference_module()
+    assert module is not None
+    assert hasattr(module, "reference_steps")
+
+
+def test_a_row_a_path(monkeypatch):
+    rows = list(bench_decode("digits3", 2, torch.float32, CPU, SamplingSettings(steps=3), 4, 2, compiled=False))
+    assert [row.path for row in rows] == ["reference", "eager", "packed"]
+    assert rows[0].speedup == 1.0
+    for row in rows:
+        assert row.speedup == pytest.approx(rows[0].timing.median / row.timing.median)
+        assert row.token_ms == pytest.approx(1000 * row.timing.median / 4)
+        assert row.of_floor > 0
+        assert row.first.median > 0
+    with pytest.raises(ValueError, match="tokens is 17; expected 1 to 16"):
+        list(bench_decode("digits3", 2, torch.float32, CPU, SamplingSettings(steps=3), 17, 2, compiled=False))
+    monkeypatch.setattr(decoding, "REFERENCE_FILE", decoding.REFERENCE_FILE / "nowhere")
+    rows = list(bench_decode("digits3", 1, torch.float32, CPU, SamplingSettings(steps=3), 1, 1, compiled=False))
+    assert [row.path for row in rows] == ["eager", "packed"]
+    assert math.isnan(rows[0].speedup)
+
+
+def test_all_paths_draw_the_same_tokens():
+    ar = random_model(PRESETS["digits3"].ar, torch.float32, CPU)
+    settings = SamplingSettings(guidance_scale=2.0, steps=3)
+    drawn = {name: torch.stack(run(3)) for name, run in decoding.runs(ar, 2, settings, compiled=False)}
+    for tokens in drawn.values():
+        torch.testing.assert_close(tokens, drawn["reference"], atol=1e-3, rtol=0)
+
+
+def test_what_does_not_fit_is_left_out(capsys, monkeypatch):
+    assert fits(PRESETS["digits"].ar, 32, torch.float32, CPU)
+    assert not fits(PRESETS["imagenet256-H"].ar, 10**6, torch.float32, CPU)
+    monkeypatch.setattr(command, "fits", lambda *_: False)
+    asked = Request(("digits",), (4,), ("bfloat16",), 1, 1, 1, False, CPU)
+    assert KINDS["decode"][0](asked) == []
+    assert "digits, batch 4, bfloat16: left out, it does not fit the memory" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_latency_has_a_row_a_named_settings():
+    rows = list(bench_latency(Pipeline.from_pretrained("digits-power_spherical"), 2, 2.0, 1))
+    assert [row.settings for row in rows] == list(NAMED_SETTINGS)
+    assert [row.evaluations for row in rows] == [s.evaluations for s in NAMED_SETTINGS.values()]
+    assert rows[0].evaluations == 101
+    assert all(row.first.median < row.stream.median for row in rows)
+
+
+def test_steps_are_timed_in_every_way():
+    ways = {"encoding": (False, False, "float32"), "cached": (True, False, "float32")}
+    rows = step_times("digits3", steps=3, batch_size=4, ways=ways)
+    assert [row.way for row in rows] == ["encoding", "cached"]
+    assert rows[0].speedup == 1.0
+    for row in rows:
+        assert row.timing.repeats == 3
+        assert row.speedup == pytest.approx(rows[0].timing.median / row.timing.median)
+
+
+@pytest.mark.parametrize(
+    ("kind", "head"),
+    [
+        ("decode", "ms a token"),
+        ("latency", "first image, ms"),
+        ("growth", "r2 of a line"),
+        ("memory", "cache MiB in float32"),
+        ("train", "x encoding at every step"),
+    ],
+)
+def test_a_table_and_a_file(kind, head, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(latency, "NAMED_SETTINGS", {"fast": NAMED_SETTINGS["fast"]})
+    out = tmp_path / "bench.json"
+    options = ["--presets", "digits3", "--batches", "1", "--tokens", "2", "--steps", "2", "--repeats", "1"]
+    assert cli.main(["bench", kind, "--out", str(out), *options]) == 0
+    printed = capsys.readouterr().out
+    assert head in printed
+    assert f"torch: {torch.__version__}" in printed
+    kept = json.loads(out.read_text())
+    assert kept["bench"] == kind
+    assert kept["command"].startswith("spherear ")
+    assert kept["machine"]["cores"] >= 1
+    assert len(kept["rows"]) >= 1
+    if kind == "memory":
+        (row,) = kept["rows"]
+        assert row["float32_mib"] == row["cache_mib"] > 0
+        assert list(row["peak_mib"]) == ["2"]
+    if kind == "growth":
+        assert len(kept["rows"][0]["upto"]) == 16
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--presets", "cats"], "preset is 'cats'; expected one of"),
+        (["--dtypes", "int8"], "dtype is 'int8'; expected one of 'bfloat16', 'float32'"),
+        (["--batches", "0"], r"batches are (0,); expected at least 1 each"),
+        (["--repeats", "-1"], "expected 0 or more"),
+    ],
+)
+def test_requests_that_make_no_sense(args, message, capsys):
+    assert cli.main(["bench", "decode", *args]) == 2
+    assert message in capsys.readouterr().err

@@ -1,0 +1,130 @@
+"""Several processes against one: two of them with gloo on the CPU, begun by torchrun."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from spherear.models import VAE, SphereAR
+from spherear.models.files import read_json
+from spherear.training.run import fingerprint
+
+WORK = """
+import json, os, sys
+from dataclasses import replace
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from spherear.models import VAE
+from spherear.train import seeded, train_ar, train_vae
+from spherear.training.data import load_data
+from spherear.training.engine import Engine
+from spherear.training.recipes import ARRecipe, VAERecipe
+sys.path.insert(0, {root!r})
+from tests.conftest import TINY_AR, TINY_VAE
+
+out = Path(sys.argv[1])
+base = dict(batch_size=4, learning_rate=1e-3, final_learning_rate=1e-4, warmup_steps=2, parts=2, save_every=1000)
+digits = load_data("digits", 16)
+
+def record(name, kind, steps, stop=None, **engine):
+    engine = Engine(**engine)
+    if kind == "ar":
+        vae = seeded(VAE, TINY_VAE, 0)
+        states = train_ar(TINY_AR, vae, digits, ARRecipe(steps=steps, ema_decay=0.9, **base), out / name, engine=engine)
+    else:
+        states = train_vae(TINY_VAE, digits, VAERecipe(steps=steps, ema_decay=0.0, **base), out / name, engine=engine)
+    losses = []
+    for state in states:
+        losses.append(state.metrics()["loss"])
+        if state.step == stop:
+            break
+    states.close()
+    if os.environ.get("RANK", "0") == "0":
+        with (out / f"{{name}}.jsonl").open("a") as file:
+            file.write(json.dumps(losses) + "\\n")
+
+for call in json.loads(sys.argv[2]):
+    record(**call)
+if torch.distributed.is_initialized():
+    torch.distributed.destroy_process_group()
+"""
+
+
+def work(root, out, calls, processes):
+    script = out / "work.py"
+    script.write_text(WORK.format(root=str(root)))
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--standalone"]
+    command = [sys.executable, *(launcher if processes > 1 else []), str(script), str(out), json.dumps(calls)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(root)}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, request):
+    """Every run of the tests below: two processes in one launch, then one process."""
+    out, root = tmp_path_factory.mktemp("team"), request.config.rootpath
+    two = [
+        {"name": "ddp-vae", "kind": "vae", "steps": 50},
+        {"name": "ddp-ar", "kind": "ar", "steps": 50},
+        {"name": "split-ar", "kind": "ar", "steps": 50, "sharded": True},
+        {"name": "split-vae", "kind": "vae", "steps": 50, "sharded": True},
+        {"name": "left-ddp", "kind": "ar", "steps": 10, "stop": 6},
+        {"name": "left-split", "kind": "ar", "steps": 10, "stop": 6, "sharded": True},
+        {"name": "split-again", "kind": "ar", "steps": 10, "stop": 6, "sharded": True},
+        {"name": "split-again", "kind": "ar", "steps": 10, "sharded": True},
+    ]
+    one = [
+        {"name": "one-vae", "kind": "vae", "steps": 50},
+        {"name": "one-ar", "kind": "ar", "steps": 50},
+        {"name": "one-short", "kind": "ar", "steps": 10},
+        {"name": "left-ddp", "kind": "ar", "steps": 10},
+        {"name": "left-split", "kind": "ar", "steps": 10},
+    ]
+    work(root, out, two, 2)
+    work(root, out, one, 1)
+    return out
+
+
+def losses(runs, name):
+    lines = (runs / f"{name}.jsonl").read_text().splitlines()
+    return torch.tensor([loss for line in lines for loss in json.loads(line)], dtype=torch.float64)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("several", "one"), [("ddp-vae", "one-vae"), ("ddp-ar", "one-ar"), ("split-ar", "ddp-ar"), ("split-vae", "ddp-vae")]
+)
+def test_several_processes_are_one(runs, several, one):
+    ours, theirs = losses(runs, several), losses(runs, one)
+    assert len(ours) == len(theirs) == 50
+    assert_close(ours, theirs, atol=1e-5, rtol=0)
+    assert ours[-1] < ours[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["left-ddp", "left-split", "split-again"])
+def test_a_run_saved_on_two_processes_resumes_on_one(runs, name):
+    ours = losses(runs, name)
+    assert len(ours) == 10
+    assert_close(ours, losses(runs, "one-short"), atol=1e-5, rtol=0)
+    model, expected = (SphereAR.from_pretrained(runs / folder) for folder in (name, "one-short"))
+    for a, b in zip(model.parameters(), expected.parameters(), strict=True):
+        assert_close(a, b, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.slow
+def test_split_checkpoints_are_a_file_a_process(runs):
+    facts = read_json(runs / "split-ar" / "shards.json")
+    assert facts == {"step": 50, "processes": 2}
+    sizes = [path.stat().st_size for path in sorted((runs / "split-ar" / "shards" / "50").iterdir())]
+    whole = (runs / "ddp-ar" / "state.safetensors").stat().st_size
+    assert len(sizes) == 2
+    assert max(sizes) < 0.65 * whole
+    assert isinstance(VAE.from_pretrained(runs / "split-vae"), VAE)
+    assert fingerprint(SphereAR.from_pretrained(runs / "split-ar"))
