@@ -12,7 +12,7 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -292,7 +292,7 @@ def train_models() -> int:
     return train.main(["--help"])
 
 
-COMMANDS = {
+COMMANDS: dict[str, Callable[..., int]] = {
     "demo": demo,
     "lab": lab,
     "train": train_models,

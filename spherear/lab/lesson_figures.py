@@ -86,7 +86,7 @@ def variances_figure(variances: Mapping[str, TokenVariances]) -> Figure:
 
 
 def kl_figure(records: Sequence[Record], families: Sequence[str]) -> Figure:
-    """What a KL weight buys: error of reconstructions against the KL of a token, a point a variant (mean over seeds)."""
+    """Error of reconstructions against the KL of a token: a point a variant, mean over seeds."""
     figure = new_figure(7, 4.4)
     axis = figure.subplots()
     for family in families:

@@ -1,6 +1,6 @@
 """Every figure's numbers (not pixels) against small golden files, and every figure's labels.
 
-    python -m tests.lab.test_golden_figures     writes tests/golden/figures anew; read the difference before you commit it
+    python -m tests.lab.test_golden_figures     writes tests/golden/figures anew; read the difference
 
 A figure from formulas or records must agree to 1e-5 of its scale. One from models that draw tokens may differ in more:
 another processor rounds otherwise, and sixteen tokens feed it back. Logarithmic axes are compared in decades.
@@ -26,7 +26,7 @@ from tests.lab.test_figures import labelled
 
 FOLDER = GOLDEN / "figures"
 POINTS = 9  # kept of a line
-EXACT, DRAWN = 1e-5, 0.02
+EXACT, DRAWN = 1e-5, 2e-3
 FROM_FORMULAS = {"figure1-published", "figure4-guidance", "figure5-directions", "drift", "ablation", "lesson-kl"}
 FAMILIES = ("power_spherical", "gaussian")
 
