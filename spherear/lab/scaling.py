@@ -16,6 +16,7 @@ from spherear.models.ar import ARConfig, SphereAR
 from spherear.models.checkpoints import to_published
 from spherear.models.config import require
 from spherear.models.head import FREQUENCIES
+from spherear.models.layers import SPAN
 from spherear.models.presets import preset
 from spherear.models.vae import VAE
 from spherear.sampling.settings import SamplingSettings
@@ -55,16 +56,18 @@ def parameters(model: nn.Module) -> int:
 def transformer_flops(config: ARConfig, cached: bool = True) -> int:
     """Operations of the transformer for one image and one branch.
 
-    With a cache every position is computed once, and looks at all before it. Without one the whole sequence so far
-    is computed anew for every token.
+    With a cache every position is computed once, and reads what is filled of it, in multiples of SPAN. Without one
+    the whole sequence so far is computed anew for every token.
     """
     c = config
     lengths = range(c.class_tokens, c.class_tokens + c.tokens)  # of the sequence when a token is predicted
     hidden = _hidden(c.width)
     a_position = c.layers * (2 * c.width * 4 * c.width + 2 * c.width * 3 * hidden)
     if cached:
-        seen = c.class_tokens**2 + sum(lengths[1:])
-        return (lengths[-1]) * a_position + c.layers * 4 * c.width * seen + 2 * c.latent_dim * c.width * (c.tokens - 1)
+        capacity = lengths[-1]
+        reads = [min(capacity, SPAN * -(-n // SPAN)) for n in lengths]
+        seen = c.class_tokens * reads[0] + sum(reads[1:])
+        return capacity * a_position + c.layers * 4 * c.width * seen + 2 * c.latent_dim * c.width * (c.tokens - 1)
     return sum(
         n * a_position + c.layers * 4 * c.width * n**2 + 2 * c.latent_dim * c.width * (n - c.class_tokens)
         for n in lengths
@@ -91,11 +94,8 @@ def cost(name: str, settings: SamplingSettings | None = None, bytes_each: int = 
     c = row.ar
     with torch.device("meta"):
         ar, vae = SphereAR(c), VAE(row.vae)
-    evaluations = len(settings.times()) - 1
-    if settings.solver == "heun":
-        evaluations *= 2
     branches = 1 if settings.guidance_scale == 1.0 else 2
-    a_token = evaluations * head_flops(c) + 2 * c.width * c.head_width
+    a_token = settings.evaluations * head_flops(c) + 2 * c.width * c.head_width
     positions = c.class_tokens + c.tokens - 1
     return Cost(
         name,
