@@ -154,7 +154,8 @@ def test_a_signal_to_the_launcher_stops_all_after_one_step(tmp_path, request):
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
         metrics, waited = tmp_path / "run" / "metrics.jsonl", time.monotonic()
         while not metrics.exists() or '"step": 15' not in metrics.read_text():
-            assert run.poll() is None and time.monotonic() - waited < 240, run.stderr.read()
+            assert run.poll() is None, run.stderr.read()
+            assert time.monotonic() - waited < 240
             time.sleep(0.2)
         run.send_signal(signal.SIGTERM)
         out, _ = run.communicate()
