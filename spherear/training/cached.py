@@ -43,7 +43,7 @@ class Posteriors(ImageData):
             f"there are {len(features)} posteriors and {len(labels)} labels; expected a multiple of {len(source)}",
         )
         self.spec, self.classes, self.image_size = source.spec, source.classes, source.image_size
-        self.length = len(source)
+        self.length, self.broken = len(source), source.broken
         self.features, self.labels = features, labels
 
     def __len__(self) -> int:
