@@ -10,6 +10,7 @@ Knows: the order of things in a step.  Does not know: optimisers and files (`tra
 
 import math
 import os
+import re
 import sys
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ from spherear.training.feed import check_broken
 from spherear.training.losses import vae_losses
 from spherear.training.objective import ARObjective
 from spherear.training.observers import Observer, curves, every, pictures, reconstructions, samples
-from spherear.training.progress import INTERRUPTED, exit_status, watch
+from spherear.training.progress import INTERRUPTED, exit_status, say, watch
 from spherear.training.recipes import ARRecipe, Recipe, VAERecipe, course
 from spherear.training.run import Run, TrainState, fingerprint, keyed_generator
 from spherear.training.team import gathered, team_of
@@ -188,7 +189,7 @@ class VAEJob:
     data: str
     """What to train on: digits, shapes, folder:PATH, tar:PATH or hub:OWNER/NAME[@REVISION][#SPLIT][?stream]."""
     run: Path
-    """The run's folder."""
+    """The run's folder. Also --out, as it has to be under torchrun, which takes --run for its own."""
     preset: str = "digits"
     """Sizes of the model: digits, shapes or imagenet256."""
     bottleneck: str = "power_spherical"
@@ -212,7 +213,7 @@ class ARJob:
     data: str
     """What to train on: digits, shapes, folder:PATH, tar:PATH or hub:OWNER/NAME[@REVISION][#SPLIT][?stream]."""
     run: Path
-    """The run's folder."""
+    """The run's folder. Also --out, as it has to be under torchrun, which takes --run for its own."""
     vae: Path
     """The finished run folder of the VAE."""
     preset: str = "digits"
@@ -282,6 +283,7 @@ def main(args: Sequence[str] | None = None) -> int:
 def _parse(args: list[str]) -> VAEJob | ARJob:
     import tyro
 
+    args = ["--run" + arg[5:] if re.fullmatch("--out(=.*)?", arg) else arg for arg in args]
     name = _option(args, "preset", "digits")
     plan, folder = course(ALIASES.get(name, name)), Path("runs") / name
     vae = VAEJob(plan.vae, plan.data, folder / "vae", preset=name)
@@ -296,14 +298,14 @@ def _parse(args: list[str]) -> VAEJob | ARJob:
 
 def _run(job: VAEJob | ARJob) -> int:
     if job.dry_run:
-        print(dry_run(job))
+        say(dry_run(job))
         return 0
     vae = isinstance(job, VAEJob)
     states = vae_states(job) if isinstance(job, VAEJob) else ar_states(job)
     if not watch(states, f"{'VAE' if vae else 'AR model'} ({job.preset})", job.recipe.steps, _observers(job)):
-        print(f"stopped: {job.run} holds all it takes; the same command goes on")
+        say(f"stopped: {job.run} holds all it takes; the same command goes on")
         return INTERRUPTED
-    print(f"finished: {job.run}")
+    say(f"finished: {job.run}")
     return 0
 
 

@@ -122,6 +122,11 @@ def test_a_recipe_that_cannot_be_is_refused(capsys):
 def test_train_commands_and_their_defaults(tmp_path):
     job = train._parse(["vae", "--preset", "shapes", "--batch-size", "3", "--run", str(tmp_path)])
     assert (job.preset, job.data, job.recipe.batch_size, job.recipe.steps) == ("shapes", "shapes", 3, 20_000)
+    assert train._parse(["vae", "--out", str(tmp_path)]).run == tmp_path
+    assert train._parse(["vae", f"--out={tmp_path}"]).run == tmp_path
+    big = train._parse(["vae", "--preset", "imagenet256", "--workers", "4", "--sharded"])
+    assert (big.recipe.lpips_weight, big.recipe.gan_weight, big.recipe.gan_start) == (1.0, 0.5, 20_000)
+    assert (big.engine.workers, big.engine.sharded) == (4, True)
     job = train._parse(["ar", "--preset=imagenet256-L"])
     assert (str(job.vae), job.recipe.batch_size) == ("runs/imagenet256-L/vae", 512)
 

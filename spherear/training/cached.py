@@ -22,6 +22,7 @@ from spherear.models.files import atomic_path, read_json, write_json
 from spherear.models.vae import VAE
 from spherear.training.augment import PLAIN_VIEW, Augmentation
 from spherear.training.data import ImageData
+from spherear.training.tar import locked
 
 CHUNK = 128  # images encoded at a time
 DTYPES = {"torch.float32": torch.float32, "torch.bfloat16": torch.bfloat16}
@@ -42,7 +43,7 @@ class Posteriors(ImageData):
             f"there are {len(features)} posteriors and {len(labels)} labels; expected a multiple of {len(source)}",
         )
         self.spec, self.classes, self.image_size = source.spec, source.classes, source.image_size
-        self.length = len(source)
+        self.length, self.broken = len(source), source.broken
         self.features, self.labels = features, labels
 
     def __len__(self) -> int:
@@ -80,8 +81,10 @@ def encode_all(
         features = torch.empty(shape, dtype=dtype)
         return Posteriors(data, features, _fill(features, vae, data, copies, device, look_at))
     facts = {**(facts or {}), "shape": list(shape), "dtype": str(dtype), "data": data.spec}
-    if not (keep / "posteriors.json").exists():
-        _write(keep, facts, vae, data, copies, device, look_at)
+    keep.parent.mkdir(parents=True, exist_ok=True)
+    with locked(keep):  # one process encodes, others wait
+        if not (keep / "posteriors.json").exists():
+            _write(keep, facts, vae, data, copies, device, look_at)
     found = read_json(keep / "posteriors.json")
     differ = [name for name in sorted(found.keys() | facts.keys()) if found.get(name) != facts.get(name)]
     require(not differ, f"{keep} holds other posteriors ({', '.join(differ)} differ); expected the same, or none")

@@ -42,6 +42,12 @@ def interruptible() -> Iterator[Callable[[], int]]:
             signal.signal(number, old)
 
 
+def say(text: str) -> None:
+    """Print, from the first of several processes alone."""
+    if os.environ.get("RANK", "0") == "0":
+        print(text)
+
+
 def memory_gib() -> float:
     """The most memory this process has held, in GiB: on its GPU where it uses one, else in all."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():

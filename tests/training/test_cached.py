@@ -16,6 +16,7 @@ from spherear.sphere.bottlenecks import BOTTLENECKS
 from spherear.train import train_ar
 from spherear.training.cached import encode_all
 from spherear.training.data import load_data
+from spherear.training.dry_run import ar_step, estimate
 from spherear.training.engine import Engine
 from spherear.training.objective import ARObjective
 from spherear.training.recipes import ARRecipe
@@ -128,6 +129,22 @@ def test_bfloat16_halves_what_is_kept(digits):
     half, full = (encode_all(vae, digits, precision=precision) for precision in ("bfloat16", "float32"))
     assert 2 * half.features.nbytes == full.features.nbytes
     assert_close(half.features.float(), full.features, atol=0.1, rtol=0.05)
+
+
+def test_recomputed_blocks_change_nothing_but_memory(digits):
+    vae = family("power_spherical")
+    plain, recomputed = (
+        [s.metrics()["loss"] for s in train_ar(TINY_AR, vae, digits, RECIPE, engine=Engine(checkpointing=flag))]
+        for flag in (False, True)
+    )
+    assert_close(recomputed, plain, atol=1e-6, rtol=1e-5)
+    took = [
+        estimate(
+            *ar_step(TINY_AR, RECIPE, Engine(checkpointing=flag), torch.device("cpu")), RECIPE, Engine()
+        ).activations
+        for flag in (False, True)
+    ]
+    assert took[1] < 0.8 * took[0]
 
 
 @pytest.mark.parametrize("codes", [0, 7])

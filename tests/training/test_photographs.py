@@ -1,11 +1,13 @@
 """Photographs in files: a made-up ILSVRC, folders, hub formats; views, broken images, hostile archives."""
 
+import ast
 import io
 import json
 import pickle
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ import torch
 from PIL import Image
 from torch.testing import assert_close
 
+import spherear
 from spherear.models import VAE
 from spherear.train import train_ar, train_vae
 from spherear.training import tar as tar_module
@@ -189,6 +192,22 @@ def test_a_pickle_is_never_read(tmp_path):
     with pytest.raises(ValueError, match="not one of the 1 images"):
         load_data(f"folder:{tmp_path / 'broken'}", 16).batch(torch.tensor([0]))
     assert not (tmp_path / "ran").exists()
+
+
+def test_the_library_unpickles_nothing_and_calls_no_shell():
+    """Read off the source: nothing is unpickled, no shell, and loaders that can run code are told not to."""
+    package = Path(spherear.__file__).parent
+    for path in package.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call):
+                options = {k.arg: getattr(k.value, "value", None) for k in node.keywords}
+                called = ast.unparse(node.func)
+                assert not options.get("shell"), path
+                assert called not in ("os.system", "os.popen", "eval", "exec"), path
+                assert not called.startswith(("pickle.", "marshal.", "shelve.")), path
+                assert not options.get("allow_pickle"), path
+                assert called != "torch.load" or options.get("weights_only") is True, path
+                assert not called.endswith((".extractall", ".extract")), path
 
 
 @pytest.fixture

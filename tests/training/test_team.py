@@ -2,8 +2,11 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +14,12 @@ from torch.testing import assert_close
 
 from spherear.models import VAE, SphereAR
 from spherear.models.files import read_json
+from spherear.training.checkpoint import read_state
+from spherear.training.data import load_data
+from spherear.training.feed import Feed
 from spherear.training.run import fingerprint
+from spherear.training.team import Team, team_of
+from tests.training.test_train import AR_RECIPE
 
 WORK = """
 import json, os, sys
@@ -128,3 +136,42 @@ def test_split_checkpoints_are_a_file_a_process(runs):
     assert max(sizes) < 0.65 * whole
     assert isinstance(VAE.from_pretrained(runs / "split-vae"), VAE)
     assert fingerprint(SphereAR.from_pretrained(runs / "split-ar"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="needs signals")
+def test_a_signal_to_the_launcher_stops_all_after_one_step(tmp_path, request):
+    """The command line under torchrun: both processes stop together, with a checkpoint between the regular ones."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    options = ["--steps", "5000", "--batch-size", "4", "--parts", "2", "--log-every", "5", "--save-every", "100000"]
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "PYTHONPATH": str(request.config.rootpath),
+    }
+    command = [*launcher, "spherear.train", "vae", "--out", str(tmp_path / "run"), *options]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+        metrics, waited = tmp_path / "run" / "metrics.jsonl", time.monotonic()
+        while not metrics.exists() or '"step": 15' not in metrics.read_text():
+            assert run.poll() is None, run.stderr.read()
+            assert time.monotonic() - waited < 240
+            time.sleep(0.2)
+        run.send_signal(signal.SIGTERM)
+        out, _ = run.communicate()
+    assert out.count("the same command goes on") == 1
+    state = read_state(tmp_path / "run")
+    assert state.step >= 15
+    assert state.step % 10 == 0  # where processes agree whether to stop
+
+
+def test_several_processes_are_asked_for_a_fitting_number_of_parts(monkeypatch):
+    class Three(Team):
+        size = 3
+
+    with pytest.raises(ValueError, match="parts is 2; expected a multiple of the 3 processes"):
+        Feed(load_data("digits", 16), replace(AR_RECIPE, parts=2), range(2), Three(), "cpu")
+    with pytest.raises(ValueError, match="parts is 3; expected a divisor of the batch size, 4"):
+        replace(AR_RECIPE, parts=3)
+    with pytest.raises(ValueError, match="sharded is asked of a single process"):
+        team_of("cpu", sharded=True)
