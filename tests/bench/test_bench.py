@@ -174,7 +174,7 @@ def test_a_table_and_a_file(kind, head, tmp_path, capsys, monkeypatch):
     assert f"torch: {torch.__version__}" in printed
     kept = json.loads(out.read_text())
     assert kept["bench"] == kind
-    assert kept["command"].startswith("spherear ")
+    assert kept["command"].startswith("spherear")
     assert kept["machine"]["cores"] >= 1
     assert len(kept["rows"]) >= 1
     if kind == "memory":
