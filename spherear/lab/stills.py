@@ -139,7 +139,7 @@ PATHS = (
 ARROWS = (
     StrokeLook("conditional", "#009E73", text="middle right"),
     StrokeLook("null", "#000000"),
-    StrokeLook("guided", "#CC79A7", text="bottom center"),
+    StrokeLook("guided", "#CC79A7", text="middle right"),
 )
 """Velocities: their tips are where each alone would end."""
 
