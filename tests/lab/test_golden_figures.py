@@ -26,7 +26,8 @@ from tests.lab.test_figures import labelled
 
 FOLDER = GOLDEN / "figures"
 POINTS = 9  # kept of a line
-EXACT, DRAWN = 1e-5, 2e-2  # another order of the same sums in decoding moved figure 3 by 0.008
+EXACT, DRAWN, DISCRETE = 1e-5, 2e-3, 0.02
+WITH_CODES = {"figure3-tokens"}  # a rounding can turn one code into another, which moves a mean by far more
 FROM_FORMULAS = {
     "figure1-published", "figure4-guidance", "figure5-directions", "drift", "ablation", "lesson-kl", "sweep",
     "decode-growth",
@@ -115,7 +116,7 @@ def test_a_figure_shows_the_golden_numbers(name):
     golden = json.loads((FOLDER / f"{name}.json").read_text())
     off = differences(golden, numbers(figure), logarithmic(figure))
     worst = max(off, key=off.get)
-    limit = EXACT if name in FROM_FORMULAS else DRAWN
+    limit = EXACT if name in FROM_FORMULAS else DISCRETE if name in WITH_CODES else DRAWN
     assert off[worst] <= limit, f"{worst} is off by {off[worst]:.2g} of its scale; expected {limit:g} at most"
 
 
