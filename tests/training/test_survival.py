@@ -65,13 +65,23 @@ def losses(log):
         assert met.setdefault(step, loss) == loss, line  # a step met again is the step met before
     return met
 
+def until(condition, pid):
+    end = time.monotonic() + 120
+    while not condition() and not os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+        assert time.monotonic() < end, "nothing happened"
+
 began = time.monotonic()
 os.waitpid(child(folder / "whole", log + ".whole"), 0)
 took = (time.monotonic() - began) / STEPS
 chance, killed, writing, last = random.Random(7), 0, 0, -1
 while killed < 20:
+    size = Path(log).stat().st_size if Path(log).exists() else 0
     pid = child(folder / "killed", log)
-    time.sleep(0.3 * took + chance.random() * 6 * took)
+    until(lambda: Path(log).exists() and Path(log).stat().st_size > size, pid)  # its first step
+    if killed % 2:
+        time.sleep(chance.random() * 4 * took)
+    else:  # as soon as a checkpoint is being written
+        until(lambda: list((folder / "killed").glob("state.safetensors.*.tmp")), pid)
     os.kill(pid, signal.SIGKILL)
     status = os.waitpid(pid, 0)[1]
     assert os.WIFSIGNALED(status), "finished before it was killed"
@@ -85,6 +95,7 @@ assert os.waitpid(child(folder / "killed", log), 0)[1] == 0
 assert losses(log) == losses(log + ".whole") and len(losses(log)) == STEPS
 assert weights(folder / "killed") == weights(folder / "whole")
 assert not list((folder / "killed").glob("*.tmp"))
+assert writing > 0 and last > 0
 print(killed, "kills,", writing, "of them while a checkpoint was written, the last from step", last)
 """
 
