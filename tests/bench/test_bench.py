@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -166,6 +167,7 @@ def test_steps_are_timed_in_every_way():
 )
 def test_a_table_and_a_file(kind, head, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(latency, "NAMED_SETTINGS", {"fast": NAMED_SETTINGS["fast"]})
+    monkeypatch.setattr(sys, "argv", ["spherear", "bench", kind])
     out = tmp_path / "bench.json"
     options = ["--presets", "digits3", "--batches", "1", "--tokens", "2", "--steps", "2", "--repeats", "1"]
     assert cli.main(["bench", kind, "--out", str(out), *options]) == 0
@@ -174,7 +176,7 @@ def test_a_table_and_a_file(kind, head, tmp_path, capsys, monkeypatch):
     assert f"torch: {torch.__version__}" in printed
     kept = json.loads(out.read_text())
     assert kept["bench"] == kind
-    assert kept["command"].startswith("spherear")
+    assert kept["command"] == f"spherear bench {kind}"
     assert kept["machine"]["cores"] >= 1
     assert len(kept["rows"]) >= 1
     if kind == "memory":
