@@ -4,6 +4,7 @@ Knows: how a server and Debian's chromium are started, and how cells are run in 
 Does not know: what is in the notebook, or what is measured there.
 """
 
+import json
 import os
 import secrets
 import shutil
@@ -24,8 +25,9 @@ from spherear.models.config import require
 from spherear.models.files import write_json
 
 CHROMIUMS = ("chromium", "chromium-browser", "google-chrome")
-FLAGS = ("--no-sandbox", "--disable-dev-shm-usage", "--use-angle=swiftshader", "--enable-unsafe-swiftshader")
-"""The last two draw WebGL without a graphics card."""
+FLAGS = ("--no-sandbox", "--disable-dev-shm-usage")
+WEBGL = ("--use-angle=swiftshader", "--enable-unsafe-swiftshader")
+"""Draw WebGL without a graphics card; then the processor composes every page, which takes it some 50 ms a frame."""
 
 
 def find_chromium() -> str | None:
@@ -44,6 +46,16 @@ class Lab:
     def url(self, notebook: str, workspace: str) -> str:
         """Of one notebook with nothing beside it, in a workspace of its own."""
         return f"http://localhost:{self.port}/doc/workspaces/{workspace}/tree/{notebook}?reset&token={self.token}"
+
+    def listens(self, notebook: str) -> bool:
+        """Whether a notebook's kernel is idle, with a page connected to it."""
+        sessions = json.load(self.ask("sessions"))
+        kernels = [session["kernel"] for session in sessions if session["path"] == notebook and session["kernel"]]
+        return any(kernel["execution_state"] == "idle" and kernel["connections"] > 0 for kernel in kernels)
+
+    def ask(self, what: str) -> Any:
+        """The server's answer to api/`what`."""
+        return urllib.request.urlopen(f"http://localhost:{self.port}/api/{what}?token={self.token}", timeout=5)
 
 
 @contextmanager
@@ -73,7 +85,7 @@ def _wait_until_up(lab: Lab, server: "subprocess.Popen[bytes]", seconds: float |
     until = time.monotonic() + seconds
     while time.monotonic() < until and server.poll() is None:
         try:
-            urllib.request.urlopen(f"http://localhost:{lab.port}/api/status?token={lab.token}", timeout=5).close()
+            lab.ask("status").close()
             return
         except (urllib.error.URLError, OSError):
             time.sleep(0.2)
@@ -100,14 +112,17 @@ class Offline:
 
 
 @contextmanager
-def browser(width: int = 1280, height: int = 1000) -> Iterator[Offline]:
-    """A browser of that size without a window; every request that leaves this machine is refused, and kept."""
+def browser(width: int = 1280, height: int = 1000, webgl: bool = True) -> Iterator[Offline]:
+    """A browser of that size without a window; every request that leaves this machine is refused, and kept.
+
+    webgl: figures in three dimensions are drawn, on the processor; pages without them are faster without.
+    """
     from playwright.sync_api import sync_playwright
 
     path = find_chromium()
     require(path is not None, f"there is no browser; expected one of {', '.join(CHROMIUMS)} on the PATH")
     with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=path, args=list(FLAGS))
+        chromium = playwright.chromium.launch(executable_path=path, args=[*FLAGS, *(WEBGL if webgl else ())])
         context = chromium.new_context(viewport={"width": width, "height": height})
         opened = Offline(context, [])
         context.route("**/*", lambda route: _stay_here(route, opened.refused))
@@ -152,11 +167,16 @@ class Page:
     def _prompt(self, cell: Any) -> str:
         return str(cell.locator(".jp-InputPrompt").inner_text())
 
-    def ready(self, seconds: float | int = 60) -> None:
-        """Until the kernel is there and has nothing to do: what is run earlier is not run at all."""
+    def ready(self, lab: Lab, name: str, seconds: float | int = 60) -> None:
+        """Until the kernel is there, listened to, and idle: what is run earlier is not run at all."""
         idle = '.jp-Notebook-ExecutionIndicator[data-status="idle"]'
         self.page.wait_for_selector(idle, state="attached", timeout=1000 * seconds)
         self.page.wait_for_selector(".jp-Notebook .jp-CodeCell .cm-content", timeout=1000 * seconds)
+        until = time.monotonic() + seconds
+        while not lab.listens(name):
+            require(time.monotonic() < until, f"no kernel of {name} is idle after {seconds:g} s; expected one")
+            self._accept()
+            self.page.wait_for_timeout(200)
 
 
 @contextmanager
@@ -169,7 +189,7 @@ def notebook(opened: Offline, lab: Lab, cells: Sequence[str], name: str) -> Iter
     page.on("console", lambda m: troubles.append(f"console: {m.text}") if m.type == "error" else None)
     page.goto(lab.url(f"{name}.ipynb", name))
     shown = Page(page, troubles)
-    shown.ready()
+    shown.ready(lab, f"{name}.ipynb")
     shown.run_cells(len(cells))
     yield shown
     page.close()

@@ -78,9 +78,17 @@ def lab_command(folder: Path, notebook: Path, *, port: int = 8888, browser: bool
 
 
 def lab_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment of the server: our settings are defaults there, below the user's own."""
+    """The environment of the server: our settings are defaults there, below the user's own.
+
+    Half of the processors are for torch, so that server and browser, which show what it draws, need not wait for it.
+    """
     others = environment.get("JUPYTER_CONFIG_PATH")
-    return {**environment, "JUPYTER_CONFIG_PATH": os.pathsep.join([str(SETTINGS), *([others] if others else [])])}
+    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // 2))}
+    return {
+        **threads,
+        **environment,
+        "JUPYTER_CONFIG_PATH": os.pathsep.join([str(SETTINGS), *([others] if others else [])]),
+    }
 
 
 def run_lab(command: list[str]) -> int:

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 RequestT = TypeVar("RequestT")
-DEBOUNCE = 0.08
-"""Seconds without another request before one that follows another is begun."""
+SHORT, DEBOUNCE = 0.045, 0.1
+"""Seconds without another request that begin one within a burst; and that end the burst."""
 
 
 @dataclass
@@ -33,23 +33,26 @@ class _Waiting(Generic[RequestT]):
 class LatestWins(Generic[RequestT]):
     """Calls `work(request, turn)` for the newest request, on a thread of its own; `work` looks at `turn` often.
 
-    A request after a rest is begun at once. One that follows another within `debounce` seconds waits until
-    that long has passed without a newer one, and what it replaces is stale: dropped before it began,
-    or told so. An exception of `work` goes to `failed`, stays in `errors`, and ends nothing. Any thread may call any
-    method; `work` and `failed` run on the worker alone. After `close` nothing runs, and requests are ignored.
+    Requests less than `debounce` seconds apart are a burst. In it, one is begun when nothing newer came for `short`
+    seconds, so that a control that is let go is followed soon; twice, and after that only the last, when the burst is
+    over: three at most, however many were asked for. What is replaced is stale: dropped before it began, or told so.
+    An exception of `work` goes to `failed`, stays in `errors`, and ends nothing. Any thread may call any method; `work`
+    and `failed` run on the worker alone. After `close` nothing runs, and requests are ignored.
     """
 
     def __init__(
         self,
         work: Callable[[RequestT, Turn], None],
         failed: Callable[[Exception], None],
+        short: float | int = SHORT,
         debounce: float | int = DEBOUNCE,
     ) -> None:
-        self._work, self._failed, self._debounce = work, failed, debounce
+        self._work, self._failed, self._short, self._debounce = work, failed, short, debounce
         self._change = threading.Condition()
         self._waiting: _Waiting[RequestT] | None = None
         self._turn: Turn | None = None
         self._newest = -float("inf")
+        self._begun = 0  # of this burst
         self._closed = False
         self._thread: threading.Thread | None = None
         self.turns = 0
@@ -61,9 +64,11 @@ class LatestWins(Generic[RequestT]):
             if self._closed:
                 return
             now = time.monotonic()
-            rested = now - self._newest >= self._debounce
+            if now - self._newest >= self._debounce:
+                self._begun = 0
             self._newest = now
-            self._waiting = _Waiting(request, now if rested else now + self._debounce, Turn())
+            pause = self._short if self._begun < 2 else self._debounce
+            self._waiting = _Waiting(request, now + pause, Turn())
             self._end(stale=True)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="spherear-live", daemon=True)
@@ -137,6 +142,6 @@ class LatestWins(Generic[RequestT]):
                     self._change.wait(rest)
                 else:
                     waiting, self._waiting = self._waiting, None
-                    self._turn, self.turns = waiting.turn, self.turns + 1
+                    self._turn, self.turns, self._begun = waiting.turn, self.turns + 1, self._begun + 1
                     return waiting
             return None

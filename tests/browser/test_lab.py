@@ -2,15 +2,15 @@
 
 import io
 import re
-import subprocess
-import sys
 
+import nbformat
 import numpy as np
 import pytest
+from nbclient import NotebookClient
 from PIL import Image
 
 from spherear.lab.browser import browser, find_chromium, notebook, running_lab
-from spherear.lab.latency import drag, picture_number, press
+from spherear.lab.latency import FINISHED, drag, picture_number, press
 from spherear.lab.picture import Picture, loaded, sheet
 from spherear.sampling.settings import SamplingSettings
 
@@ -71,8 +71,7 @@ def shown(page, place=0):
 def finished(page, after):
     """Wait for a finished picture that is newer than number `after`."""
     page.wait_for_function(
-        "n => { const m = document.querySelector('.spherear-status').innerText.match(/^done.*picture (\\d+)$/);"
-        "return m && Number(m[1]) > n; }",
+        f"n => {{ const m = {FINISHED}; return m && Number(m[1]) > n; }}",
         arg=after,
         timeout=60_000,
     )
@@ -82,6 +81,17 @@ def finished(page, after):
 
 def scale_shown(page):
     return float(re.search(r"guidance ([\d.]+)", page.inner_text(".spherear-status"))[1])
+
+
+def seconds_to_stop(page):
+    """From a click on Stop to the line that says so, by the page's clock."""
+    return page.evaluate("""() => new Promise(done => {
+        const began = performance.now(), status = document.querySelector(".spherear-status");
+        const look = () => status.innerText.startsWith("stopped") ? done((performance.now() - began) / 1000)
+                                                                  : setTimeout(look, 10);
+        document.querySelector(".spherear-stop").click();
+        look();
+    })""")
 
 
 def expected(name, scale):
@@ -135,15 +145,14 @@ def test_a_burst_of_thirty_ends_with_the_last_value_and_at_most_three_decodes(gu
 
 def test_stop_returns_within_a_second_with_the_partial_image(guidance, tmp_path):
     guidance.select_option(".spherear-named select", "reference")
-    guidance.wait_for_selector(".spherear-status >> text=drawing", timeout=60_000)
-    seconds = guidance.evaluate("""() => new Promise(done => {
-        const began = performance.now(), status = document.querySelector(".spherear-status");
-        const look = () => status.innerText.startsWith("stopped") ? done((performance.now() - began) / 1000)
-                                                                  : setTimeout(look, 10);
-        document.querySelector(".spherear-stop").click();
-        look();
-    })""")
-    print(f"stopped after {seconds:.2f} s")
+    taken = []
+    while not taken or (min(taken) > 1 and len(taken) < 3):  # another chance where the machine is busy with others
+        if taken:
+            guidance.click(".spherear-dice")
+        guidance.wait_for_selector(".spherear-status >> text=drawing", timeout=60_000)
+        taken.append(seconds_to_stop(guidance))
+    print("stopped after", *(f"{seconds:.2f} s" for seconds in taken))
+    assert min(taken) <= 1
     drawn = int(re.search(r"token (\d+) of 16", guidance.inner_text(".spherear-status"))[1])
     assert 0 < drawn < 16
     below = shown(guidance)[-90:].reshape(-1, 3)  # the last row of images; grey where nothing is drawn yet
@@ -154,12 +163,13 @@ def test_stop_returns_within_a_second_with_the_partial_image(guidance, tmp_path)
     finished(guidance, number)
 
 
-def test_copied_code_in_a_fresh_process_draws_the_identical_image(guidance, tmp_path):
+def test_copied_code_in_a_fresh_kernel_draws_the_identical_image(guidance, tmp_path):
     guidance.click(".spherear-copy")
     guidance.wait_for_selector(".spherear-code textarea")
     guidance.wait_for_function("document.querySelector('.spherear-code textarea').value.length > 50")
     code = guidance.input_value(".spherear-code textarea")
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    copied = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+    NotebookClient(copied, resources={"metadata": {"path": str(tmp_path)}}).execute()
     for place in range(2):
         with Image.open(tmp_path / f"picture-{place + 1}.png") as image:
             np.testing.assert_array_equal(np.asarray(image.convert("RGB")), shown(guidance, place))

@@ -39,40 +39,47 @@ def recorder():
 @pytest.fixture
 def runner(recorder):
     failures = []
-    made = LatestWins(recorder.work, failures.append, debounce=0.1)
+    made = LatestWins(recorder.work, failures.append)
     made.failures = failures
     yield made
     made.close()
     assert not any(thread.name == "spherear-live" for thread in threading.enumerate())
 
 
-def test_a_burst_ends_with_the_last_request_and_begins_at_most_two(runner, recorder):
+def test_a_burst_begins_the_last_request_alone(recorder):
     recorder.parts = 20
+    runner = LatestWins(recorder.work, lambda error: None, short=1.0, debounce=30.0)
     for value in range(30):
         runner.submit(value)
         time.sleep(0.002)
     assert runner.wait(10)
-    assert recorder.begun[-1] == 29
-    assert len(recorder.begun) == runner.turns <= 2
+    assert recorder.begun == [29]
     assert recorder.shown == [(29, 20)]
-
-
-def test_the_first_request_after_a_rest_is_begun_at_once(recorder):
-    began = threading.Event()
-    runner = LatestWins(lambda request, turn: began.set(), lambda error: None, debounce=30.0)
-    runner.submit("first")
-    assert began.wait(10)  # far below the debounce
     runner.close()
 
 
-def test_a_request_that_follows_another_waits_for_a_rest(recorder):
-    runner = LatestWins(recorder.work, lambda error: None, debounce=30.0)
+def test_a_burst_with_pauses_begins_three_at_most(recorder):
+    recorder.parts = 1
+    runner = LatestWins(recorder.work, lambda error: None, short=0.01, debounce=2.0)
+    for value in range(10):
+        runner.submit(value)
+        time.sleep(0.1)  # far above `short`, far below `debounce`
+    assert recorder.begun == [0, 1]
+    assert runner.wait(10)
+    assert recorder.begun == [0, 1, 9]
+    runner.submit("a new burst")
+    assert runner.wait(1.0)  # not only after `debounce`
+    runner.close()
+
+
+def test_a_request_waits_for_a_pause(recorder):
+    runner = LatestWins(recorder.work, lambda error: None, short=30.0)
     runner.submit("first")
-    runner.submit("second")
     assert not runner.wait(0.3)
-    assert "second" not in recorder.begun
+    runner.submit("second")
+    assert not runner.wait(0.1)
     runner.close()
-    assert recorder.shown == []
+    assert recorder.begun == recorder.shown == []
 
 
 def test_what_is_replaced_is_told_that_it_is_stale(runner, recorder):
@@ -98,7 +105,7 @@ def test_stop_shows_what_there_is(runner, recorder):
 
 def test_stop_gives_a_request_that_waits_a_turn_that_is_over(recorder):
     """So that no picture of an older request stays under the newer controls."""
-    runner = LatestWins(recorder.work, lambda error: None, debounce=30.0)
+    runner = LatestWins(recorder.work, lambda error: None, short=30.0)
     runner.submit("first")
     runner.submit("second")
     runner.stop()
@@ -178,5 +185,6 @@ def test_many_threads_may_ask(runner, recorder):
     runner.submit("last")
     assert runner.wait(10)
     assert recorder.begun[-1] == "last"
+    assert runner.turns <= 3
     assert len(recorder.threads) == 1
     assert runner.errors == []

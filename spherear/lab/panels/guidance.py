@@ -187,11 +187,11 @@ class GuidanceExplorer(parts.Panel[Asked]):
             self.clear_error()
             return
         self._last = None
-        began, shown, traced = time.perf_counter(), 0.0, time.perf_counter()
+        began = shown = traced = time.perf_counter()
         for canvases in paint(request.picture):
             drawn, now, over = canvases[0].drawn, time.perf_counter(), turn.over
             last = over or canvases[0].done
-            if last or drawn == 1 or (drawn > 1 and now - shown >= FRAME):
+            if last or drawn == 2 or (drawn > 0 and now - shown >= FRAME):  # the first often is the same as before
                 if turn.stale:
                     return
                 trace = last or now - traced >= TRACE
