@@ -1,4 +1,4 @@
-"""The command line: `spherear demo | lab | train | sample | evaluate | study | bench | notebooks | doctor`.
+"""The command line: `spherear demo | lab | page | train | sample | evaluate | study | bench | notebooks | doctor`.
 
 Knows: how a person asks for the library's work and is told how it went.
 Does not know: how any of it is done.
@@ -11,6 +11,7 @@ import platform
 import shlex
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -99,6 +100,24 @@ def lab(folder: tyro.conf.Positional[Path] = Path("spherear-notebooks"), port: i
     for path in copied.kept:
         print(f"{folder / path}: yours differs from ours, and is kept")
     return run_lab(lab_command(folder, copied.first, port=port, browser=browser))
+
+
+def page(port: int = 8866, host: str = "localhost", browser: bool = True) -> int:
+    """Show the guidance panel alone as a page without code, by Voila. Ctrl-C ends it.
+
+    Whoever opens the page has models and a process of their own on this machine.
+
+    Args:
+        port: Of the server.
+        host: Who reaches it: localhost is this machine alone, 0.0.0.0 whoever knows the address and its token.
+        browser: Open a browser. Without one, the address (with its token) is printed.
+    """
+    for library in ("voila", "ipywidgets", "anywidget", "plotly", "matplotlib"):
+        _need(library, "page")
+    from spherear.lab.launch import page_command, run_lab
+
+    with tempfile.TemporaryDirectory() as folder:
+        return run_lab(page_command(Path(folder), port=port, host=host, browser=browser))
 
 
 def study(
@@ -305,10 +324,10 @@ def _report(names: Sequence[str]) -> list[str]:
     return missing
 
 
-def _need(library: str) -> None:
+def _need(library: str, extra: str = "lab") -> None:
     """Refuse before any work is done where an extra is missing."""
     if importlib.util.find_spec(library) is None:
-        raise ModuleNotFoundError(f'{library} is not installed; expected it: pip install "spherear[lab]"')
+        raise ModuleNotFoundError(f'{library} is not installed; expected it: pip install "spherear[{extra}]"')
 
 
 def notebooks(folder: Path = Path("notebooks"), refresh: bool = False, only: str = "") -> int:
@@ -342,6 +361,7 @@ def train_models() -> int:
 COMMANDS: dict[str, Callable[..., int]] = {
     "demo": demo,
     "lab": lab,
+    "page": page,
     "train": train_models,
     "sample": sample,
     "evaluate": evaluate,

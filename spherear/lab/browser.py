@@ -20,9 +20,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
-from spherear.lab.launch import lab_command, lab_environment
+from spherear.lab.launch import lab_command, lab_environment, page_command, write_notebook
 from spherear.models.config import require
-from spherear.models.files import write_json
 
 CHROMIUMS = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = ("--no-sandbox", "--disable-dev-shm-usage")
@@ -61,17 +60,35 @@ class Lab:
 @contextmanager
 def running_lab(folder: Path, seconds: float | int = 90) -> Iterator[Lab]:
     """JupyterLab on `folder`, as `spherear lab` starts it, until the block ends. The log is `folder`/lab.log."""
+    lab = Lab(folder, _free_port(), secrets.token_hex(16))
+    command = [*lab_command(folder, Path("x.ipynb"), port=lab.port, browser=False), "--ServerApp.port_retries=0"]
+    with _running(lab, command, seconds):
+        yield lab
+
+
+@contextmanager
+def running_page(folder: Path, seconds: float | int = 90) -> Iterator[str]:
+    """The guidance panel alone, as `spherear page` starts it, until the block ends: its address."""
+    lab = Lab(folder, _free_port(), secrets.token_hex(16))
+    command = [*page_command(folder, port=lab.port, browser=False), f"--Voila.token={lab.token}"]
+    with _running(lab, command, seconds):
+        yield f"http://localhost:{lab.port}/?token={lab.token}"
+
+
+def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
-    lab = Lab(folder, port, secrets.token_hex(16))
-    command = [*lab_command(folder, Path("x.ipynb"), port=port, browser=False), "--ServerApp.port_retries=0"]
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def _running(lab: Lab, command: Sequence[str], seconds: float | int) -> Iterator[None]:
     environment = {**lab_environment(os.environ), "JUPYTER_TOKEN": lab.token, "HF_HUB_OFFLINE": "1"}
-    with (folder / "lab.log").open("w") as log:
+    with (lab.folder / "lab.log").open("w") as log:
         server = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
     try:
         _wait_until_up(lab, server, seconds)
-        yield lab
+        yield
     finally:
         server.terminate()
         try:
@@ -87,20 +104,12 @@ def _wait_until_up(lab: Lab, server: "subprocess.Popen[bytes]", seconds: float |
         try:
             lab.ask("status").close()
             return
+        except urllib.error.HTTPError:  # Voila answers, but has no such thing
+            return
         except (urllib.error.URLError, OSError):
             time.sleep(0.2)
     last = (lab.folder / "lab.log").read_text().strip().splitlines()[-1:]
-    raise RuntimeError(f"JupyterLab did not start within {seconds:g} s: {last}")
-
-
-def write_notebook(path: Path, cells: Sequence[str]) -> None:
-    """A notebook of code cells, not yet run."""
-    made: list[dict[str, Any]] = [
-        {"cell_type": "code", "id": f"c{i}", "metadata": {}, "outputs": [], "execution_count": None, "source": cell}
-        for i, cell in enumerate(cells)
-    ]
-    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    write_json(path, {"cells": made, "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5})
+    raise RuntimeError(f"the server did not start within {seconds:g} s: {last}")
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """JupyterLab on the notebooks: copied to a folder of one's own, never over one's edits, with settings for live panels.
 
+And Voila on the guidance panel alone, a page without code.
 Knows: where the notebooks are, in a checkout and in an installed package, and how a server is started.
 Does not know: what is in them, or browsers.
 """
@@ -7,16 +8,18 @@ Does not know: what is in them, or browsers.
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from spherear.models.config import require
-from spherear.models.files import atomic_path
+from spherear.models.files import atomic_path, write_json
 
 PACKAGE = Path(__file__).parents[1]
 SETTINGS = Path(__file__).parent / "jupyter"
 SUFFIXES = (".ipynb", ".png")
+PAGE = "from spherear.lab.widgets import GuidanceExplorer\nGuidanceExplorer()"
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,24 @@ def lab_command(folder: Path, notebook: Path, *, port: int = 8888, browser: bool
         *([] if browser else ["--no-browser"]),
         *(["--allow-root"] if os.name == "posix" and os.geteuid() == 0 else []),  # as in most containers
     ]
+
+
+def page_command(folder: Path, *, port: int = 8866, host: str = "localhost", browser: bool = True) -> list[str]:
+    """Voila, with its token, on the guidance panel alone: a notebook of one cell, written to `folder`."""
+    notebook = folder / "guidance.ipynb"
+    write_notebook(notebook, [PAGE])
+    address = [f"--Voila.ip={host}", f"--Voila.port={port}", "--Voila.auto_token=True"]
+    return [sys.executable, "-m", "voila", str(notebook), *address, *([] if browser else ["--no-browser"])]
+
+
+def write_notebook(path: Path, cells: Sequence[str]) -> None:
+    """A notebook of code cells, not yet run."""
+    made: list[dict[str, Any]] = [
+        {"cell_type": "code", "id": f"c{i}", "metadata": {}, "outputs": [], "execution_count": None, "source": cell}
+        for i, cell in enumerate(cells)
+    ]
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    write_json(path, {"cells": made, "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5})
 
 
 def lab_environment(environment: Mapping[str, str]) -> dict[str, str]:

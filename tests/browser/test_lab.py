@@ -2,6 +2,7 @@
 
 import io
 import re
+from urllib.parse import urlparse
 
 import nbformat
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from nbclient import NotebookClient
 from PIL import Image
 
-from spherear.lab.browser import browser, find_chromium, notebook, running_lab
+from spherear.lab.browser import browser, find_chromium, notebook, running_lab, running_page
 from spherear.lab.latency import FINISHED, drag, picture_number, press
 from spherear.lab.picture import Picture, loaded, sheet
 from spherear.sampling.settings import SamplingSettings
@@ -199,6 +200,26 @@ def test_a_narrow_page_shows_everything_within_its_width(context, lab, guidance,
     guidance.screenshot(path=tmp_path / "narrow.png", full_page=True)
     guidance.set_viewport_size({"width": 1280, "height": 1300})
     assert page <= 390
+
+
+def test_the_page_of_the_panel_alone_moves_too(tmp_path):
+    """By Voila, which asks a content network for an icon font, in vain here, and does without."""
+    with running_page(tmp_path) as address, browser(1280, 1100, webgl=False) as opened:
+        page, troubles = opened.context.new_page(), []
+        page.on("pageerror", lambda error: troubles.append(str(error)))
+        page.goto(address)
+        page.wait_for_selector(".spherear-status >> text=done", timeout=90_000)
+        page.wait_for_selector(".spherear-trace-0 .legendtext >> text=/R = 2.83/", timeout=60_000)
+        number = picture_number(page)
+        press(page, "ArrowRight")
+        finished(page, number)
+        assert scale_shown(page) == pytest.approx(3.1)
+        for place, family in enumerate(("power_spherical", "gaussian")):
+            np.testing.assert_array_equal(shown(page, place), expected(f"digits-{family}", 3.1))
+        page.screenshot(path=tmp_path / "page.png", full_page=True)
+        assert page.locator(".jp-InputArea-editor").count() == 0  # no code
+        assert troubles == []
+        assert {urlparse(refused).hostname for refused in opened.refused} <= {"cdn.jsdelivr.net"}
 
 
 def test_the_other_panels_show_and_move(context, lab, tmp_path):

@@ -76,6 +76,27 @@ def test_the_command_copies_and_opens_the_first_notebook(source, tmp_path, monke
     assert "4 files copied" in capsys.readouterr().out
 
 
+def test_the_page_is_served_to_this_machine_with_its_token(monkeypatch):
+    started = []
+    monkeypatch.setattr(launch, "run_lab", lambda command: started.append((command, read_cells(command[3]))) or 0)
+    assert cli.main(["page", "--port", "8899", "--no-browser"]) == 0
+    ((command, cells),) = started
+    assert command[:3] == [sys.executable, "-m", "voila"]
+    assert {"--Voila.ip=localhost", "--Voila.port=8899", "--Voila.auto_token=True", "--no-browser"} <= set(command)
+    assert cells == [launch.PAGE]
+    assert not Path(command[3]).exists()
+
+
+def read_cells(path):
+    return [cell["source"] for cell in json.loads(Path(path).read_text())["cells"]]
+
+
+def test_a_page_without_voila_says_what_to_install(monkeypatch, capsys):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert cli.main(["page"]) == 2
+    assert 'voila is not installed; expected it: pip install "spherear[page]"' in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_the_server_wants_its_token_and_has_our_settings(tmp_path):
     with running_lab(tmp_path) as lab:
@@ -88,7 +109,9 @@ def test_the_server_wants_its_token_and_has_our_settings(tmp_path):
 
 
 def test_settings_of_the_user_come_first():
-    environment = launch.lab_environment({"JUPYTER_CONFIG_PATH": "/theirs"})
+    environment = launch.lab_environment({"JUPYTER_CONFIG_PATH": "/theirs", "OMP_NUM_THREADS": "7"})
+    assert environment["OMP_NUM_THREADS"] == "7"
+    assert int(launch.lab_environment({})["OMP_NUM_THREADS"]) == max(1, os.cpu_count() // 2)
     assert environment["JUPYTER_CONFIG_PATH"].split(os.pathsep)[0] == str(launch.SETTINGS)
     assert "/theirs" in environment["JUPYTER_CONFIG_PATH"]
 

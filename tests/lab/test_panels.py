@@ -105,6 +105,17 @@ def test_thirty_quick_moves_take_at_most_three_decodes(guidance):
     assert shows_what_its_controls_say(guidance)
 
 
+def test_a_page_that_opens_later_sees_the_figures_as_they_are(guidance):
+    """After a reload, or by Voila, a page asks for the whole state of what exists."""
+    settled(guidance)
+    side = guidance.sides[0]
+    seen = side.trace.get_state()["_widget_data"]
+    assert seen[4]["name"] == "R = 2.83"
+    mean = np.frombuffer(seen[2]["y"]["buffer"], seen[2]["y"]["dtype"])
+    raw, _ = guidance._last[1][0].lengths()
+    np.testing.assert_array_equal(mean, raw.mean(0).numpy())
+
+
 def test_stop_leaves_the_partial_picture(guidance):
     settled(guidance)
     guidance.steps.value = 100

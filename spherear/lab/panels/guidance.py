@@ -98,7 +98,7 @@ class GuidanceExplorer(parts.Panel[Asked]):
             "scale-number",
         )
         self.scale_number.style, self.scale_number.layout = parts.WIDE, widgets.Layout(width="220px")
-        self._link = widgets.link((self.scale, "value"), (self.scale_number, "value"))
+        self._link = widgets.link((self.scale, "value"), (self.scale_number, "value"), (_short, _short))
         self.schedule = parts.choice("schedule", list(SCHEDULES), base.schedule, "schedule")
         self.named = parts.choice("settings", [*NAMED_SETTINGS, CUSTOM], settings, "named")
         self.solver = parts.choice("solver", list(SOLVERS), base.solver, "solver")
@@ -171,7 +171,7 @@ class GuidanceExplorer(parts.Panel[Asked]):
         zoom = max(1, round(400 / (columns * (size + 1))))
         settings = replace(
             self.base,
-            guidance_scale=round(self.scale.value, 6),
+            guidance_scale=_short(self.scale.value),
             schedule=self.schedule.value,
             solver=self.solver.value,
             steps=self.steps.value,
@@ -305,6 +305,11 @@ class GuidanceExplorer(parts.Panel[Asked]):
         ]  # fmt: skip
         s = picture.settings
         return panes_figure(panes, f"guidance {s.guidance_scale:g} ({s.schedule}), {s.solver}, {s.steps} steps")
+
+
+def _short(scale: float) -> float:
+    """As people write it: a slider's 3.0999999999999996 is 3.1."""
+    return round(scale, 6)
 
 
 def _said(family: str) -> str:

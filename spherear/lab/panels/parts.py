@@ -8,12 +8,14 @@ import io
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager, suppress
+from copy import deepcopy
 from typing import Any, Generic, TypeVar
 
 import ipywidgets as widgets
 import plotly.graph_objects as go
 from IPython.display import Image
 from matplotlib.figure import Figure
+from plotly.serializers import custom_serializers
 
 from spherear.lab.live import LatestWins, Turn
 
@@ -223,9 +225,21 @@ def _wide() -> widgets.Layout:
     return widgets.Layout(width="420px", max_width="100%")
 
 
+class LiveFigure(go.FigureWidget):
+    """A figure that a page which opens later sees as it is; plotly's hands it the data that it was made with."""
+
+    def get_state(self, key: Any = None, drop_defaults: bool = False) -> dict[str, Any]:
+        """Of the widget, for a page, with the newest data and layout."""
+        state: dict[str, Any] = super().get_state(key, drop_defaults)
+        if key is None and hasattr(self, "_layout_obj"):  # the whole state, and the figure is made
+            newest = {"_widget_data": self._data, "_widget_layout": self._layout_obj._props}
+            state |= {name: custom_serializers["to_json"](deepcopy(part), self) for name, part in newest.items()}
+        return state
+
+
 def live_figure(tag: str, traces: Sequence[Any], x: str, y: str, **layout: Any) -> go.FigureWidget:
     """A plotly figure whose traces exist from the start and only change their data."""
-    made = go.FigureWidget(
+    made = LiveFigure(
         data=list(traces),
         layout={
             "height": FIGURE_HEIGHT,
