@@ -345,8 +345,10 @@ def notebooks(folder: Path = Path("notebooks"), refresh: bool = False, only: str
     require(len(found) > 0, f"only is {only!r}; expected part of the name of a notebook in {folder}")
     wrong = 0
     for path in tqdm(found, "notebooks", unit="notebook", disable=not refresh):
+        began = time.monotonic()
         if refresh:
             books.refresh(path)
+            tqdm.write(f"{path} took {time.monotonic() - began:.0f} s")
         problems = books.problems(path)
         wrong += len(problems)
         tqdm.write("\n".join(f"{path} {problem}" for problem in problems or ["is as it should be"]))

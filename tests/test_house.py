@@ -119,7 +119,7 @@ def test_versions_live_in_one_place():
     assert project["version"] == __version__
     assert f"version: {__version__}" in (ROOT / "CITATION.cff").read_text()
     environment = (ROOT / "environment.yml").read_text()
-    assert "-e .[lab,train,test]" in environment
+    assert "-e .[lab,page,train,test]" in environment
     assert "torch" not in environment
 
 

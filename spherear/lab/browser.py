@@ -132,11 +132,16 @@ def browser(width: int = 1280, height: int = 1000, webgl: bool = True) -> Iterat
     require(path is not None, f"there is no browser; expected one of {', '.join(CHROMIUMS)} on the PATH")
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=path, args=[*FLAGS, *(WEBGL if webgl else ())])
-        context = chromium.new_context(viewport={"width": width, "height": height})
-        opened = Offline(context, [])
-        context.route("**/*", lambda route: _stay_here(route, opened.refused))
-        yield opened
+        yield offline(chromium, width, height)
         chromium.close()
+
+
+def offline(chromium: Any, width: int = 1280, height: int = 1000) -> Offline:
+    """A context of its own in a browser that runs."""
+    context = chromium.new_context(viewport={"width": width, "height": height})
+    opened = Offline(context, [])
+    context.route("**/*", lambda route: _stay_here(route, opened.refused))
+    return opened
 
 
 def _stay_here(route: Any, refused: list[str]) -> None:

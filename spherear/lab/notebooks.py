@@ -72,7 +72,11 @@ def refresh(path: Path) -> None:
     """
     notebook = nbformat.read(path, as_version=4)
     client = NotebookClient(
-        notebook, timeout=CELL_TIMEOUT, kernel_name=KERNEL["name"], resources={"metadata": {"path": str(path.parent)}}
+        notebook,
+        timeout=CELL_TIMEOUT,
+        kernel_name=KERNEL["name"],
+        resources={"metadata": {"path": str(path.parent)}},
+        extra_arguments=["--log-level=ERROR"],
     )
     with pinned():
         try:
@@ -139,6 +143,8 @@ def problems(path: Path) -> list[str]:
     counts = [cell.execution_count for cell in notebook.cells if cell.cell_type == "code"]
     if counts != list(range(1, len(counts) + 1)):
         found.append(f"has execution counts {counts}; expected 1, 2, 3, ... : run it whole, by --refresh")
+    if not any(cell.get("outputs") for cell in notebook.cells):
+        found.append("shows nothing; expected what its cells print and draw: run it, by --refresh")
     found += [f"cell {number} {problem}" for number, problem in _of_cells(notebook.cells)]
     return found + [f"has {words} words on end: {start!r}" for words, start in _walls(notebook.cells)]
 

@@ -10,7 +10,7 @@ import pytest
 from nbclient import NotebookClient
 from PIL import Image
 
-from spherear.lab.browser import browser, find_chromium, notebook, running_lab, running_page
+from spherear.lab.browser import browser, find_chromium, notebook, offline, running_lab, running_page
 from spherear.lab.latency import FINISHED, drag, picture_number, press
 from spherear.lab.picture import Picture, loaded, sheet
 from spherear.sampling.settings import SamplingSettings
@@ -202,9 +202,10 @@ def test_a_narrow_page_shows_everything_within_its_width(context, lab, guidance,
     assert page <= 390
 
 
-def test_the_page_of_the_panel_alone_moves_too(tmp_path):
+def test_the_page_of_the_panel_alone_moves_too(context, tmp_path):
     """By Voila, which asks a content network for an icon font, in vain here, and does without."""
-    with running_page(tmp_path) as address, browser(1280, 1100, webgl=False) as opened:
+    opened = offline(context.context.browser, 1280, 1100)
+    with running_page(tmp_path) as address:
         page, troubles = opened.context.new_page(), []
         page.on("pageerror", lambda error: troubles.append(str(error)))
         page.goto(address)
@@ -220,6 +221,7 @@ def test_the_page_of_the_panel_alone_moves_too(tmp_path):
         assert page.locator(".jp-InputArea-editor").count() == 0  # no code
         assert troubles == []
         assert {urlparse(refused).hostname for refused in opened.refused} <= {"cdn.jsdelivr.net"}
+        opened.context.close()
 
 
 def test_the_other_panels_show_and_move(context, lab, tmp_path):

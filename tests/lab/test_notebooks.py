@@ -100,15 +100,16 @@ def test_nothing_is_wrong_with_a_clean_notebook(tmp_path):
 @pytest.mark.parametrize(
     ("cells", "problem"),
     [
-        (["word " * (WORDS + 1)], "has 121 words on end: 'word word"),
-        (["word " * 70, "word " * 70], "has 140 words on end"),
+        ([("x", stream("a")), "word " * (WORDS + 1)], "has 121 words on end: 'word word"),
+        ([("x", stream("a")), "word " * 70, "word " * 70], "has 140 words on end"),
         ([("x", stream("oh", "stderr"))], "cell 0 writes to stderr: 'oh'"),
         ([("x", nbformat.v4.new_output("error", ename="KeyError", evalue="", traceback=[]))], "ends in KeyError"),
         ([("x", shown(**{PLOTLY: {}}))], "shows a plotly figure without a PNG"),
         ([("x", shown(**{"text/plain": "<a.B object at 0x7f00aa>"}))], "cell 0 shows a raw object"),
         ([("x", shown(**{"text/plain": "tensor([1.])"}))], "shows a raw object"),
         ([("x", nbformat.v4.new_output("display_data", {PNG: ""}))], "shows a picture without a description"),
-        ([("class A: pass",)], "defines a class"),
+        ([("class A: pass", stream("a"))], "defines a class"),
+        (["words", ("x",)], "shows nothing"),
         ([("x", stream("a" * LIMIT))], "bytes; expected at most 1000000"),
     ],
 )
@@ -171,8 +172,8 @@ def test_a_notebook_that_fails_is_left_as_it_was(tmp_path):
 
 
 def test_the_command_says_what_is_wrong(tmp_path, capsys):
-    saved(tmp_path / "a.ipynb", "fine")
-    saved(tmp_path / "b.ipynb", "word " * 130)
+    saved(tmp_path / "a.ipynb", "fine", ("x", stream("x")))
+    saved(tmp_path / "b.ipynb", "word " * 130, ("x", stream("x")))
     assert main(["notebooks", "--folder", str(tmp_path)]) == 1
     out = capsys.readouterr().out
     assert "a.ipynb is as it should be" in out

@@ -143,6 +143,12 @@ def column(*children: widgets.Widget, width: str = "430px") -> widgets.VBox:
     return widgets.VBox(list(children), layout=widgets.Layout(width=width, max_width="100%", overflow="hidden"))
 
 
+def scrolled(child: widgets.Widget, width: str) -> widgets.Box:
+    """Always as wide as `width`; on a narrower page it is moved sideways."""
+    inner = widgets.VBox([child], layout=widgets.Layout(width=width, min_width=width))
+    return widgets.Box([inner], layout=widgets.Layout(max_width="100%", overflow="auto"))
+
+
 def slider(name: str, value: float | int, low: float, high: float, step: float, tag: str) -> widgets.FloatSlider:
     """A labelled slider; its number can be typed as well."""
     return tagged(
@@ -200,10 +206,11 @@ def buttons(name: str, options: Sequence[Any], value: Any, tag: str) -> widgets.
 
 
 def picture(tag: str) -> widgets.Image:
-    """A place for a PNG. (No tooltip: an Image with one is not shown by ipywidgets 8.1.)"""
-    layout = widgets.Layout(max_width="100%", object_fit="contain")
+    """A place for a PNG, out of sight without one. (No tooltip: an Image with one is not shown by ipywidgets 8.1.)"""
+    layout = widgets.Layout(width="100%", object_fit="contain", display="none")
     made = tagged(widgets.Image(format="png", layout=layout), tag)
     made.add_class("spherear-image")
+    made.observe(lambda change: setattr(layout, "display", "" if change["new"] else "none"), "value")
     return made
 
 

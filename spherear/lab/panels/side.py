@@ -35,7 +35,7 @@ class Side(widgets.VBox):
         self.trace = parts.live_figure(f"trace-{place}", _traces(), "token", "length")
         self.pixels: np.ndarray = np.zeros((1, 1, 3), np.uint8)
         super().__init__([self.title, self.image, self.norms, self.trace])
-        self.layout = widgets.Layout(width="405px", max_width="100%", overflow="hidden")
+        self.layout = widgets.Layout(width="max(405px, 30vw)", max_width="100%", overflow="hidden")
 
     def show(self, canvas: Canvas, asked: Asked, family: str, trace: bool = True) -> None:
         """Put up where a drawing stands. trace: the lengths by position too, which take a browser longest."""

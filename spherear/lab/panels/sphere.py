@@ -58,7 +58,7 @@ class SphereExplorer(parts.Panel[Asked]):
             parts.row(self.concentration, self.matched),
             parts.row(self.samples, self.seed, self.turn),
             self.numbers,
-            parts.row(parts.column(self.spheres, width="425px"), parts.column(self.density, width="410px")),
+            parts.row(parts.scrolled(self.spheres, "425px"), parts.column(self.density, width="410px")),
         ]
         super().__init__(children, (self.concentration, self.matched, self.samples, self.seed))
         self.turn.observe(self._turn, "value")
