@@ -31,7 +31,7 @@ from spherear.training.build import autocast, pick_device, prepared, seeded
 from spherear.training.cached import encode_all
 from spherear.training.data import ImageData, load_data
 from spherear.training.dry_run import ar_step, estimate, report, vae_step
-from spherear.training.engine import Engine
+from spherear.training.execution import Execution
 from spherear.training.facts import RUN_FILE
 from spherear.training.feed import check_broken
 from spherear.training.losses import vae_losses
@@ -42,7 +42,7 @@ from spherear.training.recipes import ARRecipe, Recipe, VAERecipe, course
 from spherear.training.run import Run, TrainState, fingerprint, keyed_generator
 from spherear.training.team import gathered, team_of
 
-PLAIN = Engine()
+PLAIN = Execution()
 ALIASES = {"imagenet256": "imagenet256-B"}  # one VAE serves all sizes
 
 
@@ -52,7 +52,7 @@ def train_vae(
     recipe: VAERecipe,
     folder: str | Path | None = None,
     device: torch.device | str = "cpu",
-    engine: Engine = PLAIN,
+    execution: Execution = PLAIN,
 ) -> Generator[TrainState, None, None]:
     """Train a VAE, one `TrainState` a step; leave the loop to stop, call again to go on from `folder`.
 
@@ -63,7 +63,7 @@ def train_vae(
     another run.
     """
     _check_data(data, config.image_size, recipe)
-    team = team_of(device, engine.sharded)
+    team = team_of(device, execution.sharded)
     require(
         team.size == 1 or config.bottleneck != "vq",
         f"a codebook follows the features of one process; expected one, not {team.size}",
@@ -71,9 +71,9 @@ def train_vae(
     model = seeded(VAE, config, recipe.seed).to(device).train()
     facts = {"kind": "vae", "data": data.spec, "model": config.to_dict()}
     extras = Extras(recipe, config.image_size, device)
-    run = Run(model, recipe, facts, folder, team, engine, extras.trained())
-    objective = prepared(model, model, team, engine)
-    feed = run.feed(data, device, engine.workers)
+    run = Run(model, recipe, facts, folder, team, execution, extras.trained())
+    objective = prepared(model, model, team, execution)
+    feed = run.feed(data, device, execution.workers)
     with run.kept():
         for parts in feed:
             for part in run.each(objective, parts):
@@ -92,7 +92,7 @@ def train_ar(
     recipe: ARRecipe,
     folder: str | Path | None = None,
     device: torch.device | str = "cpu",
-    engine: Engine = PLAIN,
+    execution: Execution = PLAIN,
 ) -> Generator[TrainState, None, None]:
     """Train an AR model on fresh posterior samples of `vae`, one `TrainState` a step.
 
@@ -105,17 +105,17 @@ def train_ar(
     _check_classes(data, config)
     _check_data(data, vae.config.image_size, recipe)
     vae = vae.to(device).eval()
-    team = team_of(device, engine.sharded)
+    team = team_of(device, execution.sharded)
     model = seeded(SphereAR, config, recipe.seed).to(device).train()
     if vae.codebook is not None and isinstance(model.head, CategoricalHead):
         model.head.adopt(vae.codebook)
     facts = {"kind": "ar", "data": data.spec, "model": config.to_dict(), "vae": fingerprint(vae)}
-    run = Run(model, recipe, facts, folder, team, engine)
-    objective = prepared(ARObjective(model, recipe), model, team, engine)
+    run = Run(model, recipe, facts, folder, team, execution)
+    objective = prepared(ARObjective(model, recipe), model, team, execution)
     posterior: Callable[..., Latent] = vae.posterior
     if recipe.cached_copies and not run.done:
-        data, posterior = _encoded(vae, data, recipe, device, engine), vae.constrain
-    feed = run.feed(data, device, engine.workers)
+        data, posterior = _encoded(vae, data, recipe, device, execution), vae.constrain
+    feed = run.feed(data, device, execution.workers)
     with run.kept():
         for parts in feed:
             for part in run.each(objective, parts):
@@ -147,13 +147,15 @@ def _check_classes(data: ImageData, config: ARConfig) -> None:
     )
 
 
-def _encoded(vae: VAE, data: ImageData, recipe: ARRecipe, device: torch.device | str, engine: Engine) -> ImageData:
+def _encoded(
+    vae: VAE, data: ImageData, recipe: ARRecipe, device: torch.device | str, execution: Execution
+) -> ImageData:
     """The data set as what the encoder says of it."""
     facts = {"vae": fingerprint(vae)}
     if data.augmented:
         facts |= {name: str(getattr(recipe, name)) for name in ("seed", "crop", "flip")}
     copies, precision = recipe.cached_copies, recipe.precision
-    return encode_all(vae, data, copies, device, precision, engine.cache, facts, recipe.look_at)
+    return encode_all(vae, data, copies, device, precision, execution.cache, facts, recipe.look_at)
 
 
 def _settle_scale(run: Run, data: ImageData, recipe: VAERecipe, device: torch.device | str) -> None:
@@ -196,7 +198,7 @@ class VAEJob:
     """How tokens are constrained: power_spherical, vmf, gaussian, fixed_variance, normalized_gaussian or vq."""
     device: str = "auto"
     """cpu, cuda, or auto: cuda where there is one."""
-    engine: Engine = PLAIN
+    execution: Execution = PLAIN
     """How the run is carried out; none of it changes what comes out."""
     dry_run: bool = False
     """Say what the run would take, and look at the data; train nothing, write nothing."""
@@ -220,7 +222,7 @@ class ARJob:
     """Sizes of the model: digits, shapes, imagenet256-B, -L or -H."""
     device: str = "auto"
     """cpu, cuda, or auto: cuda where there is one."""
-    engine: Engine = PLAIN
+    execution: Execution = PLAIN
     """How the run is carried out; none of it changes what comes out."""
     dry_run: bool = False
     """Say what the run would take, and look at the data; train nothing, write nothing."""
@@ -232,7 +234,7 @@ def vae_states(job: VAEJob) -> Generator[TrainState, None, None]:
     """The training loop a job asks for."""
     config = preset(ALIASES.get(job.preset, job.preset), job.bottleneck).vae
     data = load_data(job.data, config.image_size)
-    return train_vae(config, data, job.recipe, job.run, pick_device(job.device), job.engine)
+    return train_vae(config, data, job.recipe, job.run, pick_device(job.device), job.execution)
 
 
 def ar_states(job: ARJob) -> Generator[TrainState, None, None]:
@@ -240,7 +242,7 @@ def ar_states(job: ARJob) -> Generator[TrainState, None, None]:
     vae = _trained_vae(job.vae)
     config = with_vae(preset(job.preset), vae.config).ar
     data = load_data(job.data, vae.config.image_size)
-    return train_ar(config, vae, data, job.recipe, job.run, pick_device(job.device), job.engine)
+    return train_ar(config, vae, data, job.recipe, job.run, pick_device(job.device), job.execution)
 
 
 def _trained_vae(folder: Path) -> VAE:
@@ -257,19 +259,19 @@ def dry_run(job: VAEJob | ARJob) -> str:
     if isinstance(job, VAEJob):
         config = preset(ALIASES.get(job.preset, job.preset), job.bottleneck).vae
         data = load_data(job.data, config.image_size)
-        model, step = vae_step(config, job.recipe, job.engine, device)
+        model, step = vae_step(config, job.recipe, job.execution, device)
     else:
         coder = _trained_vae(job.vae).config
         sizes = with_vae(preset(job.preset), coder).ar
         data = load_data(job.data, coder.image_size)
         _check_classes(data, sizes)
-        model, step = ar_step(sizes, job.recipe, job.engine, device)
+        model, step = ar_step(sizes, job.recipe, job.execution, device)
     _check_data(data, data.image_size, job.recipe)
     spread = torch.linspace(0, len(data) - 1, min(len(data), 64)).long()
     data.batch(spread, job.recipe.look_at(0))
     check_broken(data, job.recipe.max_broken)
     devices = int(os.environ.get("WORLD_SIZE", "1"))
-    found = estimate(model, step, job.recipe, job.engine, devices)
+    found = estimate(model, step, job.recipe, job.execution, devices)
     return f"data                {job.data}: {len(spread)} images read, {len(data.broken)} of them broken\n" + report(
         found, job.recipe, len(data), devices, job.teraflops
     )
@@ -312,16 +314,16 @@ def _run(job: VAEJob | ARJob) -> int:
 def _observers(job: VAEJob | ARJob) -> list[Observer]:
     """What the job wants to be shown."""
     shown: list[Observer] = []
-    if job.engine.tensorboard:
+    if job.execution.tensorboard:
         shown.append(every(job.recipe.log_every, curves(job.run)))
-    if job.engine.preview_every:
+    if job.execution.preview_every:
         if isinstance(job, VAEJob):
             size = preset(ALIASES.get(job.preset, job.preset)).vae.image_size
             draw = reconstructions(load_data(job.data, size))
         else:
             settings = SamplingSettings(preset(job.preset).guidance_scale, solver="heun", steps=10)
             draw = samples(VAE.from_pretrained(job.vae), settings)
-        shown.append(every(job.engine.preview_every, pictures(job.run, draw)))
+        shown.append(every(job.execution.preview_every, pictures(job.run, draw)))
     return shown
 
 

@@ -16,7 +16,7 @@ from spherear.models.presets import preset
 from spherear.models.vae import VAE
 from spherear.train import seeded, train_ar
 from spherear.training.data import load_data
-from spherear.training.engine import Engine
+from spherear.training.execution import Execution
 from spherear.training.recipes import course
 from spherear.training.run import TrainState
 
@@ -61,7 +61,7 @@ def step_times(
     runs: dict[str, Generator[TrainState, None, None]] = {}
     for way, (cached, compiled, precision) in ways.items():
         recipe = replace(plan.ar, cached_copies=int(cached), precision=precision, batch_size=batch)
-        runs[way] = train_ar(sizes.ar, vae, data, recipe, device=device, engine=Engine(compile=compiled))
+        runs[way] = train_ar(sizes.ar, vae, data, recipe, device=device, execution=Execution(compile=compiled))
     first = {way: seconds(lambda s=states: next(s), place) for way, states in runs.items()}  # type: ignore[misc]
     taken = dict[str, list[float]]((way, []) for way in runs)
     for _ in range(WARM_UP + steps):

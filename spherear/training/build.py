@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from spherear.models.config import Config, require
-from spherear.training.engine import Engine, recompute_blocks
+from spherear.training.execution import Execution, recompute_blocks
 from spherear.training.team import Team
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
@@ -30,11 +30,11 @@ def autocast(device: torch.device | str, precision: str) -> torch.autocast:
     return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bfloat16")
 
 
-def prepared(objective: nn.Module, model: nn.Module, team: Team, engine: Engine) -> nn.Module:
-    """The objective, ready to be called in training the way the engine and the team want it."""
-    if engine.checkpointing:
+def prepared(objective: nn.Module, model: nn.Module, team: Team, execution: Execution) -> nn.Module:
+    """The objective, ready to be called in training as execution and team ask."""
+    if execution.checkpointing:
         recompute_blocks(model)
-    if engine.compile:
+    if execution.compile:
         objective.compile(dynamic=False)
     return team.wrap(objective)
 

@@ -15,7 +15,7 @@ from spherear.models.ar import ARConfig, SphereAR
 from spherear.models.vae import VAE, VAEConfig
 from spherear.training.adversarial import Extras
 from spherear.training.build import autocast, seeded
-from spherear.training.engine import Engine, recompute_blocks
+from spherear.training.execution import Execution, recompute_blocks
 from spherear.training.losses import vae_losses
 from spherear.training.objective import ARObjective
 from spherear.training.recipes import ARRecipe, Recipe, VAERecipe
@@ -47,7 +47,7 @@ class Estimate:
         return steps * self.flops / (1e12 * teraflops * devices)
 
 
-def estimate(model: nn.Module, step: Step, recipe: Recipe, engine: Engine, devices: int = 1) -> Estimate:
+def estimate(model: nn.Module, step: Step, recipe: Recipe, execution: Execution, devices: int = 1) -> Estimate:
     """Measure steps of few images and reckon what a batch takes: memory grows with a part, arithmetic with a batch.
 
     step: number of images -> their loss, on the model's device.
@@ -64,11 +64,11 @@ def estimate(model: nn.Module, step: Step, recipe: Recipe, engine: Engine, devic
     each = (more - few) / (TRIAL[1] - TRIAL[0])
     part = recipe.batch_size // recipe.parts
     parameters = sum(p.numel() for p in model.parameters())
-    copies = 4 + (recipe.ema_decay > 0 and not engine.average_on)  # weight, gradient, two moments, average
+    copies = 4 + (recipe.ema_decay > 0 and not execution.average_on)  # weight, gradient, two moments, average
     return Estimate(
         parameters,
         counter.get_total_flops() * recipe.batch_size,
-        FLOAT * copies * parameters // (devices if engine.sharded else 1),
+        FLOAT * copies * parameters // (devices if execution.sharded else 1),
         int(few + each * (part - TRIAL[0])),
     )
 
@@ -109,11 +109,13 @@ def report(found: Estimate, recipe: Recipe, images: int, devices: int, teraflops
     )
 
 
-def vae_step(config: VAEConfig, recipe: VAERecipe, engine: Engine, device: torch.device) -> tuple[nn.Module, Step]:
+def vae_step(
+    config: VAEConfig, recipe: VAERecipe, execution: Execution, device: torch.device
+) -> tuple[nn.Module, Step]:
     """A VAE, and a step of it on grey images, as late as the critic's start."""
     model = seeded(VAE, config, 0).to(device).train()
     extras = Extras(recipe, config.image_size, device)
-    if engine.checkpointing:
+    if execution.checkpointing:
         recompute_blocks(model)
 
     def step(count: int) -> torch.Tensor:
@@ -126,11 +128,11 @@ def vae_step(config: VAEConfig, recipe: VAERecipe, engine: Engine, device: torch
     return model, step
 
 
-def ar_step(config: ARConfig, recipe: ARRecipe, engine: Engine, device: torch.device) -> tuple[nn.Module, Step]:
+def ar_step(config: ARConfig, recipe: ARRecipe, execution: Execution, device: torch.device) -> tuple[nn.Module, Step]:
     """An AR model, and a step of it on tokens of noise."""
     model = seeded(SphereAR, config, 0).to(device).train()
     objective = ARObjective(model, recipe)
-    if engine.checkpointing:
+    if execution.checkpointing:
         recompute_blocks(model)
 
     def step(count: int) -> torch.Tensor:

@@ -26,7 +26,7 @@ from torch.distributed.tensor import DTensor
 from spherear.models.pretrained import Pretrained, fingerprint
 from spherear.training.checkpoint import State, read_state, sweep, write_shard, write_state
 from spherear.training.data import ImageData
-from spherear.training.engine import Engine
+from spherear.training.execution import Execution
 from spherear.training.facts import METRICS_FILE, RUN_FILE, cut_metrics, open_facts
 from spherear.training.feed import Feed, Part
 from spherear.training.recipes import Recipe
@@ -35,7 +35,7 @@ from spherear.training.team import Team, as_split, gathered, local, put_weights
 __all__ = ["METRICS_FILE", "RUN_FILE", "Run", "TrainState", "fingerprint", "keyed_generator", "make_optimizer"]
 
 NOT_DECAYED = ("proj_in.", "cls_embedding.")
-PLAIN = Engine()
+PLAIN = Execution()
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Run:
         facts: Mapping[str, Any],
         folder: str | Path | None = None,
         team: Team | None = None,
-        engine: Engine = PLAIN,
+        execution: Execution = PLAIN,
         others: Mapping[str, tuple[nn.Module, torch.optim.Optimizer]] | None = None,
     ) -> None:
         self.model = model
@@ -93,14 +93,14 @@ class Run:
         self.ema = copy.deepcopy(model).requires_grad_(False).eval() if recipe.ema_decay else None
         self.team.shard(model)
         if self.ema is not None:
-            self.team.shard(self.ema.to(engine.average_on) if engine.average_on else self.ema)
+            self.team.shard(self.ema.to(execution.average_on) if execution.average_on else self.ema)
         self.optimizer = make_optimizer(model, recipe)
         self.others = dict(others or {})
         self.skipped = torch.zeros(2, device=next(model.parameters()).device)  # steps skipped in a row, and in all
         self._feed: Feed | None = None
         self._losses: list[dict[str, Tensor]] = []
         if self.folder is not None:
-            self._open(self.folder, engine.override)
+            self._open(self.folder, execution.override)
         self._began, self._first = time.monotonic(), self.step
 
     @property

@@ -17,7 +17,7 @@ from spherear.train import train_ar
 from spherear.training.cached import encode_all
 from spherear.training.data import load_data
 from spherear.training.dry_run import ar_step, estimate
-from spherear.training.engine import Engine
+from spherear.training.execution import Execution
 from spherear.training.objective import ARObjective
 from spherear.training.recipes import ARRecipe
 from spherear.training.run import keyed_generator
@@ -97,21 +97,21 @@ def test_a_cached_run_resumes_and_is_another_run_than_an_uncached(digits, tmp_pa
 
 
 def test_kept_posteriors_are_found_again_and_no_others(digits, tmp_path, monkeypatch):
-    vae, recipe, engine = family("gaussian"), replace(RECIPE, cached_copies=1), Engine(cache=tmp_path / "kept")
+    vae, recipe, execution = family("gaussian"), replace(RECIPE, cached_copies=1), Execution(cache=tmp_path / "kept")
     in_memory = [s.metrics() for s in train_ar(TINY_AR, vae, digits, recipe)]
-    first = [s.metrics() for s in train_ar(TINY_AR, vae, digits, recipe, engine=engine)]
+    first = [s.metrics() for s in train_ar(TINY_AR, vae, digits, recipe, execution=execution)]
     monkeypatch.setattr(VAE, "features", None)  # who encodes again now, fails
-    second = [s.metrics() for s in train_ar(TINY_AR, vae, digits, recipe, engine=engine)]
+    second = [s.metrics() for s in train_ar(TINY_AR, vae, digits, recipe, execution=execution)]
     assert in_memory == first == second
     other = family("gaussian")
     other.rescale(0.5)
     with torch.no_grad():
         other.quant_proj.bias.add_(1)
     with pytest.raises(ValueError, match=r"holds other posteriors \(vae differ\)"):
-        next(train_ar(TINY_AR, other, digits, recipe, engine=engine))
+        next(train_ar(TINY_AR, other, digits, recipe, execution=execution))
     (tmp_path / "kept" / "features.bin").write_bytes(b"short")
     with pytest.raises(ValueError, match="features.bin has 5 bytes; expected"):
-        next(train_ar(TINY_AR, vae, digits, recipe, engine=engine))
+        next(train_ar(TINY_AR, vae, digits, recipe, execution=execution))
 
 
 def test_an_encoder_that_fails_leaves_nothing(digits, tmp_path, monkeypatch):
@@ -134,13 +134,13 @@ def test_bfloat16_halves_what_is_kept(digits):
 def test_recomputed_blocks_change_nothing_but_memory(digits):
     vae = family("power_spherical")
     plain, recomputed = (
-        [s.metrics()["loss"] for s in train_ar(TINY_AR, vae, digits, RECIPE, engine=Engine(checkpointing=flag))]
+        [s.metrics()["loss"] for s in train_ar(TINY_AR, vae, digits, RECIPE, execution=Execution(checkpointing=flag))]
         for flag in (False, True)
     )
     assert_close(recomputed, plain, atol=1e-6, rtol=1e-5)
     took = [
         estimate(
-            *ar_step(TINY_AR, RECIPE, Engine(checkpointing=flag), torch.device("cpu")), RECIPE, Engine()
+            *ar_step(TINY_AR, RECIPE, Execution(checkpointing=flag), torch.device("cpu")), RECIPE, Execution()
         ).activations
         for flag in (False, True)
     ]
@@ -164,7 +164,7 @@ from dataclasses import replace
 from tests.training.test_cached import *
 small = replace(TINY_AR, layers=1, head_depth=1)
 for flag in (False, True):
-    states = train_ar(small, family("vmf"), load_data("digits", 16), RECIPE, engine=Engine(compile=flag))
+    states = train_ar(small, family("vmf"), load_data("digits", 16), RECIPE, execution=Execution(compile=flag))
     print(*(s.metrics()["loss"] for s in states))
 """
 

@@ -21,7 +21,7 @@ from spherear.train import train_ar, train_vae
 from spherear.training import tar as tar_module
 from spherear.training.augment import Augmentation
 from spherear.training.data import load_data
-from spherear.training.engine import Engine
+from spherear.training.execution import Execution
 from spherear.training.images import seen
 from spherear.training.recipes import course
 from tests.conftest import TINY_AR, TINY_VAE
@@ -141,7 +141,7 @@ def test_workers_read_what_the_loop_reads(ilsvrc):
     runs = []
     for workers in (0, 2):
         data = load_data(f"tar:{ilsvrc}", 16)
-        states = train_vae(TINY_VAE, data, recipe, engine=Engine(workers=workers))
+        states = train_vae(TINY_VAE, data, recipe, execution=Execution(workers=workers))
         runs.append([state.metrics() for state in states])
         assert list(data.broken) == ["n02/n02_cut.JPEG"]
     assert runs[0] == runs[1]

@@ -15,7 +15,7 @@ from torch.testing import assert_close
 from spherear.models.files import read_json
 from spherear.training.checkpoint import read_state
 from spherear.training.data import load_data
-from spherear.training.engine import Engine
+from spherear.training.execution import Execution
 from spherear.training.losses import vae_losses
 from spherear.training.run import Run
 from tests.training.test_train import AR_RECIPE, loop, same_weights, vae  # noqa: F401
@@ -191,16 +191,16 @@ def test_another_recipe_goes_on_only_when_told(digits, tmp_path):
     from tests.conftest import TINY_AR, TINY_VAE
     from tests.training.test_train import VAE_RECIPE
 
-    told, recipe = Engine(override=True), replace(VAE_RECIPE, learning_rate=0.01)
-    with closing(train_vae(TINY_VAE, digits, recipe, tmp_path, engine=told)) as states:
+    told, recipe = Execution(override=True), replace(VAE_RECIPE, learning_rate=0.01)
+    with closing(train_vae(TINY_VAE, digits, recipe, tmp_path, execution=told)) as states:
         assert next(states).step == 2
     assert read_json(tmp_path / "run.json")["recipe"]["learning_rate"] == 0.01
     with pytest.raises(ValueError, match=r"model.latent_dim is 4, asked for 6"):
-        next(train_vae(replace(TINY_VAE, latent_dim=6), digits, recipe, tmp_path, engine=told))
+        next(train_vae(replace(TINY_VAE, latent_dim=6), digits, recipe, tmp_path, execution=told))
     from spherear.models import VAE
 
     with pytest.raises(ValueError, match=r"kind is 'vae', asked for 'ar'"):
-        next(train_ar(TINY_AR, VAE(TINY_VAE), digits, AR_RECIPE, tmp_path, engine=told))
+        next(train_ar(TINY_AR, VAE(TINY_VAE), digits, AR_RECIPE, tmp_path, execution=told))
 
 
 def test_a_run_from_before_a_field_existed_goes_on(digits, tmp_path):

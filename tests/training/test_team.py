@@ -30,7 +30,7 @@ torch.set_num_threads(1)
 from spherear.models import VAE
 from spherear.train import seeded, train_ar, train_vae
 from spherear.training.data import load_data
-from spherear.training.engine import Engine
+from spherear.training.execution import Execution
 from spherear.training.recipes import ARRecipe, VAERecipe
 sys.path.insert(0, {root!r})
 from tests.conftest import TINY_AR, TINY_VAE
@@ -39,13 +39,15 @@ out = Path(sys.argv[1])
 base = dict(batch_size=4, learning_rate=1e-3, final_learning_rate=1e-4, warmup_steps=2, parts=2, save_every=1000)
 digits = load_data("digits", 16)
 
-def record(name, kind, steps, stop=None, **engine):
-    engine = Engine(**engine)
+def record(name, kind, steps, stop=None, **execution):
+    execution = Execution(**execution)
     if kind == "ar":
         vae = seeded(VAE, TINY_VAE, 0)
-        states = train_ar(TINY_AR, vae, digits, ARRecipe(steps=steps, ema_decay=0.9, **base), out / name, engine=engine)
+        recipe = ARRecipe(steps=steps, ema_decay=0.9, **base)
+        states = train_ar(TINY_AR, vae, digits, recipe, out / name, execution=execution)
     else:
-        states = train_vae(TINY_VAE, digits, VAERecipe(steps=steps, ema_decay=0.0, **base), out / name, engine=engine)
+        recipe = VAERecipe(steps=steps, ema_decay=0.0, **base)
+        states = train_vae(TINY_VAE, digits, recipe, out / name, execution=execution)
     losses = []
     for state in states:
         losses.append(state.metrics()["loss"])

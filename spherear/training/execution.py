@@ -14,7 +14,7 @@ from spherear.models.layers import Block
 
 
 @dataclass(frozen=True)
-class Engine:
+class Execution:
     """Choices that may differ between a run and its continuation; the defaults are the plain path."""
 
     compile: bool = False
