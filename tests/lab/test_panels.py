@@ -105,6 +105,15 @@ def test_thirty_quick_moves_take_at_most_three_decodes(guidance):
     assert shows_what_its_controls_say(guidance)
 
 
+def test_a_slider_that_means_the_same_draws_nothing_again(guidance):
+    """As a page does when it shows one: 2 comes back as 1.9999999999999998."""
+    turns = settled(guidance).runner.turns
+    guidance.scale.value = np.nextafter(guidance.scale.value, 0)
+    assert settled(guidance).runner.turns == turns
+    guidance.scale.value += 0.1
+    assert settled(guidance).runner.turns == turns + 1
+
+
 def test_a_page_that_opens_later_sees_the_figures_as_they_are(guidance):
     """After a reload, or by Voila, a page asks for the whole state of what exists."""
     settled(guidance)
@@ -332,9 +341,17 @@ def test_the_token_explorer_shows_a_decodes_token():
     np.testing.assert_allclose(end, step.raw[0], atol=1e-5)
     placed = panel.space.data[3]
     np.testing.assert_allclose([placed.x[-1], placed.y[-1], placed.z[-1]], step.token[0], atol=1e-5)
+    drawn = panel._path[1]
+    for shown in (7, 2):
+        panel.step.value = shown
+        settled(panel)
+        starts = np.array([[arrow.x[0], arrow.y[0], arrow.z[0]] for arrow in panel.space.data[5:8]])
+        np.testing.assert_allclose(starts, drawn.points[[shown - 1] * 3], atol=1e-6)
+    assert panel._path[1] is drawn  # the path is not computed again
     panel.step.value, panel.steps.value = 12, 5
     settled(panel)
     assert (panel.step.max, panel.step.value) == (5, 5)
+    assert len(panel._path[1].times) == 6
     assert panel.snapshot().data.startswith(b"\x89PNG")
     panel.close()
 

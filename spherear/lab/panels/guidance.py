@@ -158,7 +158,7 @@ class GuidanceExplorer(parts.Panel[Asked]):
             if change is not None and not self.lock.value and change["owner"] not in (self.seed, self.heat):
                 with self.together():
                     self.seed.value = self._dice.randint(0, MOST_SEED)
-            self.runner.submit(self.read())
+            self.ask(always=change is None)
 
     def read(self) -> Asked:
         """The picture that the controls stand for."""

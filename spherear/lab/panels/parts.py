@@ -41,6 +41,7 @@ class Panel(widgets.VBox, Generic[RequestT]):
         self._reading = threading.RLock()
         self._held = 0
         self._closed = False
+        self._asked: RequestT | None = None
         self.runner: LatestWins[RequestT] = LatestWins(self.draw, self.show_error)
         self.trouble = widgets.HTML()
         self.trouble.add_class("spherear-error")
@@ -65,7 +66,17 @@ class Panel(widgets.VBox, Generic[RequestT]):
         """A control moved: ask for what the controls now stand for."""
         with self.showing_errors():
             if not self._held:
-                self.runner.submit(self.read())
+                self.ask(always=change is None)
+
+    def ask(self, always: bool) -> None:
+        """Submit what the controls stand for; where it is what was asked for last, only if told so.
+
+        A page may set a slider that shows 2 to 1.9999999999999998: that is no new picture.
+        """
+        request = self.read()
+        if always or request != self._asked:
+            self._asked = request
+            self.runner.submit(request)
 
     @contextmanager
     def together(self) -> Any:

@@ -3,7 +3,7 @@
 Knows: which control stands for what.  Does not know: the path (`lab.token_path`).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -29,13 +29,18 @@ PRESET = "digits3"
 
 @dataclass(frozen=True)
 class Asked:
-    """A token of one image."""
+    """A token of one image, and the solver's step whose velocities are shown, from 0."""
 
     model: str
     label: int
     position: int
     seed: int
     settings: SamplingSettings
+    step: int
+
+    def same_path(self, other: "Asked") -> bool:
+        """Whether both are about one path, at whatever step."""
+        return replace(self, step=other.step) == other
 
 
 class TokenExplorer(parts.Panel[Asked]):
@@ -109,20 +114,21 @@ class TokenExplorer(parts.Panel[Asked]):
             project=self.project.value,
         )
         model = model_name(self.family.value, PRESET)
-        return Asked(model, self.label.value, self.token.value - 1, self.seed.value, settings)
+        step = min(self.step.value, self.steps.value) - 1
+        return Asked(model, self.label.value, self.token.value - 1, self.seed.value, settings, step)
 
     def draw(self, request: Asked, turn: Turn) -> None:
         """A path as lines, three velocities as arrows, both lengths over time."""
         pipeline = loaded(request.model)
-        if self._path is None or self._path[0] != request:
+        if self._path is not None and self._path[0].same_path(request):
+            path = self._path[1]
+        else:
             path = token_path(pipeline, request.label, request.position, request.settings, request.seed)
-            if turn.stale:
-                return
-            self._path = (request, path)
-        path, radius = self._path[1], usual_length(pipeline)
-        step = min(self.step.value, len(path.times) - 1) - 1
-        self._draw_space(path, step, radius)
-        self._draw_lengths(path, step, radius)
+        if turn.stale:
+            return
+        self._path, radius = (request, path), usual_length(pipeline)
+        self._draw_space(path, request.step, radius)
+        self._draw_lengths(path, request.step, radius)
         self.numbers.value = said(path, radius)
         self.clear_error()
 
@@ -154,8 +160,7 @@ class TokenExplorer(parts.Panel[Asked]):
         """The path in space, and its length over time."""
         assert self._path is not None
         request, path = self._path
-        step = min(self.step.value, len(path.times) - 1) - 1
-        return token_path_figure(path, step, usual_length(loaded(request.model)), request.position)
+        return token_path_figure(path, request.step, usual_length(loaded(request.model)), request.position)
 
 
 def said(path: TokenPath, radius: float) -> str:
