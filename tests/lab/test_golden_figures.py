@@ -27,7 +27,8 @@ from tests.lab.test_figures import labelled
 FOLDER = GOLDEN / "figures"
 POINTS = 9  # kept of a line
 EXACT, DRAWN, DISCRETE = 1e-5, 2e-3, 0.02
-WITH_CODES = {"figure3-tokens"}  # a rounding can turn one code into another, which moves a mean by far more
+WITH_CODES = {"figure3-tokens"}
+"""A rounding can turn one code into another: of 200 images each that turns moves a mean by up to 1 / 200."""
 FROM_FORMULAS = {
     "figure1-published", "figure4-guidance", "figure5-directions", "drift", "ablation", "lesson-kl", "sweep",
     "decode-growth",
