@@ -29,7 +29,8 @@ from spherear.sphere.bottlenecks import Latent
 from spherear.training.adversarial import Extras
 from spherear.training.build import autocast, pick_device, prepared, seeded
 from spherear.training.cached import encode_all
-from spherear.training.data import ImageData, load_data
+from spherear.training.data import load_data
+from spherear.training.dataset import ImageData
 from spherear.training.dry_run import ar_step, estimate, report, vae_step
 from spherear.training.execution import Execution
 from spherear.training.facts import RUN_FILE

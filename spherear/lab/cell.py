@@ -37,7 +37,8 @@ from spherear.models.vae import VAE
 from spherear.sampling.pipeline import Pipeline
 from spherear.sampling.settings import SamplingSettings
 from spherear.train import pick_device, train_ar, train_vae
-from spherear.training.data import ImageData, load_data
+from spherear.training.data import load_data
+from spherear.training.dataset import ImageData
 from spherear.training.recipes import course
 from spherear.training.run import keyed_generator
 

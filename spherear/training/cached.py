@@ -21,7 +21,7 @@ from spherear.models.config import require
 from spherear.models.files import atomic_path, read_json, write_json
 from spherear.models.vae import VAE
 from spherear.training.augment import PLAIN_VIEW, Augmentation
-from spherear.training.data import ImageData
+from spherear.training.dataset import ImageData
 from spherear.training.tar import locked
 
 CHUNK = 128  # images encoded at a time

@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from spherear.models.config import require
 from spherear.training.augment import Augmentation
-from spherear.training.data import ImageData, batches
+from spherear.training.data import batches
+from spherear.training.dataset import ImageData
 from spherear.training.recipes import Recipe
 from spherear.training.team import Team
 

@@ -1,6 +1,6 @@
 """Photographs in files: read, cropped, and stood in for where they are broken.
 
-Knows: how bytes become an image of the right size.  Does not know: which files there are (`sources`).
+Knows: how bytes become an image of the right size.  Does not know: which files there are (`data`, `tar`, `hub`).
 
 Nothing is unpacked: archives are read in place, so none can write anywhere.
 """
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from spherear.models.config import require
 from spherear.training.augment import Augmentation
-from spherear.training.data import ImageData
+from spherear.training.dataset import ImageData
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 MAX_PIXELS = 200_000_000  # more in one image is a mistake, or meant to fill the memory

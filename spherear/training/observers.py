@@ -16,7 +16,7 @@ from spherear.models.vae import VAE
 from spherear.sampling.pipeline import Pipeline
 from spherear.sampling.pixels import save_png, tile
 from spherear.sampling.settings import SamplingSettings
-from spherear.training.data import ImageData
+from spherear.training.dataset import ImageData
 from spherear.training.progress import memory_gib
 from spherear.training.run import TrainState
 from spherear.training.team import gathered

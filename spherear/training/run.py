@@ -25,7 +25,7 @@ from torch.distributed.tensor import DTensor
 
 from spherear.models.pretrained import Pretrained, fingerprint
 from spherear.training.checkpoint import State, read_state, sweep, write_shard, write_state
-from spherear.training.data import ImageData
+from spherear.training.dataset import ImageData
 from spherear.training.execution import Execution
 from spherear.training.facts import METRICS_FILE, RUN_FILE, cut_metrics, open_facts
 from spherear.training.feed import Feed, Part

@@ -6,7 +6,8 @@ import torch
 from sklearn.datasets import load_digits
 from torch.testing import assert_close
 
-from spherear.training.data import ImageData, batches, epoch_order, load_data
+from spherear.training.data import batches, epoch_order, load_data
+from spherear.training.dataset import ImageData
 from spherear.training.shapes import CLASSES, render
 
 

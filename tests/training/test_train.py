@@ -18,7 +18,8 @@ from spherear.models.files import read_json
 from spherear.models.presets import Preset, with_vae
 from spherear.sphere.bottlenecks import BOTTLENECKS
 from spherear.train import train_ar, train_vae
-from spherear.training.data import ImageData, load_data
+from spherear.training.data import load_data
+from spherear.training.dataset import ImageData
 from spherear.training.losses import vae_losses
 from spherear.training.recipes import COURSES, ARRecipe, Recipe, VAERecipe, course
 from spherear.training.run import Run, fingerprint, keyed_generator, make_optimizer

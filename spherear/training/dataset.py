@@ -1,0 +1,52 @@
+"""What a data set is: labelled images, read by index.
+
+Knows: the one way in which images are asked for.  Does not know: where any come from.
+"""
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from spherear.training.augment import PLAIN_VIEW, Augmentation
+
+TEST_START = 1_000_000_000  # index of the first held-out image of an unlimited data set
+
+
+class ImageData:
+    """Labelled images: `len(data)` of them, read by `batch`.
+
+    spec: the string that names the data set.  classes: names of the labels.  image_size: in pixels.
+    unlimited: images go on after the first `len(data)`, which are one epoch.
+    augmented: photographs, which `look` shows in part.
+    broken: name -> reason, of images that could not be read and were stood in for.
+    """
+
+    spec: str
+    classes: tuple[str, ...]
+    image_size: int
+    unlimited = False
+    augmented = False
+    broken: dict[str, str] = {}  # noqa: RUF012 (never written to; data sets of files have their own)
+
+    @property
+    def num_classes(self) -> int:
+        """How many labels there are."""
+        return len(self.classes)
+
+    def __len__(self) -> int:
+        raise TypeError(f"{type(self).__name__} does not say how many images it has")
+
+    def batch(
+        self, indices: Int[Tensor, " n"], look: Augmentation = PLAIN_VIEW
+    ) -> tuple[Float[Tensor, "n 3 size size"], Int[Tensor, " n"]]:
+        """Images in [-1, 1], float32, and their labels. Indices out of range: ValueError.
+
+        look: which part of a photograph is seen; drawings (digits, shapes) are always seen whole.
+        """
+        length = TEST_START if self.unlimited else len(self)
+        bad = (indices < 0) | (indices >= length)
+        if bad.any():
+            raise ValueError(f"index {int(indices[bad][0])} is out of range; expected 0 to {length - 1}")
+        return self._read(indices, look)
+
+    def _read(self, indices: Tensor, look: Augmentation) -> tuple[Tensor, Tensor]:
+        raise TypeError(f"{type(self).__name__} does not say how its images are read")
