@@ -4,7 +4,8 @@
     python -m spherear.lab.latency balanced   # with another row of NAMED_SETTINGS
 
 Knows: the guidance panel in a real JupyterLab in a real browser.  Does not know: how any of it is done.
-Needs Playwright and a chromium on the PATH.
+Needs Playwright and a chromium on the PATH. The panel needs no WebGL, and the browser runs without: drawing that on the
+processor would be a good part of what is measured.
 """
 
 import os
