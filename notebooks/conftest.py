@@ -24,7 +24,7 @@ KERNEL_TIMEOUT = 180  # seconds
 class PinnedNotebook(IPyNbFile):
     """A notebook whose kernel starts under `pinned`; strict or lax by its number.
 
-    Plotly's numbers are not compared as text: the figures' data are tested against golden numbers.
+    Plotly's numbers are not compared as text: those of their static twins are tested against golden ones.
     """
 
     def __init__(self, *args: object, **kwargs: object) -> None:

@@ -105,7 +105,8 @@ def lab(folder: tyro.conf.Positional[Path] = Path("spherear-notebooks"), port: i
 def page(port: int = 8866, host: str = "localhost", browser: bool = True) -> int:
     """Show the guidance panel alone as a page without code, by Voila. Ctrl-C ends it.
 
-    Whoever opens the page has models and a process of their own on this machine.
+    Whoever opens the page has models and a process of their own on this machine; pictures they save go to the folder
+    where the command is given.
 
     Args:
         port: Of the server.

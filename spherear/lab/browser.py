@@ -168,9 +168,13 @@ class Page:
                 require(time.monotonic() < until, f"cell {index} shows {said!r} after {seconds:g} s; expected it done")
                 self._accept()
                 if "*" not in said:  # not begun: the kernel was not there yet
-                    cell.locator(".cm-content").click()
-                    self.page.keyboard.press("Control+Enter")
+                    self.start(index)
                 self.page.wait_for_timeout(1000)
+
+    def start(self, index: int) -> None:
+        """Run a cell, and do not wait for it."""
+        self.page.locator(".jp-Notebook .jp-CodeCell .cm-content").nth(index).click()
+        self.page.keyboard.press("Control+Enter")
 
     def _accept(self) -> None:
         """Say yes to a dialogue in the way, such as that a kernel is to be chosen."""
@@ -194,8 +198,8 @@ class Page:
 
 
 @contextmanager
-def notebook(opened: Offline, lab: Lab, cells: Sequence[str], name: str) -> Iterator[Page]:
-    """Write a notebook, open it, run it; errors of the page are kept."""
+def notebook(opened: Offline, lab: Lab, cells: Sequence[str], name: str, run: int | None = None) -> Iterator[Page]:
+    """Write a notebook, open it, run it, or its first `run` cells; errors of the page are kept."""
     write_notebook(lab.folder / f"{name}.ipynb", cells)
     page = opened.context.new_page()
     troubles: list[str] = []
@@ -204,6 +208,6 @@ def notebook(opened: Offline, lab: Lab, cells: Sequence[str], name: str) -> Iter
     page.goto(lab.url(f"{name}.ipynb", name))
     shown = Page(page, troubles)
     shown.ready(lab, f"{name}.ipynb")
-    shown.run_cells(len(cells))
+    shown.run_cells(len(cells) if run is None else run)
     yield shown
     page.close()

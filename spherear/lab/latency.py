@@ -48,7 +48,7 @@ WATCH = """() => {
 """Keeps the time of the last release, and of every frame after it that has painted other pixels than before, with the
 number of the picture that they are of: the panel sends an image, and then the line that says which picture it is of."""
 
-FINISHED = "document.querySelector('.spherear-status').innerText.match(/^done.*picture (\\d+)$/)"
+STATUS = ".spherear-status"
 SEEN = """() => {
   const {released, changes, picture} = window.spherear;
   return [released, changes.map(([source, time]) => [picture[source], time])];
@@ -74,13 +74,9 @@ def measure(page: Any, move: Callable[[int], None], moves: int = MOVES) -> list[
         before = picture_number(page)
         page.wait_for_timeout(400)
         move(number)
-        page.wait_for_function(
-            f"n => {{ const m = {FINISHED}; return m && Number(m[1]) > n; }}",
-            arg=before,
-            timeout=60_000,
-        )
+        wait_for_picture(page, before)
         page.wait_for_timeout(400)  # and for a picture that waits for the end of the burst
-        page.wait_for_function(FINISHED, timeout=60_000)
+        wait_for_picture(page, before)
         page.wait_for_timeout(200)  # what was painted last is on its list by then
         released, changes = page.evaluate(SEEN)
         last = picture_number(page)
@@ -89,10 +85,16 @@ def measure(page: Any, move: Callable[[int], None], moves: int = MOVES) -> list[
     return taken
 
 
-def picture_number(page: Any) -> int:
+def picture_number(page: Any, status: str = STATUS) -> int:
     """Of the picture that the panel shows."""
-    found = re.search(r"picture (\d+)", page.inner_text(".spherear-status"))
+    found = re.search(r"picture (\d+)", page.inner_text(status))
     return int(found[1]) if found else 0
+
+
+def wait_for_picture(page: Any, after: int, status: str = STATUS) -> None:
+    """Until a finished picture is shown that is newer than number `after`."""
+    found = f"document.querySelector('{status}').innerText.match(/^done.*picture (\\d+)$/)"
+    page.wait_for_function(f"n => Number({found}?.[1]) > n", arg=after, timeout=60_000)
 
 
 def drag(page: Any, share: float, slider: str = ".spherear-scale") -> None:

@@ -19,7 +19,13 @@ from spherear.models.files import atomic_path, write_json
 PACKAGE = Path(__file__).parents[1]
 SETTINGS = Path(__file__).parent / "jupyter"
 SUFFIXES = (".ipynb", ".png")
-PAGE = "from spherear.lab.widgets import GuidanceExplorer\nGuidanceExplorer()"
+PAGE = """from IPython.display import Javascript, display
+from spherear.lab.widgets import GuidanceExplorer
+panel = GuidanceExplorer(folder=FOLDER)
+panel.runner.wait(60)
+display(panel)
+display(Javascript("for (const after of [1, 3, 9]) setTimeout(() => dispatchEvent(new Event('resize')), 1000 * after)"))
+"""
 
 
 @dataclass(frozen=True)
@@ -81,9 +87,13 @@ def lab_command(folder: Path, notebook: Path, *, port: int = 8888, browser: bool
 
 
 def page_command(folder: Path, *, port: int = 8866, host: str = "localhost", browser: bool = True) -> list[str]:
-    """Voila, with its token, on the guidance panel alone: a notebook of one cell, written to `folder`."""
+    """Voila, with its token, on the guidance panel alone: a notebook of one cell, written to `folder`.
+
+    Pictures are saved where the command is given. The first picture is waited for: what changes while a page fetches
+    its controls, it can miss. Figures that are drawn before they have a place fit it once told of a new size.
+    """
     notebook = folder / "guidance.ipynb"
-    write_notebook(notebook, [PAGE])
+    write_notebook(notebook, [PAGE.replace("FOLDER", repr(str(Path.cwd())))])
     address = [f"--Voila.ip={host}", f"--Voila.port={port}", "--Voila.auto_token=True"]
     return [sys.executable, "-m", "voila", str(notebook), *address, *([] if browser else ["--no-browser"])]
 

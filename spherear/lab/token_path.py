@@ -3,6 +3,7 @@
 Knows: the head's velocity under a label and under none, and the solver between.  Does not know: how it is drawn.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import islice
 
@@ -39,9 +40,17 @@ class TokenPath:
 
 
 @torch.no_grad()
-def token_path(pipeline: Pipeline, label: int, position: int, settings: SamplingSettings, seed: int) -> TokenPath:
+def token_path(
+    pipeline: Pipeline,
+    label: int,
+    position: int,
+    settings: SamplingSettings,
+    seed: int,
+    over: Callable[[], bool] = lambda: False,
+) -> TokenPath | None:
     """The path that a decode of (label, seed) takes at `position`, looked into.
 
+    over: asked before every token; once it says so, there is no path, but None.
     A position beyond the last, or a head without a velocity: ValueError.
     """
     tokens, head = pipeline.ar.config.tokens, pipeline.ar.head
@@ -49,7 +58,9 @@ def token_path(pipeline: Pipeline, label: int, position: int, settings: Sampling
     require(isinstance(head, VelocityHead), f"the head is a {type(head).__name__}; expected one with a velocity")
     assert isinstance(head, VelocityHead)
     scale = settings.scale_at(position, tokens)
-    conditions = _conditions(pipeline, label, position, settings, seed)  # (2, width)
+    conditions = _conditions(pipeline, label, position, settings, seed, over)  # (2, width)
+    if conditions is None:
+        return None
     noise = seeded_noise([seed])(position, (settings.draws, 1, head.final_linear.out_features))
     noise = noise.to(conditions.device, head.state_dtype) * settings.temperature
 
@@ -81,8 +92,8 @@ def _points(velocity: Velocity, noise: Tensor, settings: SamplingSettings) -> Fl
 
 
 def _conditions(
-    pipeline: Pipeline, label: int, position: int, settings: SamplingSettings, seed: int
-) -> Float[Tensor, "2 width"]:
+    pipeline: Pipeline, label: int, position: int, settings: SamplingSettings, seed: int, over: Callable[[], bool]
+) -> Float[Tensor, "2 width"] | None:
     """What the transformer says before token `position`, under the label and under none.
 
     Both branches of a guided decode have the same past, but for tokens at scale 1: there the null branch drew
@@ -94,6 +105,8 @@ def _conditions(
     alone = replace(settings, guidance_scale=1.0)
     branches = pipeline.steps([label], settings, seed), pipeline.steps([ar.null_label], alone, seed)
     for ours, nulls in islice(zip(*branches, strict=True), position):
+        if over():
+            return None
         past[0, ours.index] = ours.token[0]
         past[1, ours.index] = nulls.token[0] if ours.guidance_scale == 1.0 else ours.token[0]
     labels = torch.tensor([label, ar.null_label], device=past.device)

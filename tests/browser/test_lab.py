@@ -11,7 +11,7 @@ from nbclient import NotebookClient
 from PIL import Image
 
 from spherear.lab.browser import browser, find_chromium, notebook, offline, running_lab, running_page
-from spherear.lab.latency import FINISHED, drag, picture_number, press
+from spherear.lab.latency import STATUS, drag, picture_number, press, wait_for_picture
 from spherear.lab.picture import Picture, loaded, sheet
 from spherear.sampling.settings import SamplingSettings
 
@@ -21,14 +21,13 @@ pytestmark = [
 ]
 
 GUIDANCE = "from spherear.lab.widgets import GuidanceExplorer\npanel = GuidanceExplorer()\npanel"
-OTHERS = [
-    "from spherear.lab.widgets import *\nSphereExplorer()",
-    "TokenExplorer()",
-    "CollapseExplorer()",
+OTHERS = ["from spherear.lab.widgets import *\nSphereExplorer()", "TokenExplorer()", "CollapseExplorer()"]
+TRAINING = [
     "from dataclasses import replace\nfrom spherear.models import preset\nfrom spherear.train import train_vae\n"
     "from spherear.training.data import load_data\nfrom spherear.training.recipes import course\n"
-    "states = train_vae(preset('digits').vae, load_data('digits', 16), replace(course('digits').vae, steps=500))\n"
-    "TrainingMonitor(states, 500)",
+    "from spherear.lab.show import still\nfrom spherear.lab.widgets import TrainingMonitor\n"
+    "states = train_vae(preset('digits').vae, load_data('digits', 16), replace(course('digits').vae, steps=5000))",
+    "monitor = TrainingMonitor(states, 5000)\ndisplay(monitor)\nawait monitor.finished()\nstill(monitor, 'at its end')",
 ]
 SHOWN = """selector => {
   const image = document.querySelector(selector);
@@ -69,15 +68,11 @@ def shown(page, place=0):
         return np.asarray(image.convert("RGB"))
 
 
-def finished(page, after):
+def finished(page, after, status=STATUS):
     """Wait for a finished picture that is newer than number `after`."""
-    page.wait_for_function(
-        f"n => {{ const m = {FINISHED}; return m && Number(m[1]) > n; }}",
-        arg=after,
-        timeout=60_000,
-    )
+    wait_for_picture(page, after, status)
     page.wait_for_timeout(400)  # and for a debounced one, should it still come
-    page.wait_for_selector(".spherear-status >> text=done", timeout=60_000)
+    page.wait_for_selector(f"{status} >> text=done", timeout=60_000)
 
 
 def scale_shown(page):
@@ -217,6 +212,7 @@ def test_the_page_of_the_panel_alone_moves_too(context, tmp_path):
         assert scale_shown(page) == pytest.approx(3.1)
         for place, family in enumerate(("power_spherical", "gaussian")):
             np.testing.assert_array_equal(shown(page, place), expected(f"digits-{family}", 3.1))
+        assert page.locator(".spherear-trace-0 .main-svg >> nth=0").bounding_box()["width"] <= 410  # as its place
         page.screenshot(path=tmp_path / "page.png", full_page=True)
         assert page.locator(".jp-InputArea-editor").count() == 0  # no code
         assert troubles == []
@@ -227,9 +223,6 @@ def test_the_page_of_the_panel_alone_moves_too(context, tmp_path):
 def test_the_other_panels_show_and_move(context, lab, tmp_path):
     with notebook(context, lab, OTHERS, "others") as opened:
         page = opened.page
-        page.wait_for_selector(".spherear-train-status >> text=/training|stopped/", state="attached", timeout=90_000)
-        page.click(".spherear-train-stop")
-        page.wait_for_selector(".spherear-train-status >> text=stopped at step", timeout=60_000)
         page.locator(".spherear-kick-status").scroll_into_view_if_needed()
         page.wait_for_selector(".spherear-kick-status >> text=done", timeout=90_000)
         before = page.inner_text(".spherear-sphere-numbers")
@@ -241,13 +234,48 @@ def test_the_other_panels_show_and_move(context, lab, tmp_path):
         assert "guidance at this token: 4.10" in page.inner_text(".spherear-token-numbers")
         first, second = (page.inner_text(f".spherear-kick-numbers-{side}").split(": ")[1] for side in (0, 1))
         assert float(first) < 1e-4 < float(second)
-        for name in ("spheres", "density", "space", "token-lengths", "kick-growth", "curve"):
-            part = page.locator(f".spherear-{name}")
-            part.scroll_into_view_if_needed()
-            part.locator(".main-svg >> nth=0").wait_for()
-            page.wait_for_timeout(300)
-            part.screenshot(path=tmp_path / f"{name}.png")
-            with Image.open(tmp_path / f"{name}.png") as image:
-                colors = np.unique(np.asarray(image.convert("RGB")).reshape(-1, 3), axis=0)
-                assert len(colors) > 20, name  # something is drawn
+        number = picture_number(page, ".spherear-kick-status")
+        press(page, "ArrowRight", ".spherear-kick-size")
+        finished(page, number, ".spherear-kick-status")
+        again = page.inner_text(".spherear-kick-numbers-1").split(": ")[1]
+        assert float(again) > float(second)  # a larger kick
+        for name in ("spheres", "density", "space", "token-lengths", "kick-growth"):
+            is_drawn(page, name, tmp_path)
+        page.set_viewport_size({"width": 390, "height": 1400})
+        page.wait_for_timeout(1500)
+        for place, panel in enumerate(page.locator(".spherear-panel").all()):
+            panel.scroll_into_view_if_needed()
+            panel.screenshot(path=tmp_path / f"narrow-{place}.png")
+            assert panel.evaluate("e => e.scrollWidth <= e.clientWidth + 1")  # what is wider scrolls by itself
+        assert opened.troubles == []
+
+
+def is_drawn(page, name, folder):
+    part = page.locator(f".spherear-{name}")
+    part.scroll_into_view_if_needed()
+    part.locator(".main-svg >> nth=0").wait_for()
+    page.wait_for_timeout(300)
+    part.screenshot(path=folder / f"{name}.png")
+    with Image.open(folder / f"{name}.png") as image:
+        assert len(np.unique(np.asarray(image.convert("RGB")).reshape(-1, 3), axis=0)) > 20, name
+
+
+def test_training_is_paused_and_stopped_while_a_cell_waits_for_it(context, lab, tmp_path):
+    """As in the lessons, which await the end so that a still picture can stay."""
+    with notebook(context, lab, TRAINING, "training", run=1) as opened:
+        page, status = opened.page, ".spherear-train-status"
+        opened.start(1)
+        page.wait_for_selector(f"{status} >> text=training", timeout=90_000)
+        page.click(".spherear-pause")
+        page.wait_for_selector(".spherear-pause:has-text('go on')")
+        page.wait_for_timeout(500)  # for the step at work
+        before = page.inner_text(status)
+        page.wait_for_timeout(1500)
+        assert page.inner_text(status) == before
+        page.click(".spherear-pause")
+        page.wait_for_function(f"t => document.querySelector('{status}').innerText !== t", arg=before, timeout=60_000)
+        page.click(".spherear-train-stop")
+        page.wait_for_selector(f"{status} >> text=stopped at step", timeout=60_000)
+        page.wait_for_selector(".jp-RenderedImage img", timeout=60_000)  # the cell went on
+        is_drawn(page, "curve", tmp_path)
         assert opened.troubles == []

@@ -1,5 +1,6 @@
 """The panels without a browser: what controls stand for, what is shown, and that nothing is stale or left running."""
 
+import asyncio
 import io
 import json
 import random
@@ -159,7 +160,7 @@ def test_the_code_draws_exactly_the_picture(guidance, tmp_path, monkeypatch):
 
 def test_a_saved_png_holds_the_settings_and_sets_them_again(guidance, tmp_path):
     guidance.scale.value, guidance.solver.value, guidance.steps.value = 5.5, "euler", 7
-    guidance.label.value, guidance.file.value = 8, str(tmp_path / "mine.png")
+    guidance.label.value, guidance.file.value, guidance.folder = 8, "mine.png", tmp_path
     settled(guidance)
     assert guidance.named.value == "by hand"
     for _ in range(2):
@@ -173,9 +174,81 @@ def test_a_saved_png_holds_the_settings_and_sets_them_again(guidance, tmp_path):
     guidance.named.value = "balanced"
     settled(guidance)
     assert guidance.read().picture != picture
-    upload(guidance, png)
+    for _ in range(2):  # the same file a second time, too
+        guidance.scale.value = 2.0
+        upload(guidance, png)
+        settled(guidance)
+        assert guidance.read().picture == picture
+        assert shows_what_its_controls_say(guidance)
+    assert guidance.upload.value == ()
+
+
+@pytest.mark.parametrize("name", ["", "..", "sub/mine.png", "/tmp/mine.png", "../mine.png"])
+def test_a_picture_is_saved_in_its_folder_alone(guidance, tmp_path, name):
+    guidance.folder, guidance.file.value = tmp_path, name
     settled(guidance)
-    assert guidance.read().picture == picture
+    guidance.save_png.click()
+    assert "expected a name without folders" in guidance.trouble.value
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unfinished_picture_is_not_saved(guidance, tmp_path):
+    settled(guidance)
+    guidance.folder, guidance.steps.value = tmp_path, 100
+    guidance.save_png.click()
+    assert "still being drawn; expected it to be done" in guidance.trouble.value
+    guidance.stop_button.click()
+    assert guidance.runner.wait(60)
+    guidance.save_png.click()
+    assert "expected one (it was stopped)" in guidance.trouble.value
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_stays_until_the_next_request(guidance):
+    """A drawing that ends meanwhile does not take it away."""
+    settled(guidance)
+    guidance.steps.value = 20
+    upload(guidance, b"no picture at all")
+    assert guidance.runner.wait(60)
+    assert "expected a PNG that a panel saved" in guidance.trouble.value
+    guidance.steps.value = 2
+    assert guidance.trouble.value == ""
+
+
+def test_what_was_stopped_can_be_asked_for_again(guidance):
+    settled(guidance)
+    guidance.steps.value = 100
+    guidance.stop_button.click()
+    assert guidance.runner.wait(60)
+    guidance.changed({"owner": guidance.steps, "new": 100})
+    settled(guidance)
+    assert shows_what_its_controls_say(guidance)
+
+
+def test_a_cell_may_await_what_is_drawn(guidance):
+    guidance.scale.value = 7.0
+    asyncio.run(guidance.finished())
+    assert guidance.runner.idle
+    assert guidance._last[0].settings.guidance_scale == 7.0
+
+
+def test_callbacks_may_arrive_on_a_second_thread(guidance):
+    """As subshells of the kernel bring them, while a cell runs on the first."""
+    settled(guidance)
+
+    def move(values):
+        for value in values:
+            guidance.scale.value = value
+            time.sleep(0.002)
+
+    other = threading.Thread(target=move, args=(np.linspace(1, 6, 50),))
+    other.start()
+    while other.is_alive():
+        guidance.heat.value = not guidance.heat.value
+        time.sleep(0.003)
+    other.join()
+    settled(guidance)
+    assert guidance.read().picture.settings.guidance_scale == 6.0
     assert shows_what_its_controls_say(guidance)
 
 
@@ -213,6 +286,16 @@ def test_settings_of_a_picture_that_the_panel_cannot_show_are_refused(guidance):
     with pytest.raises(ValueError, match="expected one class, or each once"):
         guidance.take(strange)
     assert guidance.read() == before
+    settings = before.picture.settings
+    for part, message in (
+        ({"settings": replace(settings, guidance_scale=20.0)}, "guidance scale is 20.0; expected 0 to 15"),
+        ({"settings": replace(settings, steps=500)}, "solver steps is 500; expected 1 to 100"),
+        ({"settings": replace(settings, temperature=3.0)}, "temperature is 3.0; expected 0 to 2"),
+        ({"seed": 2**40}, "seed is 1099511627776"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            guidance.take(replace(before.picture, **part))
+        assert guidance.read() == before
 
 
 def test_facts_that_are_no_picture_are_refused():
@@ -273,6 +356,10 @@ def fuzz(panel, moves, rng):
     move(panel, rng)
 
 
+SAVED = png_bytes(
+    np.zeros((4, 4, 3), np.uint8),
+    Picture(("digits-gaussian", "digits-vq"), (7,) * 4, 3, SamplingSettings.named("fast", guidance_scale=4.0), 2),
+)
 MOVES = [
     lambda p, r: setattr(p.scale, "value", r.uniform(0, 15)),
     lambda p, r: setattr(p.scale, "value", r.uniform(0, 15)),
@@ -292,6 +379,7 @@ MOVES = [
     lambda p, r: p.dice.click(),
     lambda p, r: p.stop_button.click(),
     lambda p, r: p.copy_code.click(),
+    lambda p, r: upload(p, SAVED),
     lambda p, r: time.sleep(r.uniform(0, 0.15)),
 ]
 
@@ -395,12 +483,12 @@ def test_training_pauses_stops_and_goes_on_where_it_was(digits, tmp_path):
     panel = TrainingMonitor(train_ar(sizes, vae, digits, recipe, tmp_path), 2000, samples(vae, [1, 2]), every=1)
     while len(panel.steps) < 3:
         time.sleep(0.01)
-    panel.pause.value = True
+    panel.pause.click()
     time.sleep(1.0)
     held = list(panel.steps)
     time.sleep(1.0)
     assert panel.steps == held
-    panel.pause.value = False
+    panel.pause.click()
     while len(panel.steps) < len(held) + 2:
         time.sleep(0.01)
     panel.stop_button.click()
@@ -432,7 +520,10 @@ def test_an_error_of_training_is_shown():
         (lambda: GuidanceExplorer("no_such_family"), "no_such_family"),
         (lambda: GuidanceExplorer(settings="slow"), "slow"),
         (lambda: GuidanceExplorer(images=0), "images is 0"),
+        (lambda: GuidanceExplorer(guidance_scale=20.0), "guidance scale is 20.0; expected 0 to 15"),
+        (lambda: CollapseExplorer(size=10), "size of the kick is 10; expected 0 to 3"),
         (lambda: SphereExplorer(-1.0), "concentration is -1"),
+        (lambda: SphereExplorer(1000.0), "concentration is 1000.0; expected 0.1 to 300"),
         (lambda: TokenExplorer("vq"), "vq"),
         (lambda: TokenExplorer(position=16), "position is 16"),
         (lambda: TokenExplorer(step=12), "step and steps are 12 and 12"),

@@ -74,7 +74,7 @@ class CollapseExplorer(parts.Panel[Asked]):
         self.scale = parts.slider("guidance scale", guidance_scale, 0.0, 15.0, 0.1, "kick-scale")
         self.named = parts.choice("settings", list(NAMED_SETTINGS), settings, "kick-named")
         self.seed = parts.number("seed", seed, 2**31 - 1, "kick-seed")
-        self.stop_button = parts.button("stop", lambda _: self.runner.stop(), "kick-stop", "keep what is drawn so far")
+        self.stop_button = parts.button("stop", lambda _: self.stop(), "kick-stop", "keep what is drawn so far")
         self.status = parts.line("kick-status")
         self.sides = [parts.picture(f"kick-grid-{i}") for i in range(len(SIDES))]
         self.numbers = [parts.line(f"kick-numbers-{i}") for i in range(2)]
@@ -123,7 +123,6 @@ class CollapseExplorer(parts.Panel[Asked]):
             if over:
                 return
         self._pairs = (request, pairs)
-        self.clear_error()
 
     def _put_up(self, pairs: tuple[Pair, Pair], request: Asked) -> None:
         kick = request.kick

@@ -51,6 +51,7 @@ class GuidanceExplorer(parts.Panel[Asked]):
     family, compare: shipped families, or what `Pipeline.from_pretrained` takes; compare None: one alone.
     label: a class, or None for one image of each.  images: of one class, a square number looks best.
     settings: a row of NAMED_SETTINGS to begin with.  seed: of the first image, and of the dice.
+    folder: where pictures are saved.
     """
 
     def __init__(
@@ -64,12 +65,13 @@ class GuidanceExplorer(parts.Panel[Asked]):
         settings: str = "fast",
         seed: int = 0,
         preset: str = "digits",
+        folder: Path | str = ".",
     ) -> None:
         require(images >= 1, f"images is {images}; expected at least 1")
         self.base = SamplingSettings.named(settings, guidance_scale=guidance_scale)
         self.preset, self.count, self._dice = preset, images, random.Random(seed)
         self.classes = loaded(model_name(family, preset)).ar.config.num_classes
-        self.sides = (Side(0), Side(1))
+        self.sides, self.folder = (Side(0), Side(1)), Path(folder).expanduser().resolve()
         self._last: tuple[Picture, list[Canvas]] | None = None
         self._make_controls(family, compare, label, settings, seed)
         super().__init__(self._arranged(), self._watched())
@@ -109,7 +111,7 @@ class GuidanceExplorer(parts.Panel[Asked]):
         self.seed = parts.number("seed", seed, MOST_SEED, "seed")
         self.dice = parts.button("dice: another seed", self.guarded_late(self._throw), "dice")
         self.lock = parts.tick("lock the seed (else: dice at every move)", True, "lock")
-        self.stop_button = parts.button("stop", self.guarded_late(self._stop), "stop", "keep what is drawn so far")
+        self.stop_button = parts.button("stop", self.guarded_late(self.stop), "stop", "keep what is drawn so far")
         self.copy_code = parts.button("copy as code", self.guarded_late(self._show_code), "copy")
         self.save_png = parts.button("save as PNG", self.guarded_late(self._save), "save", "with the settings inside")
         self.upload = parts.tagged(
@@ -184,7 +186,6 @@ class GuidanceExplorer(parts.Panel[Asked]):
         """Token by token, a picture every so often; the finished one stays at hand for another look."""
         if self._last is not None and self._last[0] == request.picture and not turn.over:
             self._put_up(self._last[1], request)
-            self.clear_error()
             return
         self._last = None
         began = shown = traced = time.perf_counter()
@@ -202,7 +203,6 @@ class GuidanceExplorer(parts.Panel[Asked]):
             if over:
                 return
         self._last = (request.picture, canvases)
-        self.clear_error()
 
     def _put_up(self, canvases: list[Canvas], request: Asked, trace: bool = True) -> None:
         display = "" if len(canvases) == 2 else "none"
@@ -220,9 +220,6 @@ class GuidanceExplorer(parts.Panel[Asked]):
             f"{state}: guidance {scale:g}, token {drawn} of {total}, {seconds:.2f} s, {rate:,.0f} tokens/s, "
             f"picture {self.runner.turns}"
         )
-
-    def _stop(self) -> None:
-        self.runner.stop()
 
     def _throw(self) -> None:
         self.seed.value = self._dice.randint(0, MOST_SEED)
@@ -247,24 +244,30 @@ class GuidanceExplorer(parts.Panel[Asked]):
     def _show_code(self) -> None:
         self.code.value = self.read().picture.code()
         self.code.layout.display = ""
-        self.note.value = "draws exactly these images: select all, copy, run it anywhere"
+        self.note.value = "draws exactly the images of these controls: select all, copy, run it anywhere"
 
     def _save(self) -> None:
         """What is on the screen, without the lengths over it, and what it was made of."""
-        require(self.runner.wait(60), "the picture is still being drawn; expected it to be done")
+        require(self.runner.idle, "the picture is still being drawn; expected it to be done")
         require(self._last is not None, "there is no finished picture; expected one (it was stopped)")
         assert self._last is not None
         picture, canvases = self._last
         sheets = [sheet(c.images(), picture.columns, picture.zoom) for c in canvases]
-        path = free_path(Path(self.file.value).expanduser())
+        name = self.file.value.strip()
+        require(
+            name not in ("", ".", "..") and Path(name).name == name,
+            f"file is {name!r}; expected a name without folders",
+        )
+        path = free_path(self.folder / name)
         with atomic_path(path) as part:
             part.write_bytes(png_bytes(np.concatenate(sheets, axis=1), picture))
         self.note.value = f"saved {path}"
 
     def _open(self) -> None:
-        if self.upload.value:
-            self.take(read_picture(bytes(self.upload.value[0]["content"])))
-            self.note.value = f"settings of {self.upload.value[0]['name']}"
+        files, self.upload.value = self.upload.value, ()  # or the same file could not be opened again
+        if files:
+            self.take(read_picture(bytes(files[0]["content"])))
+            self.note.value = f"settings of {files[0]['name']}"
 
     def take(self, picture: Picture) -> None:
         """Set every control as a picture says. What the panel has no controls for: ValueError, nothing set."""
@@ -275,6 +278,13 @@ class GuidanceExplorer(parts.Panel[Asked]):
         one = len(set(picture.labels)) == 1 and 0 <= picture.labels[0] < min(12, self.classes)
         require(every or one, f"labels are {picture.labels}; expected one class, or each once")
         settings = picture.settings
+        parts.within("seed", picture.seed, 0, MOST_SEED)
+        for control, value in (
+            (self.scale, settings.guidance_scale),
+            (self.temperature, settings.temperature),
+            (self.steps, settings.steps),
+        ):
+            parts.within(control.description, value, control.min, control.max)
         with self.together():
             self.family.value, self.compare.value = names[0], names[1] if len(names) == 2 else NONE
             self.label.value = ALL if every else picture.labels[0]

@@ -3,6 +3,7 @@
 Knows: ipywidgets and plotly's FigureWidget.  Does not know: what any panel is about.
 """
 
+import asyncio
 import html
 import io
 import threading
@@ -18,6 +19,7 @@ from matplotlib.figure import Figure
 from plotly.serializers import custom_serializers
 
 from spherear.lab.live import LatestWins, Turn
+from spherear.models.config import require
 
 with suppress(ImportError):  # plotly looks whether it is there: half imported, by another thread, it is an error
     import pandas  # noqa: F401
@@ -76,7 +78,13 @@ class Panel(widgets.VBox, Generic[RequestT]):
         request = self.read()
         if always or request != self._asked:
             self._asked = request
+            self.clear_error()
             self.runner.submit(request)
+
+    def stop(self) -> None:
+        """End the drawing, which shows what there is; the same may be asked for again."""
+        self._asked = None
+        self.runner.stop()
 
     @contextmanager
     def together(self) -> Any:
@@ -108,14 +116,19 @@ class Panel(widgets.VBox, Generic[RequestT]):
         return call
 
     def show_error(self, error: Exception) -> None:
-        """Say what went wrong, until something works again."""
+        """Say what went wrong, until the next request."""
         text = html.escape(f"{type(error).__name__}: {error}")
         self.trouble.value = f'<div role="alert" style="border-left:4px solid #D55E00;padding:4px 8px">{text}</div>'
 
     def clear_error(self) -> None:
-        """Nothing is wrong any more; `runner.errors` keeps what was."""
+        """Another request is made; `runner.errors` keeps what was wrong."""
         if self.trouble.value:
             self.trouble.value = ""
+
+    async def finished(self) -> None:
+        """Until the newest request is drawn. A cell that awaits this takes clicks; in `snapshot` none arrive."""
+        while not self.runner.idle:
+            await asyncio.sleep(0.05)
 
     def snapshot(self, timeout: float | int = 600.0) -> Image:
         """The panel as a still PNG, once the newest request is drawn. An error there is raised here."""
@@ -132,8 +145,8 @@ class Panel(widgets.VBox, Generic[RequestT]):
         """End the worker, then the controls. A second time does nothing."""
         if self._closed:
             return
-        self._closed = True
         self.runner.close()
+        self._closed = True
         _close(self.children)
         super().close()
 
@@ -161,7 +174,8 @@ def scrolled(child: widgets.Widget, width: str) -> widgets.Box:
 
 
 def slider(name: str, value: float | int, low: float, high: float, step: float, tag: str) -> widgets.FloatSlider:
-    """A labelled slider; its number can be typed as well."""
+    """A labelled slider; its number can be typed as well. A value beyond its ends: ValueError."""
+    within(name, value, low, high)
     return tagged(
         widgets.FloatSlider(
             value=value,
@@ -178,16 +192,23 @@ def slider(name: str, value: float | int, low: float, high: float, step: float, 
 
 
 def whole(name: str, value: int, low: int, high: int, tag: str) -> widgets.IntSlider:
-    """A labelled slider over whole numbers."""
+    """A labelled slider over whole numbers. A value beyond its ends: ValueError."""
+    within(name, value, low, high)
     return tagged(widgets.IntSlider(value=value, min=low, max=high, description=name, style=WIDE, layout=_wide()), tag)
 
 
 def number(name: str, value: int, high: int, tag: str) -> widgets.BoundedIntText:
-    """A labelled field for a whole number from 0."""
+    """A labelled field for a whole number from 0. A value beyond `high`: ValueError."""
+    within(name, value, 0, high)
     layout = widgets.Layout(width="190px")
     return tagged(
         widgets.BoundedIntText(value=value, min=0, max=high, description=name, style=WIDE, layout=layout), tag
     )
+
+
+def within(name: str, value: float | int, low: float | int, high: float | int) -> None:
+    """Refuse what a control would cut off without a word."""
+    require(low <= value <= high, f"{name} is {value}; expected {low:g} to {high:g}")
 
 
 def choice(name: str, options: Sequence[Any], value: Any, tag: str) -> widgets.Dropdown:

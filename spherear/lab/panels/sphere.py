@@ -18,7 +18,7 @@ from spherear.lab.panels import parts
 from spherear.lab.stills import LAW_LOOKS, angle_laws_figure
 
 APART = 2.6
-HIGHEST = 300.0
+LOWEST, HIGHEST = 0.1, 300.0
 
 
 @dataclass(frozen=True)
@@ -34,14 +34,15 @@ class Asked:
 class SphereExplorer(parts.Panel[Asked]):
     """Power Spherical against von Mises-Fisher against a projected Gaussian, from broad to narrow.
 
-    concentration: of the Power Spherical law to begin with, up to 300.  samples: points on each sphere.
+    concentration: of the Power Spherical law to begin with, 0.1 to 300.  samples: points on each sphere.
     """
 
     def __init__(self, concentration: float | int = 10.0, *, samples: int = 200, seed: int = 0) -> None:
         angle_laws(concentration, samples=1)  # what cannot be drawn is refused here
+        parts.within("concentration", concentration, LOWEST, HIGHEST)
         self.concentration = parts.tagged(
             widgets.FloatLogSlider(
-                value=min(concentration, HIGHEST), base=10, min=-1, max=np.log10(HIGHEST), step=0.02,
+                value=concentration, base=10, min=np.log10(LOWEST), max=np.log10(HIGHEST), step=0.02,
                 description="concentration", style=parts.WIDE, layout=widgets.Layout(width="420px", max_width="100%"),
             ),
             "concentration",
@@ -91,7 +92,6 @@ class SphereExplorer(parts.Panel[Asked]):
                 marks.x, marks.y = np.rad2deg(_single(centres)), _single(shares)
         self._laws = laws
         self.numbers.value = "<br>".join(said(law) for law in laws.laws)
-        self.clear_error()
 
     def _turn(self, change: Any) -> None:
         """The view by keyboard: the pointer turns it as well."""

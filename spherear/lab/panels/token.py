@@ -120,17 +120,17 @@ class TokenExplorer(parts.Panel[Asked]):
     def draw(self, request: Asked, turn: Turn) -> None:
         """A path as lines, three velocities as arrows, both lengths over time."""
         pipeline = loaded(request.model)
-        if self._path is not None and self._path[0].same_path(request):
-            path = self._path[1]
-        else:
-            path = token_path(pipeline, request.label, request.position, request.settings, request.seed)
-        if turn.stale:
+        path = self._path[1] if self._path is not None and self._path[0].same_path(request) else None
+        if path is None:
+            path = token_path(
+                pipeline, request.label, request.position, request.settings, request.seed, lambda: turn.over
+            )
+        if path is None or turn.stale:
             return
         self._path, radius = (request, path), usual_length(pipeline)
         self._draw_space(path, request.step, radius)
         self._draw_lengths(path, request.step, radius)
-        self.numbers.value = said(path, radius)
-        self.clear_error()
+        self.numbers.value = said(path, radius, "R" if pipeline.vae.bottleneck.radius else "√d")
 
     def _draw_space(self, path: TokenPath, step: int, radius: float) -> None:
         sphere, _ = sphere_mesh()
@@ -163,12 +163,12 @@ class TokenExplorer(parts.Panel[Asked]):
         return token_path_figure(path, request.step, usual_length(loaded(request.model)), request.position)
 
 
-def said(path: TokenPath, radius: float) -> str:
-    """The path's end in numbers."""
+def said(path: TokenPath, radius: float, name: str) -> str:
+    """The path's end in numbers. name: of the usual length."""
     raw, token = path.points[-1], path.token
     return (
         f"raw length {float(raw.norm()):.3f}, unguided {float(path.unguided[-1].norm()):.3f}, "
-        f"handed on {float(token.norm()):.3f} (R = {radius:.3f}); the projection moves it by "
+        f"handed on {float(token.norm()):.3f} ({name} = {radius:.3f}); the projection moves it by "
         f"{float((raw - token).norm()):.3f}; guidance at this token: {path.scale:.2f}"
     )
 

@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
-from typing import Any
 
 import ipywidgets as widgets
 import numpy as np
@@ -38,8 +37,8 @@ class TrainingMonitor(parts.Panel[None]):
     total: its steps.  preview: images of the model as it is (`reconstructions`, `samples`), `columns` a row.
     every: steps between readings of the losses.  between: seconds between previews, at least.
 
-    Stop leaves the loop between two steps, where a run with a folder writes its checkpoint. `run` is where the loop
-    ended: done, stopped or failed.
+    Stop leaves the loop between two steps, where a run with a folder writes its checkpoint. `ended` says how the loop
+    did: done, stopped or failed.
     """
 
     def __init__(
@@ -64,12 +63,7 @@ class TrainingMonitor(parts.Panel[None]):
         self.bar = parts.tagged(
             widgets.IntProgress(min=0, max=total, description="steps", style=parts.WIDE), "progress"
         )
-        self.pause = parts.tagged(
-            widgets.ToggleButton(
-                description="pause", tooltip="wait between two steps", layout=widgets.Layout(width="auto")
-            ),
-            "pause",
-        )
+        self.pause = parts.button("pause", lambda _: self._pause(), "pause", "wait between two steps")
         self.stop_button = parts.button(
             "stop", lambda _: self._stop(), "train-stop", "leave the loop; a run with a folder can go on"
         )
@@ -86,7 +80,6 @@ class TrainingMonitor(parts.Panel[None]):
             ],
             (),
         )
-        self.pause.observe(self._pause, "value")
         self.runner.submit(None)
 
     def draw(self, request: None, turn: Turn) -> None:
@@ -147,10 +140,12 @@ class TrainingMonitor(parts.Panel[None]):
         self.sheet = sheet(images, self.columns, zoom)
         self.image.value = png_bytes(self.sheet)
 
-    def _pause(self, change: Any) -> None:
+    def _pause(self) -> None:
+        """Pause, or go on. (While a cell awaits, clicks reach the kernel; of a toggle's values only the first.)"""
         with self.showing_errors():
-            (self._go.clear if change["new"] else self._go.set)()
-            self.pause.description = "go on" if change["new"] else "pause"
+            going = self._go.is_set()
+            (self._go.clear if going else self._go.set)()
+            self.pause.description = "go on" if going else "pause"
 
     def _stop(self) -> None:
         self.runner.stop()
