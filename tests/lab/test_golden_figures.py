@@ -18,9 +18,20 @@ from matplotlib.figure import Figure
 
 from spherear.lab import gallery
 from spherear.lab.diagnostics import norm_profile
-from spherear.lab.lesson_figures import kl_figure, lengths_figure, variances_figure, ways_figure
+from spherear.lab.lesson_figures import (
+    costs_figure,
+    kl_figure,
+    lengths_figure,
+    rope_figure,
+    sequence_figure,
+    variances_figure,
+    ways_figure,
+)
 from spherear.lab.lessons import token_variances, ways
 from spherear.lab.records import shipped_records
+from spherear.lab.scaling import cost
+from spherear.models.layers import rope_table
+from spherear.models.presets import PRESETS
 from tests.conftest import GOLDEN
 from tests.lab.test_figures import labelled
 
@@ -31,7 +42,7 @@ WITH_CODES = {"figure3-tokens"}
 """A rounding can turn one code into another: of 200 images each that turns moves a mean by up to 1 / 200."""
 FROM_FORMULAS = {
     "figure1-published", "figure4-guidance", "figure5-directions", "drift", "ablation", "lesson-kl", "sweep",
-    "decode-growth",
+    "decode-growth", "lesson-sequence", "lesson-rope", "lesson-costs",
 }  # fmt: skip
 FAMILIES = ("power_spherical", "gaussian")
 
@@ -52,6 +63,9 @@ def lesson_ways() -> Figure:
 FIGURES: dict[str, Callable[[], Figure]] = {
     **gallery.FIGURES,
     "lesson-kl": lambda: kl_figure(shipped_records(), ("power_spherical", "normalized_gaussian", "gaussian")),
+    "lesson-sequence": lambda: sequence_figure(4, 16),
+    "lesson-rope": lambda: rope_figure(rope_table(4, 4, 24)),
+    "lesson-costs": lambda: costs_figure([cost(name) for name in PRESETS]),
     "lesson-lengths": lesson_lengths,
     "lesson-variances": lesson_variances,
     "lesson-ways": lesson_ways,
