@@ -215,6 +215,23 @@ def test_an_error_stays_until_the_next_request(guidance):
     assert guidance.trouble.value == ""
 
 
+def test_after_controls_that_stand_for_nothing_the_old_ones_draw_again(guidance, monkeypatch):
+    turns = settled(guidance).runner.turns
+
+    def unreadable():
+        raise ValueError("no such model")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(guidance, "read", unreadable)
+        guidance.steps.value = 7
+        assert "no such model" in guidance.trouble.value
+        guidance.steps.value = 6
+    guidance.changed({"owner": guidance.steps, "new": 6})
+    assert guidance.runner.wait(60)
+    assert guidance.trouble.value == ""
+    assert guidance.runner.turns == turns + 1
+
+
 def test_what_was_stopped_can_be_asked_for_again(guidance):
     settled(guidance)
     guidance.steps.value = 100

@@ -75,11 +75,12 @@ class Panel(widgets.VBox, Generic[RequestT]):
 
         A page may set a slider that shows 2 to 1.9999999999999998: that is no new picture.
         """
+        asked, self._asked = self._asked, None  # what cannot be read is not what was asked for
         request = self.read()
-        if always or request != self._asked:
-            self._asked = request
+        if always or request != asked:
             self.clear_error()
             self.runner.submit(request)
+        self._asked = request
 
     def stop(self) -> None:
         """End the drawing, which shows what there is; the same may be asked for again."""
