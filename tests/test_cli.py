@@ -126,7 +126,7 @@ def test_train_commands_and_their_defaults(tmp_path):
     assert train._parse(["vae", f"--out={tmp_path}"]).run == tmp_path
     big = train._parse(["vae", "--preset", "imagenet256", "--workers", "4", "--sharded"])
     assert (big.recipe.lpips_weight, big.recipe.gan_weight, big.recipe.gan_start) == (1.0, 0.5, 20_000)
-    assert (big.engine.workers, big.engine.sharded) == (4, True)
+    assert (big.execution.workers, big.execution.sharded) == (4, True)
     job = train._parse(["ar", "--preset=imagenet256-L"])
     assert (str(job.vae), job.recipe.batch_size) == ("runs/imagenet256-L/vae", 512)
 
