@@ -43,12 +43,14 @@ def test_a_measurement_runs_once_to_warm_up():
 
 
 def test_peak_memory_is_seen():
-    held = reset_peak(CPU)
-    torch.ones(2**25).sum()  # 128 MiB, gone when the line is over
-    peak = (peak_memory(CPU) - held) / 2**20
-    if math.isnan(peak):
+    peaks = []
+    for _ in range(5):  # the system counts pages late now and then
+        held = reset_peak(CPU)
+        torch.ones(2**25).sum()  # 128 MiB, gone when the line is over
+        peaks.append((peak_memory(CPU) - held) / 2**20)
+    if math.isnan(peaks[0]):
         pytest.skip("this system does not tell peaks")
-    assert 120 < peak < 200
+    assert any(120 < peak < 200 for peak in peaks), peaks
 
 
 @pytest.mark.slow
