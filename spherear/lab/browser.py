@@ -48,7 +48,8 @@ class Lab:
 
     def listens(self, notebook: str) -> bool:
         """Whether a notebook's kernel is idle, with a page connected to it."""
-        sessions = json.load(self.ask("sessions"))
+        with self.ask("sessions") as answer:
+            sessions = json.load(answer)
         kernels = [session["kernel"] for session in sessions if session["path"] == notebook and session["kernel"]]
         return any(kernel["execution_state"] == "idle" and kernel["connections"] > 0 for kernel in kernels)
 
