@@ -13,6 +13,8 @@ from typing import Generic, TypeVar
 RequestT = TypeVar("RequestT")
 SHORT, DEBOUNCE = 0.045, 0.1
 """Seconds without another request that begin one within a burst; and that end the burst."""
+PATIENCE, LONGEST = 4, 1.0
+"""A burst that comes slowly ends after `PATIENCE` times the longest time between its requests, or `LONGEST` seconds."""
 
 
 @dataclass
@@ -33,9 +35,10 @@ class _Waiting(Generic[RequestT]):
 class LatestWins(Generic[RequestT]):
     """Calls `work(request, turn)` for the newest request, on a thread of its own; `work` looks at `turn` often.
 
-    Requests less than `debounce` seconds apart are a burst. In it, one is begun when nothing newer came for `short`
-    seconds, so that a control that is let go is followed soon; twice, and after that only the last, when the burst is
-    over: three at most, however many were asked for. What is replaced is stale: dropped before it began, or told so.
+    A request less than `debounce` seconds after another is of the same burst; so is one that comes within `LONGEST`
+    while another is at work. In a burst, one is begun when nothing newer came for `short` seconds, so that a control
+    that is let go is followed soon; twice, and after that only the last, when nothing came for `debounce` seconds, or
+    longer where requests come slowly. What is replaced is stale: dropped before it began, or told so.
     An exception of `work` goes to `failed`, stays in `errors`, and ends nothing. Any thread may call any method; `work`
     and `failed` run on the worker alone. After `close` nothing runs, and requests are ignored.
     """
@@ -52,7 +55,7 @@ class LatestWins(Generic[RequestT]):
         self._waiting: _Waiting[RequestT] | None = None
         self._turn: Turn | None = None
         self._newest = -float("inf")
-        self._begun = 0  # of this burst
+        self._begun, self._quiet = 0, debounce  # of this burst
         self._closed = False
         self._thread: threading.Thread | None = None
         self.turns = 0
@@ -64,10 +67,12 @@ class LatestWins(Generic[RequestT]):
             if self._closed:
                 return
             now = time.monotonic()
-            if now - self._newest >= self._debounce:
-                self._begun = 0
-            self._newest = now
-            pause = self._short if self._begun < 2 else self._debounce
+            gap, self._newest = now - self._newest, now
+            if gap < (self._quiet if self.idle else max(self._quiet, LONGEST)):
+                self._quiet = max(self._quiet, min(PATIENCE * gap, LONGEST))
+            else:
+                self._begun, self._quiet = 0, self._debounce
+            pause = self._short if self._begun < 2 else self._quiet
             self._waiting = _Waiting(request, now + pause, Turn())
             self._end(stale=True)
             if self._thread is None:

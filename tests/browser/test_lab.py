@@ -12,6 +12,7 @@ from PIL import Image
 
 from spherear.lab.browser import browser, find_chromium, notebook, offline, running_lab, running_page
 from spherear.lab.latency import STATUS, drag, picture_number, press, wait_for_picture
+from spherear.lab.live import DEBOUNCE
 from spherear.lab.picture import Picture, loaded, sheet
 from spherear.sampling.settings import SamplingSettings
 
@@ -75,6 +76,20 @@ def finished(page, after, status=STATUS):
     page.wait_for_selector(f"{status} >> text=done", timeout=60_000)
 
 
+def burst(page):
+    """Thirty keys on the slider: milliseconds of the longest time between two of them, by the page's clock."""
+    page.focus(".spherear-scale .noUi-handle")
+    page.evaluate("""() => {
+        window.pressed = [];
+        document.activeElement.onkeydown = () => window.pressed.push(performance.now());
+    }""")
+    for move in range(30):
+        page.keyboard.press("ArrowLeft" if move < 20 else "ArrowRight")
+    pressed = page.evaluate("window.pressed")
+    assert len(pressed) == 30
+    return max(np.diff(pressed))
+
+
 def scale_shown(page):
     return float(re.search(r"guidance ([\d.]+)", page.inner_text(".spherear-status"))[1])
 
@@ -127,11 +142,13 @@ def test_the_pointer_moves_it_and_lengths_stay_or_leave(guidance, tmp_path):
 
 
 def test_a_burst_of_thirty_ends_with_the_last_value_and_at_most_three_decodes(guidance):
-    number = picture_number(guidance)
-    guidance.focus(".spherear-scale .noUi-handle")
-    for move in range(30):
-        guidance.keyboard.press("ArrowLeft" if move < 20 else "ArrowRight")
-    finished(guidance, number)
+    for _ in range(10):
+        number = picture_number(guidance)
+        longest = burst(guidance)
+        finished(guidance, number)
+        if longest < 1000 * DEBOUNCE:  # else, on a busy machine, the page had a pause of its own
+            break
+    assert longest < 1000 * DEBOUNCE
     assert picture_number(guidance) - number <= 3
     scale = round(float(guidance.input_value(".spherear-scale-number input")), 6)  # as the panel reads it
     assert scale_shown(guidance) == scale

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from spherear.lab.live import LatestWins
+from spherear.lab.live import DEBOUNCE, LONGEST, LatestWins
 
 
 class Recorder:
@@ -69,6 +69,31 @@ def test_a_burst_with_pauses_begins_three_at_most(recorder):
     assert recorder.begun == [0, 1, 9]
     runner.submit("a new burst")
     assert runner.wait(1.0)  # not only after `debounce`
+    runner.close()
+
+
+def test_a_burst_that_comes_slowly_begins_three_at_most(recorder):
+    """As from a page on a busy machine: slower than `debounce`, but never waiting until a picture is done."""
+    recorder.parts, recorder.rest = 2000, 0.005
+    runner = LatestWins(recorder.work, lambda error: None)
+    for value in range(8):
+        runner.submit(value)
+        time.sleep(1.5 * DEBOUNCE)
+    assert recorder.begun == [0, 1]
+    time.sleep(LONGEST)
+    assert recorder.begun == [0, 1, 7]
+    runner.close()
+
+
+def test_what_comes_long_after_is_no_burst_though_work_goes_on(recorder):
+    recorder.parts, recorder.rest = 2000, 0.005
+    runner = LatestWins(recorder.work, lambda error: None)
+    for value in range(2):
+        runner.submit(value)
+        time.sleep(1.2 * LONGEST)
+    runner.submit(2)
+    time.sleep(0.6 * LONGEST)
+    assert recorder.begun == [0, 1, 2]
     runner.close()
 
 
