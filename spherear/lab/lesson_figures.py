@@ -20,6 +20,8 @@ from spherear.lab.style import FAMILIES, FONT, GREY, THREE, label_of, name_axes,
 from spherear.models.config import require
 
 OTHERS = (*THREE, "#CC79A7", "#E69F00", "#56B4E9")
+NAMED = 8
+"""So many values of an axis have room for their names."""
 
 
 def curves_figure(
@@ -29,7 +31,10 @@ def curves_figure(
     title: str = "",
     log: str = "",
 ) -> Figure:
-    """Lines over one x; names of families get their looks. labels: of x and y.  log: "x", "y" or "xy"."""
+    """Lines over one x; names of families get their looks. labels: of x and y.  log: "x", "y" or "xy".
+
+    On a logarithmic axis a few values of x are named, each where it is.
+    """
     require(len(curves) > 0, "there are no curves; expected some")
     figure = new_figure(7, 4.2)
     axis = figure.subplots()
@@ -42,6 +47,9 @@ def curves_figure(
         )  # fmt: skip
     if "x" in log:
         axis.set_xscale("log")
+        if len(x) <= NAMED:
+            axis.set_xticks(list(x), [f"{value:g}" for value in x])
+            axis.set_xticks([], minor=True)
     if "y" in log:
         axis.set_yscale("log")
     name_axes(axis, *labels, title)

@@ -93,6 +93,10 @@ def test_lesson_figures_show_their_numbers(pipeline):
     (axis,) = labelled(curves_figure([1, 2], {"vq": [3, 4], "other": [5, 6]}, ("a", "b"), log="xy")).axes
     assert list(lines(axis)["VQ vector quantised"][1]) == [3, 4]
     assert (axis.get_xscale(), axis.get_yscale()) == ("log", "log")
+    factors = (0.25, 0.5, 1.0, 2.0)
+    (axis,) = labelled(curves_figure(factors, {"vq": factors}, ("a", "b"), log="x")).axes
+    assert [tick.get_text() for tick in axis.get_xticklabels()] == ["0.25", "0.5", "1", "2"]
+    assert axis.get_xticks().tolist() == list(factors)
     tokens = torch.randn(50, 4, 3, generator=torch.Generator().manual_seed(0))
     (axis,) = labelled(lengths_figure({"gaussian": norm_profile(tokens)})).axes
     assert_close(torch.tensor(lines(axis)["G Gaussian"][1]), tokens.double().norm(dim=-1).mean(0))
