@@ -14,12 +14,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from matplotlib.figure import Figure
 
+from spherear.evaluation.classifier import load_classifier
+from spherear.evaluation.metrics import frechet_distance
 from spherear.lab import gallery
+from spherear.lab.demo import held_out
 from spherear.lab.diagnostics import norm_profile
 from spherear.lab.lesson_figures import (
     costs_figure,
+    curves_figure,
     kl_figure,
     lengths_figure,
     rope_figure,
@@ -27,11 +32,12 @@ from spherear.lab.lesson_figures import (
     variances_figure,
     ways_figure,
 )
-from spherear.lab.lessons import token_variances, ways
+from spherear.lab.lessons import token_variances, ways, wrong_length
 from spherear.lab.records import shipped_records
 from spherear.lab.scaling import cost
 from spherear.models.layers import rope_table
 from spherear.models.presets import PRESETS
+from spherear.training.data import load_data
 from tests.conftest import GOLDEN
 from tests.lab.test_figures import labelled
 
@@ -60,6 +66,22 @@ def lesson_ways() -> Figure:
     return ways_figure({f"{s:g}": ways(pipeline, 3, 9, range(6), steps=10, scale=s) for s in (1.0, 8.0)})
 
 
+def lesson_wrong_length() -> Figure:
+    factors, images = (0.25, 0.5, 1.0, 2.0, 4.0), held_out(16)[0]
+    errors = {f: wrong_length(gallery.shipped(f).vae, images[0], factors).errors for f in FAMILIES}
+    return curves_figure(factors, errors, ("tokens made so many times as long", "change of a pixel"), log="x")
+
+
+def lesson_more_images() -> Figure:
+    """Frechet distances of some real digits to others, by how many there are."""
+    counts, features = [50, 200, 800], load_classifier("digits").features
+    with torch.no_grad():
+        train = features(load_data("digits", 16).batch(torch.arange(800))[0])
+        test = features(held_out(16)[0])
+    distances = [frechet_distance(test, train[:count]) for count in counts]
+    return curves_figure(counts, {"real digits": distances}, ("images", "Frechet distance"), log="x")
+
+
 FIGURES: dict[str, Callable[[], Figure]] = {
     **gallery.FIGURES,
     "lesson-kl": lambda: kl_figure(shipped_records(), ("power_spherical", "normalized_gaussian", "gaussian")),
@@ -69,6 +91,8 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "lesson-lengths": lesson_lengths,
     "lesson-variances": lesson_variances,
     "lesson-ways": lesson_ways,
+    "lesson-wrong-length": lesson_wrong_length,
+    "lesson-more-images": lesson_more_images,
 }
 
 
