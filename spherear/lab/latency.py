@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from spherear.lab.browser import browser, notebook, running_lab
+from spherear.lab.live import LONGEST
 from spherear.sampling.settings import SamplingSettings
 
 MOVES = 20
@@ -75,7 +76,7 @@ def measure(page: Any, move: Callable[[int], None], moves: int = MOVES) -> list[
         page.wait_for_timeout(400)
         move(number)
         wait_for_picture(page, before)
-        page.wait_for_timeout(400)  # and for a picture that waits for the end of the burst
+        page.wait_for_timeout(1000 * LONGEST)  # and for a picture that waits for the end of the burst
         wait_for_picture(page, before)
         page.wait_for_timeout(200)  # what was painted last is on its list by then
         released, changes = page.evaluate(SEEN)

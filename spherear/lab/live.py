@@ -39,8 +39,8 @@ class LatestWins(Generic[RequestT]):
     while another is at work. In a burst, one is begun when nothing newer came for `short` seconds, so that a control
     that is let go is followed soon; twice, and after that only the last, when nothing came for `debounce` seconds, or
     longer where requests come slowly. What is replaced is stale: dropped before it began, or told so.
-    An exception of `work` goes to `failed`, stays in `errors`, and ends nothing. Any thread may call any method; `work`
-    and `failed` run on the worker alone. After `close` nothing runs, and requests are ignored.
+    An exception of `work` goes to `failed`, unless it is stale, stays in `errors`, and ends nothing. Any thread may
+    call any method; `work` and `failed` run on the worker alone. After `close` nothing runs, and requests are ignored.
     """
 
     def __init__(
@@ -125,7 +125,8 @@ class LatestWins(Generic[RequestT]):
                 self._work(waiting.request, waiting.turn)
             except Exception as error:
                 self.errors.append(error)
-                self._tell(error)
+                if not waiting.turn.stale:
+                    self._tell(error)
             finally:
                 with self._change:
                     self._turn = None

@@ -226,8 +226,10 @@ LOSSES = (
     ("#D55E00", "dash", "diamond", "--"),
     ("#009E73", "dot", "square", ":"),
     ("#CC79A7", "dashdot", "x", "-."),
+    ("#E69F00", "longdash", "triangle-up", "-"),
+    ("#56B4E9", "longdashdot", "cross", "--"),
 )
-"""Colour, dash, mark (plotly) and line (matplotlib) of up to four losses."""
+"""Colour, dash, mark (plotly) and line (matplotlib) of up to six losses, as many as there are."""
 
 
 def training_figure(

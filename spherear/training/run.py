@@ -179,8 +179,7 @@ class Run:
         try:
             yield self
         except GeneratorExit:
-            if not self.done:
-                self.save()
+            self.save()
             raise
         self._finish()
 

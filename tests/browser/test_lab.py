@@ -1,6 +1,7 @@
 """The panels in a real JupyterLab in a real browser, offline: what moves, what it shows, and that nothing complains."""
 
 import io
+import math
 import re
 from urllib.parse import urlparse
 
@@ -12,7 +13,7 @@ from PIL import Image
 
 from spherear.lab.browser import browser, find_chromium, notebook, offline, running_lab, running_page
 from spherear.lab.latency import STATUS, drag, picture_number, press, wait_for_picture
-from spherear.lab.live import DEBOUNCE
+from spherear.lab.live import DEBOUNCE, LONGEST
 from spherear.lab.picture import Picture, loaded, sheet
 from spherear.sampling.settings import SamplingSettings
 
@@ -72,7 +73,7 @@ def shown(page, place=0):
 def finished(page, after, status=STATUS):
     """Wait for a finished picture that is newer than number `after`."""
     wait_for_picture(page, after, status)
-    page.wait_for_timeout(400)  # and for a debounced one, should it still come
+    page.wait_for_timeout(1000 * LONGEST)  # and for a debounced one, should it still come
     page.wait_for_selector(f"{status} >> text=done", timeout=60_000)
 
 
@@ -95,14 +96,15 @@ def scale_shown(page):
 
 
 def seconds_to_stop(page):
-    """From a click on Stop to the line that says so, by the page's clock."""
-    return page.evaluate("""() => new Promise(done => {
+    """From a click on Stop to the line that says so, by the page's clock; infinity where the picture was done first."""
+    seconds = page.evaluate("""() => new Promise(done => {
         const began = performance.now(), status = document.querySelector(".spherear-status");
-        const look = () => status.innerText.startsWith("stopped") ? done((performance.now() - began) / 1000)
-                                                                  : setTimeout(look, 10);
+        const look = () => status.innerText.startsWith("drawing") ? setTimeout(look, 10)
+                                                                  : done((performance.now() - began) / 1000);
         document.querySelector(".spherear-stop").click();
         look();
     })""")
+    return seconds if page.inner_text(".spherear-status").startswith("stopped") else math.inf
 
 
 def expected(name, scale):

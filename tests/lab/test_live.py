@@ -6,6 +6,7 @@ import time
 import pytest
 
 from spherear.lab.live import DEBOUNCE, LONGEST, LatestWins
+from tests.conftest import until
 
 
 class Recorder:
@@ -61,7 +62,10 @@ def test_a_burst_begins_the_last_request_alone(recorder):
 def test_a_burst_with_pauses_begins_three_at_most(recorder):
     recorder.parts = 1
     runner = LatestWins(recorder.work, lambda error: None, short=0.01, debounce=2.0)
-    for value in range(10):
+    for value in range(2):
+        runner.submit(value)
+        until(lambda value=value: value in recorder.begun)
+    for value in range(2, 10):
         runner.submit(value)
         time.sleep(0.1)  # far above `short`, far below `debounce`
     assert recorder.begun == [0, 1]
@@ -76,7 +80,11 @@ def test_a_burst_that_comes_slowly_begins_three_at_most(recorder):
     """As from a page on a busy machine: slower than `debounce`, but never waiting until a picture is done."""
     recorder.parts, recorder.rest = 2000, 0.005
     runner = LatestWins(recorder.work, lambda error: None)
-    for value in range(8):
+    for value in range(2):
+        runner.submit(value)
+        until(lambda value=value: value in recorder.begun)
+        time.sleep(DEBOUNCE)
+    for value in range(2, 8):
         runner.submit(value)
         time.sleep(1.5 * DEBOUNCE)
     assert recorder.begun == [0, 1]
@@ -109,8 +117,7 @@ def test_a_request_waits_for_a_pause(recorder):
 
 def test_what_is_replaced_is_told_that_it_is_stale(runner, recorder):
     runner.submit("old")
-    while not recorder.begun:
-        time.sleep(0.001)
+    until(lambda: recorder.begun)
     runner.submit("new")
     assert runner.wait(10)
     assert [(request, stale) for request, _, stale in recorder.left] == [("old", True)]
@@ -119,8 +126,7 @@ def test_what_is_replaced_is_told_that_it_is_stale(runner, recorder):
 
 def test_stop_shows_what_there_is(runner, recorder):
     runner.submit("long")
-    while not recorder.begun:
-        time.sleep(0.001)
+    until(lambda: recorder.begun)
     runner.stop()
     assert runner.wait(10)
     (shown,) = recorder.shown
@@ -165,11 +171,31 @@ def test_an_error_while_an_error_is_shown_is_kept_too(recorder):
     runner.close()
 
 
+def test_an_error_of_what_was_replaced_is_kept_but_not_shown(recorder):
+    recorder.parts = 1
+    begun, shown = threading.Event(), []
+
+    def slow(request, turn):
+        begun.set()
+        until(lambda: turn.stale)
+        raise ValueError("nobody asks for this any more")
+
+    works = {"old": slow, "new": recorder.work}
+    replaced = LatestWins(lambda request, turn: works[request](request, turn), shown.append)
+    replaced.submit("old")
+    assert begun.wait(10)
+    replaced.submit("new")
+    assert replaced.wait(10)
+    assert recorder.shown == [("new", 1)]
+    assert shown == []
+    assert [str(error) for error in replaced.errors] == ["nobody asks for this any more"]
+    replaced.close()
+
+
 def test_close_leaves_nothing_and_ignores_what_comes_later(recorder):
     runner = LatestWins(recorder.work, lambda error: None)
     runner.submit("long")
-    while not recorder.begun:
-        time.sleep(0.001)
+    until(lambda: recorder.begun)
     runner.close()
     (thread,) = recorder.threads
     assert not thread.is_alive()

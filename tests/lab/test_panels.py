@@ -4,14 +4,17 @@ import asyncio
 import io
 import json
 import random
+import struct
 import threading
 import time
+import zlib
 from dataclasses import replace
 
 import numpy as np
 import psutil
 import pytest
 import torch
+from ipywidgets.widgets.widget import _instances
 from PIL import Image
 
 from spherear.lab.picture import Picture, loaded, png_bytes, read_picture, sheet
@@ -24,12 +27,15 @@ from spherear.lab.widgets import (
     reconstructions,
     samples,
 )
+from spherear.models import VAE
 from spherear.models.presets import preset
 from spherear.sampling.settings import NAMED_SETTINGS, SCHEDULES, SamplingSettings
 from spherear.sampling.solvers import SOLVERS
 from spherear.train import train_ar, train_vae
 from spherear.training.data import load_data
 from spherear.training.recipes import course
+from spherear.training.run import TrainState
+from tests.conftest import until
 
 
 def settled(panel):
@@ -129,8 +135,7 @@ def test_a_page_that_opens_later_sees_the_figures_as_they_are(guidance):
 def test_stop_leaves_the_partial_picture(guidance):
     settled(guidance)
     guidance.steps.value = 100
-    while "drawing" not in guidance.status.value:
-        time.sleep(0.005)
+    until(lambda: "drawing" in guidance.status.value)
     guidance.stop_button.click()
     settled(guidance)
     assert "stopped" in guidance.status.value
@@ -204,6 +209,43 @@ def test_an_unfinished_picture_is_not_saved(guidance, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_a_button_complains_of_ends_with_its_next_success(guidance, tmp_path):
+    """And it is no error of the picture."""
+    settled(guidance)
+    guidance.folder, guidance.file.value = tmp_path, "sub/mine.png"
+    guidance.save_png.click()
+    assert "expected a name without folders" in guidance.trouble.value
+    assert guidance.snapshot().data.startswith(b"\x89PNG")
+    guidance.file.value = "mine.png"
+    guidance.save_png.click()
+    assert guidance.trouble.value == ""
+    assert (tmp_path / "mine.png").exists()
+
+
+def test_an_error_of_the_picture_outlives_a_button(guidance):
+    settled(guidance)
+    guidance.draw = lambda request, turn: guidance.no_such_thing
+    guidance.runner._work = guidance.draw
+    guidance.steps.value = 3
+    assert guidance.runner.wait(60)
+    assert "no_such_thing" in guidance.trouble.value
+    guidance.copy_code.click()
+    assert "no_such_thing" in guidance.trouble.value
+    with pytest.raises(AttributeError, match="no_such_thing"):
+        guidance.snapshot()
+
+
+def test_stop_leaves_a_finished_picture_that_is_asked_for_again(guidance):
+    settled(guidance)
+    before, status = guidance.sides[0].pixels, guidance.status.value
+    guidance.heat.value = True
+    guidance.stop_button.click()
+    settled(guidance)
+    np.testing.assert_array_equal(guidance.sides[0].pixels, before)
+    assert guidance.status.value == status
+    assert guidance.snapshot().data.startswith(b"\x89PNG")
+
+
 def test_an_error_stays_until_the_next_request(guidance):
     """A drawing that ends meanwhile does not take it away."""
     settled(guidance)
@@ -275,11 +317,19 @@ def upload(panel, content):
     panel.upload.set_state({"value": [{**file, "content": memoryview(content)}]})
 
 
+def enormous():
+    """A PNG that says it has 65,536 pixels a side."""
+    chunks = (b"IHDR" + struct.pack(">IIBBBBB", 65536, 65536, 8, 2, 0, 0, 0), b"IDAT" + zlib.compress(b""))
+    framed = (struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(framed)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         (b"no picture at all", "expected a PNG that a panel saved"),
         (png_bytes(np.zeros((4, 4, 3), np.uint8)), "no settings inside"),
+        (enormous(), "expected a PNG that a panel saved"),
     ],
 )
 def test_a_foreign_file_is_an_error_in_the_panel_and_changes_nothing(guidance, content, message):
@@ -498,16 +548,14 @@ def test_training_pauses_stops_and_goes_on_where_it_was(digits, tmp_path):
     recipe = replace(course("digits").ar, steps=2000)
     vae, sizes = loaded("digits-power_spherical").vae, preset("digits").ar
     panel = TrainingMonitor(train_ar(sizes, vae, digits, recipe, tmp_path), 2000, samples(vae, [1, 2]), every=1)
-    while len(panel.steps) < 3:
-        time.sleep(0.01)
+    until(lambda: len(panel.steps) >= 3)
     panel.pause.click()
     time.sleep(1.0)
     held = list(panel.steps)
     time.sleep(1.0)
     assert panel.steps == held
     panel.pause.click()
-    while len(panel.steps) < len(held) + 2:
-        time.sleep(0.01)
+    until(lambda: len(panel.steps) >= len(held) + 2)
     panel.stop_button.click()
     settled(panel)
     last = int(panel.status.value.split("step ")[1].split(" of")[0])
@@ -516,6 +564,58 @@ def test_training_pauses_stops_and_goes_on_where_it_was(digits, tmp_path):
     states = train_ar(sizes, vae, digits, recipe, tmp_path)
     assert next(states).step == last + 1
     states.close()
+
+
+def test_stop_at_the_last_step_lets_training_end(digits, tmp_path):
+    recipe = replace(course("digits").vae, steps=2)
+    states = train_vae(preset("digits").vae, digits, recipe, tmp_path)
+    made = threading.Event()
+
+    def stopping(model):
+        assert made.wait(10)
+        if panel.steps[-1] == 2:
+            panel.stop_button.click()
+        return torch.zeros(1, 3, 16, 16)
+
+    panel = TrainingMonitor(states, 2, stopping)
+    made.set()
+    settled(panel)
+    assert panel.ended == "done"
+    assert VAE.from_pretrained(tmp_path).config == preset("digits").vae
+    panel.close()
+
+
+def test_losses_that_begin_late_stand_where_they_began():
+    def states():
+        for step in range(1, 5):
+            late = {"gan": step / 10, "critic": step / 5} if step > 2 else {}
+            losses = {"loss": 1.0, "l1": 0.5, "kl": 2.0, "lpips": 0.1, **late}
+            losses = {name: torch.tensor(value) for name, value in losses.items()}
+            yield TrainState(step, 4, losses, 1e-3, 1.0, torch.nn.Identity())
+
+    panel = settled(TrainingMonitor(states(), 4, every=1))
+    shown = {trace.name: list(trace.y) for trace in panel.curve.data if trace.visible}
+    assert set(shown) == {"loss", "l1", "kl", "lpips", "gan", "critic"}
+    np.testing.assert_allclose(shown["gan"], [np.nan, np.nan, 0.3, 0.4], rtol=1e-6)
+    assert panel.snapshot().data.startswith(b"\x89PNG")
+    panel.close()
+
+
+def test_a_cell_that_is_interrupted_stops_the_training_that_it_awaits(digits):
+    recipe = replace(course("digits").vae, steps=5000)
+    panel = TrainingMonitor(train_vae(preset("digits").vae, digits, recipe), 5000, every=1)
+
+    async def interrupted():
+        waiting = asyncio.ensure_future(panel.finished())
+        await asyncio.sleep(0.2)
+        waiting.cancel()
+        await waiting
+
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(interrupted())
+    settled(panel)
+    assert panel.ended == "stopped"
+    panel.close()
 
 
 def test_an_error_of_training_is_shown():
@@ -541,6 +641,9 @@ def test_an_error_of_training_is_shown():
         (lambda: CollapseExplorer(size=10), "size of the kick is 10; expected 0 to 3"),
         (lambda: SphereExplorer(-1.0), "concentration is -1"),
         (lambda: SphereExplorer(1000.0), "concentration is 1000.0; expected 0.1 to 300"),
+        (lambda: GuidanceExplorer(label=10), "class is 10; expected one of 0, 1,"),
+        (lambda: CollapseExplorer(label=10), "class is 10; expected one of 0, 1,"),
+        (lambda: TokenExplorer(label=-1), "class is -1; expected one of 0, 1,"),
         (lambda: TokenExplorer("vq"), "vq"),
         (lambda: TokenExplorer(position=16), "position is 16"),
         (lambda: TokenExplorer(step=12), "step and steps are 12 and 12"),
@@ -560,3 +663,12 @@ def test_a_closed_panel_is_closed():
     panel.close()
     assert panel.comm is None
     assert panel.concentration.comm is None
+
+
+def test_a_closed_panel_leaves_no_widget():
+    CollapseExplorer(images=1).close()
+    before = len(_instances)
+    panel = GuidanceExplorer(images=1)
+    assert len(_instances) > before
+    panel.close()
+    assert len(_instances) == before

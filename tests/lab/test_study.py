@@ -21,6 +21,7 @@ from spherear.lab.study import RESULTS_FILE, open_study, run_study, waiting_cell
 from spherear.models.files import read_json
 from spherear.sampling import Pipeline, SamplingSettings
 from spherear.sphere.bottlenecks import BOTTLENECKS
+from tests.conftest import until
 
 TINY = Grid(
     "tiny", "digits", ("S-04", "VQ-16"), seeds=(3,), vae_steps=2, ar_steps=2, images=40, solver_steps=2,
@@ -125,16 +126,6 @@ def test_no_job_outlives_a_killed_parent(tmp_path):
     parent.kill()
     parent.wait()
     until(lambda: not alive(child))
-
-
-def until(condition, seconds=60):
-    """What the condition gives once it is true; fails after a minute."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if value := condition():
-            return value
-        time.sleep(0.1)
-    pytest.fail("it did not happen")
 
 
 def alive(process_id):

@@ -119,7 +119,7 @@ def test_bfloat16_autocast_follows_float32(vae, digits):
 
 
 @pytest.mark.parametrize("kind", ["vae", "ar"])
-@pytest.mark.parametrize("stop", [1, 3, 5])
+@pytest.mark.parametrize("stop", [1, 3, 5, 8])
 def test_a_run_left_and_resumed_is_the_run_never_left(kind, stop, vae, digits, tmp_path):
     whole = list(loop(kind, vae, digits, tmp_path / "whole"))
     with closing(loop(kind, vae, digits, tmp_path / "left")) as states:

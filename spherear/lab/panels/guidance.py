@@ -43,6 +43,8 @@ ALL, NONE, CUSTOM = "all ten", "nothing", "by hand"
 FRAME, TRACE = 0.06, 0.3
 """Seconds between two pictures of the same drawing, and between two traces of lengths, at least."""
 MOST_SEED = 2**31 - 1
+SHOWN = 12
+"""So many classes have a button; only where all have one can an image of each be asked for."""
 
 
 class GuidanceExplorer(parts.Panel[Asked]):
@@ -89,17 +91,17 @@ class GuidanceExplorer(parts.Panel[Asked]):
         self.family = parts.choice("family", options, family, "family")
         self.compare = parts.choice("beside it", [(NONE, NONE), *options], compare or NONE, "compare")
         digits = [(str(i), i) for i in range(self.classes)]
-        every = [] if self.classes > 12 else [(ALL, ALL)]
-        self.label = parts.buttons("class", [*digits[:12], *every], ALL if label is None else label, "label")
+        every = [] if self.classes > SHOWN else [(ALL, ALL)]
+        self.label = parts.buttons("class", [*digits[:SHOWN], *every], ALL if label is None else label, "label")
         self.scale = parts.slider("guidance scale", base.guidance_scale, 0.0, 15.0, 0.1, "scale")
         self.scale.readout = False
         self.scale_number = parts.tagged(
             widgets.BoundedFloatText(
-                value=base.guidance_scale, min=0, max=15, step=0.1, description="scale, as a number"
+                value=base.guidance_scale, min=0, max=15, step=0.1, description="scale, as a number",
+                style=parts.WIDE, layout=widgets.Layout(width="220px"),
             ),
             "scale-number",
-        )
-        self.scale_number.style, self.scale_number.layout = parts.WIDE, widgets.Layout(width="220px")
+        )  # fmt: skip
         self._link = widgets.link((self.scale, "value"), (self.scale_number, "value"), (_short, _short))
         self.schedule = parts.choice("schedule", list(SCHEDULES), base.schedule, "schedule")
         self.named = parts.choice("settings", [*NAMED_SETTINGS, CUSTOM], settings, "named")
@@ -121,8 +123,8 @@ class GuidanceExplorer(parts.Panel[Asked]):
             "open",
         )
         self.file = parts.tagged(widgets.Text(value="guidance.png", description="file", style=parts.WIDE), "file")
-        self.code = parts.tagged(widgets.Textarea(description="code", style=parts.WIDE, disabled=False), "code")
-        self.code.layout = widgets.Layout(width="900px", max_width="100%", height="190px", display="none")
+        hidden = widgets.Layout(width="900px", max_width="100%", height="190px", display="none")
+        self.code = parts.tagged(widgets.Textarea(description="code", style=parts.WIDE, layout=hidden), "code")
         self.status = parts.line("status")
         self.note = parts.line("note")
 
@@ -184,7 +186,7 @@ class GuidanceExplorer(parts.Panel[Asked]):
 
     def draw(self, request: Asked, turn: Turn) -> None:
         """Token by token, a picture every so often; the finished one stays at hand for another look."""
-        if self._last is not None and self._last[0] == request.picture and not turn.over:
+        if self._last is not None and self._last[0] == request.picture:
             self._put_up(self._last[1], request)
             return
         self._last = None
@@ -274,8 +276,8 @@ class GuidanceExplorer(parts.Panel[Asked]):
         names = [name.removeprefix(f"{self.preset}-") for name in picture.models]
         known = [value for _, value in self.family.options]
         require(len(names) <= 2 and set(names) <= set(known), f"models are {names}; expected one or two of {known}")
-        every = picture.labels == tuple(range(self.classes))
-        one = len(set(picture.labels)) == 1 and 0 <= picture.labels[0] < min(12, self.classes)
+        every = self.classes <= SHOWN and picture.labels == tuple(range(self.classes))
+        one = len(set(picture.labels)) == 1 and 0 <= picture.labels[0] < min(SHOWN, self.classes)
         require(every or one, f"labels are {picture.labels}; expected one class, or each once")
         settings = picture.settings
         parts.within("seed", picture.seed, 0, MOST_SEED)

@@ -44,7 +44,8 @@ class Panel(widgets.VBox, Generic[RequestT]):
         self._held = 0
         self._closed = False
         self._asked: RequestT | None = None
-        self.runner: LatestWins[RequestT] = LatestWins(self.draw, self.show_error)
+        self._failure: Exception | None = None  # of the newest request
+        self.runner: LatestWins[RequestT] = LatestWins(self.draw, self._failed)
         self.trouble = widgets.HTML()
         self.trouble.add_class("spherear-error")
         super().__init__([*children, self.trouble])
@@ -76,7 +77,11 @@ class Panel(widgets.VBox, Generic[RequestT]):
         A page may set a slider that shows 2 to 1.9999999999999998: that is no new picture.
         """
         asked, self._asked = self._asked, None  # what cannot be read is not what was asked for
-        request = self.read()
+        try:
+            request = self.read()
+        except Exception as error:
+            self._failure = error
+            raise
         if always or request != asked:
             self.clear_error()
             self.runner.submit(request)
@@ -112,17 +117,24 @@ class Panel(widgets.VBox, Generic[RequestT]):
 
         def call(_: Any) -> None:
             with self.showing_errors():
+                if self._failure is None:
+                    self.clear_error()  # of another button
                 action()
 
         return call
 
+    def _failed(self, error: Exception) -> None:
+        self._failure = error
+        self.show_error(error)
+
     def show_error(self, error: Exception) -> None:
-        """Say what went wrong, until the next request."""
+        """Say what went wrong, until the next request; what a button did wrong, until the next button."""
         text = html.escape(f"{type(error).__name__}: {error}")
         self.trouble.value = f'<div role="alert" style="border-left:4px solid #D55E00;padding:4px 8px">{text}</div>'
 
     def clear_error(self) -> None:
-        """Another request is made; `runner.errors` keeps what was wrong."""
+        """`runner.errors` keeps what was wrong."""
+        self._failure = None
         if self.trouble.value:
             self.trouble.value = ""
 
@@ -133,11 +145,10 @@ class Panel(widgets.VBox, Generic[RequestT]):
 
     def snapshot(self, timeout: float | int = 600.0) -> Image:
         """The panel as a still PNG, once the newest request is drawn. An error there is raised here."""
-        before = len(self.runner.errors)
         if not self.runner.wait(timeout):
             raise TimeoutError(f"the panel still draws after {timeout:g} s; expected it to be done")
-        if self.trouble.value:
-            raise self.runner.errors[-1] if self.runner.errors[before:] or self.runner.errors else RuntimeError()
+        if self._failure is not None:
+            raise self._failure
         file = io.BytesIO()
         self.still().savefig(file, format="png", dpi=80)
         return Image(data=file.getvalue(), format="png")
@@ -148,14 +159,24 @@ class Panel(widgets.VBox, Generic[RequestT]):
             return
         self.runner.close()
         self._closed = True
-        _close(self.children)
+        for child in self.children:
+            _close(child)
+        _close_looks(self)
         super().close()
 
 
-def _close(children: Sequence[widgets.Widget]) -> None:
-    for child in children:
-        _close(getattr(child, "children", ()))
-        child.close()
+def _close(widget: widgets.Widget) -> None:
+    for child in getattr(widget, "children", ()):
+        _close(child)
+    _close_looks(widget)
+    widget.close()
+
+
+def _close_looks(widget: widgets.Widget) -> None:
+    """The widgets that hold its layout and style, which ipywidgets keeps otherwise."""
+    for look in (getattr(widget, "layout", None), getattr(widget, "style", None)):
+        if isinstance(look, widgets.Widget):
+            look.close()
 
 
 def row(*children: widgets.Widget) -> widgets.HBox:
@@ -232,9 +253,11 @@ def button(name: str, action: Callable[[Any], None], tag: str, tip: str = "") ->
 
 
 def buttons(name: str, options: Sequence[Any], value: Any, tag: str) -> widgets.ToggleButtons:
-    """A labelled choice with every option in sight."""
-    made = widgets.ToggleButtons(options=options, value=value, description=name, style={**WIDE, "button_width": "auto"})
-    made.layout = widgets.Layout(width="auto", max_width="100%")
+    """A labelled choice with every option in sight. A value that is none of them: ValueError."""
+    known = [option[1] if isinstance(option, tuple) else option for option in options]
+    require(value in known, f"{name} is {value!r}; expected one of {', '.join(map(repr, known))}")
+    style, layout = {**WIDE, "button_width": "auto"}, widgets.Layout(width="auto", max_width="100%")
+    made = widgets.ToggleButtons(options=options, value=value, description=name, style=style, layout=layout)
     return tagged(made, tag)
 
 

@@ -34,8 +34,8 @@ class Side(widgets.VBox):
         self.norms = parts.line(f"norms-{place}")
         self.trace = parts.live_figure(f"trace-{place}", _traces(), "token", "length")
         self.pixels: np.ndarray = np.zeros((1, 1, 3), np.uint8)
-        super().__init__([self.title, self.image, self.norms, self.trace])
-        self.layout = widgets.Layout(width="max(405px, 30vw)", max_width="100%", overflow="hidden")
+        layout = widgets.Layout(width="max(405px, 30vw)", max_width="100%", overflow="hidden")
+        super().__init__([self.title, self.image, self.norms, self.trace], layout=layout)
 
     def show(self, canvas: Canvas, asked: Asked, family: str, trace: bool = True) -> None:
         """Put up where a drawing stands. trace: the lengths by position too, which take a browser longest."""

@@ -3,6 +3,8 @@
 Knows: streams of `TrainState`.  Does not know: what is trained.
 """
 
+import asyncio
+import math
 import threading
 import time
 from collections.abc import Callable, Generator, Sequence
@@ -37,8 +39,8 @@ class TrainingMonitor(parts.Panel[None]):
     total: its steps.  preview: images of the model as it is (`reconstructions`, `samples`), `columns` a row.
     every: steps between readings of the losses.  between: seconds between previews, at least.
 
-    Stop leaves the loop between two steps, where a run with a folder writes its checkpoint. `ended` says how the loop
-    did: done, stopped or failed.
+    Stop leaves the loop between two steps, where a run with a folder writes its checkpoint; after the last there is
+    nothing to leave. `ended` says how the loop did: done, stopped or failed.
     """
 
     def __init__(
@@ -96,7 +98,7 @@ class TrainingMonitor(parts.Panel[None]):
                         previewed = time.monotonic()
                     self._show(state, "training")
                 self._rest(turn)
-                if turn.over:
+                if turn.over and state.step < self.total:
                     self.ended = "stopped"
                     break
             else:
@@ -114,9 +116,12 @@ class TrainingMonitor(parts.Panel[None]):
             pass
 
     def _take(self, state: TrainState) -> None:
+        found = state.metrics()
+        for name in found:
+            self.losses.setdefault(name, [math.nan] * len(self.steps))  # some begin late
+        for name, values in self.losses.items():
+            values.append(found.get(name, math.nan))
         self.steps.append(state.step)
-        for name, value in state.metrics().items():
-            self.losses.setdefault(name, []).append(value)
 
     def _show(self, state: TrainState, doing: str) -> None:
         self.bar.value = state.step
@@ -150,6 +155,14 @@ class TrainingMonitor(parts.Panel[None]):
     def _stop(self) -> None:
         self.runner.stop()
         self._go.set()
+
+    async def finished(self) -> None:
+        """Until the loop ended. A cell that is interrupted while it awaits this ends the training too."""
+        try:
+            await super().finished()
+        except asyncio.CancelledError:
+            self._stop()
+            raise
 
     def still(self) -> Figure:
         """Losses so far, and the last preview."""
