@@ -59,6 +59,7 @@ def worker(folder, rank):
         pass
 
 
+@pytest.mark.slow
 def test_two_processes_at_once_give_the_same_bytes(pipeline, tmp_path):
     pipeline.save_pretrained(tmp_path / "pipeline")
     drawn(tmp_path / "one", pipeline)

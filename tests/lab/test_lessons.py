@@ -82,6 +82,7 @@ def test_ways_end_where_the_decode_does(pipeline):
         ways(Pipeline.from_pretrained("digits-vq"), 3, 0, [0])
 
 
+@pytest.mark.slow
 def test_a_shipped_model_is_recognised_and_another_is_not(pipeline):
     records = shipped_records()
     assert max(row.off for row in refiled(pipeline, "power_spherical", records)) < 0.01

@@ -50,6 +50,7 @@ def test_records_are_those_of_the_full_grid():
     assert len(frechet) == len(grid.points(has_projection=True))
 
 
+@pytest.mark.slow
 def test_a_shipped_model_is_the_one_of_its_records():
     """In half precision, with the cell's own labels and seeds: the same numbers but for a few images."""
     grid, real = GRIDS["full"], Reference.of(GRIDS["full"])
@@ -95,6 +96,7 @@ def test_grid_file_says_how_the_study_was_asked_for(tmp_path):
     assert Grid.from_dict(told["grid"]) == GRIDS["laws"]
 
 
+@pytest.mark.slow
 def test_the_gallery_is_files(tmp_path, capsys):
     draw(str(tmp_path), "figure1-published", "figure4-guidance")
     assert sorted(path.name for path in tmp_path.iterdir()) == [

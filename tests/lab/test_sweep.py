@@ -74,6 +74,7 @@ def test_ways_start_with_the_reference_and_are_told_apart():
     assert {way.solver for way in ways()} == {"euler_maruyama", "euler", "heun", "adams_bashforth"}
 
 
+@pytest.mark.slow
 def test_a_sweep_goes_on(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sweeping, "ways", lambda: [replace(REFERENCE, steps=2), HEUN])
     monkeypatch.setattr(sweeping, "REFERENCE", replace(REFERENCE, steps=2))

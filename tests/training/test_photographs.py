@@ -136,6 +136,7 @@ def test_too_many_broken_images_stop_the_run_with_the_list(ilsvrc):
         list(train_vae(TINY_VAE, data, replace(VAE_RECIPE, max_broken=0.01)))
 
 
+@pytest.mark.slow
 def test_workers_read_what_the_loop_reads(ilsvrc):
     recipe = replace(VAE_RECIPE, max_broken=0.06, crop=1.25, flip=True, parts=2)
     runs = []

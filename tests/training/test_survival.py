@@ -231,6 +231,7 @@ sys.exit(cli.main(["train", "vae", "--run", sys.argv[2], "--batch-size", "4", "-
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="needs signals")
 def test_sigterm_leaves_a_checkpoint(tmp_path):
     command = [sys.executable, "-c", SIGNALLED, "SIGTERM", str(tmp_path / "run")]
