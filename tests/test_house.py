@@ -1,13 +1,16 @@
 """The house itself: which way imports run, what an import loads, lint, types, and that the documents hold."""
 
 import ast
+import json
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
 import pytest
+from torch.distributed.run import get_args_parser as torchrun_parser
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "spherear"
@@ -102,6 +105,28 @@ def test_the_readmes_tree_is_the_tree():
         listed.add(folder / name if line.startswith("    ") else PACKAGE / name)
     modules = {p for p in PACKAGE.rglob("*.py") if p.name != "__init__.py"}
     assert {p for p in listed if p.suffix == ".py"} == modules
+
+
+def launches():
+    """Every `torchrun` command of the README, the lessons and the docstrings."""
+    lessons = (json.loads(path.read_text())["cells"] for path in sorted((ROOT / "notebooks").glob("*.ipynb")))
+    words = ["".join(cell["source"]) for cells in lessons for cell in cells if cell["cell_type"] == "markdown"]
+    texts = [README, *words, *(path.read_text() for path in MODULES)]
+    return [
+        " ".join(command.replace("\\\n", " ").split())
+        for text in texts
+        for command in re.findall(r"^\s*torchrun (?:[^\n]*\\\n)*[^\n]*", text, re.MULTILINE)
+    ]
+
+
+def test_torchrun_takes_no_option_for_its_own():
+    """As it would `--run`, of which it knows several."""
+    commands = launches()
+    assert len(commands) >= 5
+    for command in commands:
+        parsed = torchrun_parser().parse_args(shlex.split(command)[1:])
+        assert parsed.training_script == "spherear.train"
+        assert parsed.training_script_args[0] in ("vae", "ar")
 
 
 def test_the_readmes_python_runs(tmp_path):

@@ -65,7 +65,9 @@ class VarianceRatio:
 
 @dataclass(frozen=True)
 class RadialShare:
-    """|radial|^2 / |error|^2 of a prediction error at the true token: the part that a projection removes.
+    """|radial|^2 / |error|^2 of an error at the true token; of a small error, what a projection removes.
+
+    An estimate of the mean token lies within the sphere, so that its error points inwards however good it is.
 
     per_token: ratio of the batch means of both squares, by position.  mean: the ratio over all of them.
     isotropic: 1 / dim, what an error without a preferred direction has.

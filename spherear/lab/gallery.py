@@ -45,6 +45,7 @@ from spherear.lab.speed_figures import sweep_figure
 from spherear.lab.study_figures import ablation_figure, drift_figure, guidance_figure
 from spherear.lab.sweep import rows, shipped_sweep, sweep_report
 from spherear.lab.token_laws import token_laws
+from spherear.models.config import one_of, require
 from spherear.models.files import read_json, write_text
 from spherear.sampling.pipeline import Pipeline
 from spherear.sampling.settings import SamplingSettings
@@ -162,7 +163,13 @@ FIGURES: dict[str, Callable[[], Figure]] = {
 
 
 def main(out: str, *names: str) -> None:
-    """Draw the figures (those named, or all) into the folder `out`, and the tables beside them."""
+    """Draw the figures (those named, or all) into the folder `out`, and the tables beside them.
+
+    A name of no figure, or an option where a folder is expected: ValueError, nothing drawn.
+    """
+    require(not out.startswith("-"), f"out is {out!r}; expected a folder, and names of figures behind it")
+    for name in names:
+        one_of("figure", name, FIGURES)
     for name in names or FIGURES:
         save_figure(FIGURES[name](), Path(out) / f"{name}.png")
         print(f"{out}/{name}.png")

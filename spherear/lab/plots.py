@@ -181,6 +181,6 @@ def radial_share_figure(shares: Mapping[str, RadialShare]) -> Figure:
         )
         axis.axhline(share.isotropic, color=GREY, linestyle="--")
     axis.set_ylim(bottom=0)
-    name_axes(axis, "token", "|radial|² / |error|²", "what a projection would remove")
+    name_axes(axis, "token", "|radial|² / |error|²", "errors of a one-step estimate")
     axis.legend(fontsize=FONT - 1)
     return figure

@@ -104,3 +104,14 @@ def test_the_gallery_is_files(tmp_path, capsys):
     ]  # fmt: skip
     assert "45 trained models, 3 seeds" in (tmp_path / "claims.md").read_text()
     assert capsys.readouterr().out.count(".png") == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(("--help",), "out is '--help'; expected a folder"), (("out", "rnak"), "figure is 'rnak'")],
+)
+def test_what_the_gallery_cannot_draw_leaves_nothing(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        draw(*arguments)
+    assert list(tmp_path.iterdir()) == []
