@@ -76,8 +76,6 @@ def measure(page: Any, move: Callable[[int], None], moves: int = MOVES) -> list[
         page.wait_for_timeout(400)
         move(number)
         wait_for_picture(page, before)
-        page.wait_for_timeout(1000 * LONGEST)  # and for a picture that waits for the end of the burst
-        wait_for_picture(page, before)
         page.wait_for_timeout(200)  # what was painted last is on its list by then
         released, changes = page.evaluate(SEEN)
         last = picture_number(page)
@@ -93,9 +91,11 @@ def picture_number(page: Any, status: str = STATUS) -> int:
 
 
 def wait_for_picture(page: Any, after: int, status: str = STATUS) -> None:
-    """Until a finished picture is shown that is newer than number `after`."""
+    """Until a finished picture is shown that is newer than number `after`, and none waits for the end of a burst."""
     found = f"document.querySelector('{status}').innerText.match(/^done.*picture (\\d+)$/)"
-    page.wait_for_function(f"n => Number({found}?.[1]) > n", arg=after, timeout=60_000)
+    for pause in (1000 * LONGEST, 0):
+        page.wait_for_function(f"n => Number({found}?.[1]) > n", arg=after, timeout=60_000)
+        page.wait_for_timeout(pause)
 
 
 def drag(page: Any, share: float, slider: str = ".spherear-scale") -> None:

@@ -12,8 +12,8 @@ from nbclient import NotebookClient
 from PIL import Image
 
 from spherear.lab.browser import browser, find_chromium, notebook, offline, running_lab, running_page
-from spherear.lab.latency import STATUS, drag, picture_number, press, wait_for_picture
-from spherear.lab.live import DEBOUNCE, LONGEST
+from spherear.lab.latency import drag, picture_number, press, wait_for_picture
+from spherear.lab.live import DEBOUNCE
 from spherear.lab.picture import Picture, loaded, sheet
 from spherear.sampling.settings import SamplingSettings
 
@@ -70,13 +70,6 @@ def shown(page, place=0):
         return np.asarray(image.convert("RGB"))
 
 
-def finished(page, after, status=STATUS):
-    """Wait for a finished picture that is newer than number `after`."""
-    wait_for_picture(page, after, status)
-    page.wait_for_timeout(1000 * LONGEST)  # and for a debounced one, should it still come
-    page.wait_for_selector(f"{status} >> text=done", timeout=60_000)
-
-
 def burst(page):
     """Thirty keys on the slider: milliseconds of the longest time between two of them, by the page's clock."""
     page.focus(".spherear-scale .noUi-handle")
@@ -122,7 +115,7 @@ def lengths(page, place):
 def test_keys_move_the_slider_and_the_picture_follows(guidance, tmp_path):
     before, number = shown(guidance), picture_number(guidance)
     press(guidance, "ArrowRight")
-    finished(guidance, number)
+    wait_for_picture(guidance, number)
     assert scale_shown(guidance) == pytest.approx(3.1)
     assert not np.array_equal(shown(guidance), before)
     guidance.screenshot(path=tmp_path / "keys.png")
@@ -131,7 +124,7 @@ def test_keys_move_the_slider_and_the_picture_follows(guidance, tmp_path):
 def test_the_pointer_moves_it_and_lengths_stay_or_leave(guidance, tmp_path):
     number = picture_number(guidance)
     drag(guidance, 0.9)
-    finished(guidance, number)
+    wait_for_picture(guidance, number)
     scale = scale_shown(guidance)
     assert scale > 11
     assert float(guidance.input_value(".spherear-scale-number input")) == scale
@@ -147,7 +140,7 @@ def test_a_burst_of_thirty_ends_with_the_last_value_and_at_most_three_decodes(gu
     for _ in range(10):
         number = picture_number(guidance)
         longest = burst(guidance)
-        finished(guidance, number)
+        wait_for_picture(guidance, number)
         if longest < 1000 * DEBOUNCE:  # else, on a busy machine, the page had a pause of its own
             break
     assert longest < 1000 * DEBOUNCE
@@ -175,7 +168,7 @@ def test_stop_returns_within_a_second_with_the_partial_image(guidance, tmp_path)
     guidance.screenshot(path=tmp_path / "stopped.png")
     number = picture_number(guidance)
     guidance.select_option(".spherear-named select", "fast")
-    finished(guidance, number)
+    wait_for_picture(guidance, number)
 
 
 def test_copied_code_in_a_fresh_kernel_draws_the_identical_image(guidance, tmp_path):
@@ -227,7 +220,7 @@ def test_the_page_of_the_panel_alone_moves_too(context, tmp_path):
         page.wait_for_selector(".spherear-trace-0 .legendtext >> text=/R = 2.83/", timeout=60_000)
         number = picture_number(page)
         press(page, "ArrowRight")
-        finished(page, number)
+        wait_for_picture(page, number)
         assert scale_shown(page) == pytest.approx(3.1)
         for place, family in enumerate(("power_spherical", "gaussian")):
             np.testing.assert_array_equal(shown(page, place), expected(f"digits-{family}", 3.1))
@@ -255,7 +248,7 @@ def test_the_other_panels_show_and_move(context, lab, tmp_path):
         assert float(first) < 1e-4 < float(second)
         number = picture_number(page, ".spherear-kick-status")
         press(page, "ArrowRight", ".spherear-kick-size")
-        finished(page, number, ".spherear-kick-status")
+        wait_for_picture(page, number, ".spherear-kick-status")
         again = page.inner_text(".spherear-kick-numbers-1").split(": ")[1]
         assert float(again) > float(second)  # a larger kick
         for name in ("spheres", "density", "space", "token-lengths", "kick-growth"):

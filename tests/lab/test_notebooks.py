@@ -206,14 +206,14 @@ def test_the_trap_with_sanitisers_is_still_there():
     assert get_sanitize_patterns("regex: a\nreplace: \n") == [("a", "")]
 
 
-def run_pytest(folder):
-    """The one command, on a folder of notebooks with the conftest of ours."""
+def run_pytest(folder, library=FOLDER.parent):
+    """The one command, on a folder of notebooks with the conftest of ours; `library` holds the package."""
     for name in ("conftest.py", "sanitize.cfg"):
         shutil.copy(FOLDER / name, folder / name)
     command = [sys.executable, "-m", "pytest", "-n", "0", "-p", "no:cacheprovider", "-q", "--color=no", str(folder)]
     ini = folder / "pytest.ini"
     ini.write_text("[pytest]\nmarkers =\n    slow: slow\nfilterwarnings = error\n")
-    environment = {**os.environ, "PYTHONPATH": str(FOLDER.parent)}
+    environment = {**os.environ, "PYTHONPATH": str(library)}
     return subprocess.run(
         [*command, "-c", str(ini)], cwd=folder, capture_output=True, text=True, env=environment, timeout=300
     )

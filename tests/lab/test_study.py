@@ -125,7 +125,7 @@ def test_no_job_outlives_a_killed_parent(tmp_path):
     child = int(until(lambda: log.exists() and log.read_text().strip()))
     parent.kill()
     parent.wait()
-    until(lambda: not alive(child))
+    assert until(lambda: not alive(child))
 
 
 def alive(process_id):
