@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from nbval.plugin import IPyNbCell, IPyNbFile
 
-from spherear.lab.notebooks import CELL_TIMEOUT, pinned
-from spherear.lab.show import PLOTLY
+from spherear.figures.display import PLOTLY
+from spherear.live.notebooks import CELL_TIMEOUT, pinned
 
 STRICT = ("01", "04", "06")
 SANITIZE = Path(__file__).parent / "sanitize.cfg"

@@ -1,11 +1,11 @@
 """The command line: `spherear demo | lab | page | train | sample | evaluate | study | bench | notebooks | doctor`.
 
-Knows: how a person asks for the library's work and is told how it went.
-Does not know: how any of it is done.
+What a command needs is imported inside it, so that every help text comes without loading torch.
 """
 
 import importlib.metadata
 import importlib.util
+import itertools
 import os
 import platform
 import shlex
@@ -14,30 +14,34 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Literal
 
-import torch
 import tyro
 from tqdm import tqdm
 
-from spherear import train
+from spherear import __version__
+from spherear.bench import MEASUREMENTS
+from spherear.console import INTERRUPTED, exit_status
+from spherear.evaluation.views import VIEWS
 from spherear.models.config import require
-from spherear.sampling.pipeline import Pipeline
-from spherear.sampling.pixels import save_png, tile
 from spherear.sampling.settings import SamplingSettings
-from spherear.training.progress import INTERRUPTED, exit_status, watch
+from spherear.sphere.families import FAMILIES
+from spherear.study.design import GRIDS
+from spherear.training.recipes import COURSES, PRECISIONS
 
 LIBRARIES = ("torch", "numpy", "einops", "jaxtyping", "safetensors", "huggingface_hub", "scikit-learn", "pillow")
 LAB = ("jupyterlab", "ipykernel", "ipywidgets", "anywidget", "matplotlib", "plotly")
-Family = Literal["power_spherical", "vmf", "gaussian", "fixed_variance", "normalized_gaussian", "vq"]
+Settings = Annotated[SamplingSettings, tyro.conf.arg(name="")]
+GUIDED = SamplingSettings(guidance_scale=2.0)
 
 
 def demo(
     run: Path = Path("runs/demo"),
     seed: int = 0,
     guidance: tuple[float, ...] = (1.0, 2.0, 4.0),
-    bottleneck: Family = "power_spherical",
+    bottleneck: Literal[*FAMILIES] = "power_spherical",  # type: ignore[valid-type]
     vae_steps: int | None = None,
     ar_steps: int | None = None,
     device: str = "auto",
@@ -49,23 +53,31 @@ def demo(
     Args:
         run: Folder of the run; holds models, samples.png and results.json at the end.
         seed: Of weights, data order, noise and samples.
-        guidance: Guidance scales to sample at, ten digits a class each.
+        guidance: Guidance scales to sample at, ten digits per class each.
         bottleneck: How tokens are constrained.
         vae_steps: Training steps of the VAE; the preset's by default.
         ar_steps: Training steps of the AR model; the preset's by default.
         device: cpu, cuda, or auto: cuda where there is one.
     """
     _need("matplotlib")
-    from spherear.lab.demo import sample_and_judge, save_results, train_pipeline
+    from spherear.demo import sample_and_judge, save_results, train_digits
+    from spherear.training.build import pick_device
+    from spherear.training.progress import watch
 
-    began = time.monotonic()
-    steps = (vae_steps, ar_steps)
-    pipeline = train_pipeline(run, watch, seed, bottleneck, steps, train.pick_device(device))
+    began, part = time.monotonic(), itertools.count(1)
+    pipeline = train_digits(
+        run,
+        lambda states, title, total: watch(states, f"{next(part)}/3 {title}", total),
+        seed,
+        bottleneck,
+        (vae_steps, ar_steps),
+        pick_device(device),
+    )
     if pipeline is None:
         print(f"stopped: {run} holds all it takes; the same command goes on")
         return INTERRUPTED
     drawing = sample_and_judge(pipeline, guidance, seed)
-    sheets = list(tqdm(drawing, "3/3 sampling 100 digits a guidance scale", len(guidance), unit="sheet"))
+    sheets = list(tqdm(drawing, "3/3 100 digits per guidance scale", len(guidance), unit="sheet"))
     save_results(run, sheets, _command())
     print(f"\n{'guidance':>8} {'recognised':>10} {'Frechet':>8} {'precision':>9} {'recall':>6} {'diversity':>9}")
     for sheet in sheets:
@@ -73,9 +85,9 @@ def demo(
         print(f"{sheet.scale:8g} {j.accuracy:10.0%} {j.frechet:8.1f} {j.precision:9.2f}", end="")
         print(f" {j.recall:6.2f} {j.diversity:9.2f}")
     print(
-        "\nrecognised: as the digit asked for, by a classifier that never saw these images. Frechet distance,\n"
+        "\nrecognised: as the requested digit, by a classifier that never saw these images. Frechet distance,\n"
         "precision and recall: to held-out digits in its features. diversity: distance within a class, real = 1.\n"
-        f"\n{run / 'samples.png'}: what was drawn    {run}: the models, for `spherear sample --run {run}`\n"
+        f"\n{run / 'samples.png'}: the images    {run}: the models, for `spherear sample --run {run}`\n"
         f"{time.monotonic() - began:.0f} s"
     )
     return 0
@@ -93,12 +105,12 @@ def lab(folder: tyro.conf.Positional[Path] = Path("spherear-notebooks"), port: i
     """
     for library in ("jupyterlab", "ipywidgets", "anywidget", "plotly", "matplotlib"):
         _need(library)
-    from spherear.lab.launch import copy_notebooks, lab_command, run_lab
+    from spherear.live.server import copy_notebooks, lab_command, run_lab
 
     copied = copy_notebooks(folder)
     print(f"{folder}: {len(copied.new)} files copied, {len(copied.same)} there already")
-    for path in copied.kept:
-        print(f"{folder / path}: yours differs from ours, and is kept")
+    for path in copied.edited:
+        print(f"{folder / path}: differs from the shipped one, and is left as it is")
     return run_lab(lab_command(folder, copied.first, port=port, browser=browser))
 
 
@@ -115,42 +127,43 @@ def page(port: int = 8866, host: str = "localhost", browser: bool = True) -> int
     """
     for library in ("voila", "ipywidgets", "anywidget", "plotly", "matplotlib"):
         _need(library, "page")
-    from spherear.lab.launch import page_command, run_lab
+    from spherear.live.server import page_command, run_lab
 
     with tempfile.TemporaryDirectory() as folder:
         return run_lab(page_command(Path(folder), port=port, host=host, browser=browser))
 
 
 def study(
-    grid: tyro.conf.Positional[Literal["quick", "full", "shapes", "laws"]] = "quick",
+    grid: tyro.conf.Positional[Literal[*GRIDS]] = "quick",  # type: ignore[valid-type]
     out: Path | None = None,
     jobs: int = 0,
     budget: float | None = None,
 ) -> int:
-    """Train and compare the families of latents: every cell of a grid a job of its own, measured and filed.
+    """Train and compare the families of latents: every cell of a grid in its own process, measured and recorded.
 
     The same command goes on where it stopped: finished cells are kept, others resume from their checkpoints.
 
     Args:
         grid: quick (digits, two seeds, minutes), full (digits, all families and strengths, three seeds, an hour
-            or two), shapes (as full, on shapes; wants a GPU) or laws (tokens of three numbers, to be looked at).
+            or two), shapes (as full, on shapes; wants a GPU) or laws (tokens of three numbers, for figures).
         out: The study's folder; runs/study/<grid> by default.
-        jobs: Cells at once; 0: one a core, or one where there is a GPU.
-        budget: Minutes to aim at: training and images are scaled down, equally in every cell. Kept with the
-            study: a study that has begun goes on as it began.
+        jobs: Cells at once; 0: one per core, or one where there is a GPU.
+        budget: Minutes to aim at: training and images are scaled down, equally in every cell. A study that has
+            begun keeps the budget it began with.
     """
     _need("matplotlib")
-    from spherear.lab.cell import GRID_FILE
-    from spherear.lab.grids import grid_named
-    from spherear.lab.records import read_records
-    from spherear.lab.report import write_report
-    from spherear.lab.study import RESULTS_FILE, open_study, run_study, waiting_cells, within_budget
+    import torch
+
+    from spherear.figures.study import write_report
+    from spherear.study.records import read_records
+    from spherear.study.runner import RESULTS_FILE, open_study, run_study, waiting_cells, within_budget
+    from spherear.study.trial import GRID_FILE
 
     require(jobs >= 0, f"jobs is {jobs}; expected 0 or more")
     folder, cores = out or Path("runs/study") / grid, os.cpu_count() or 1
     at_once = jobs or (1 if torch.cuda.is_available() else cores)
     threads = max(1, cores // at_once)
-    plan = grid_named(grid)
+    plan = GRIDS[grid]
     if budget is not None and not (folder / GRID_FILE).exists():
         plan = within_budget(plan, budget, at_once, threads)
     plan = open_study(plan, folder, _command())
@@ -181,10 +194,10 @@ def sample(
     seed: int = 0,
     out: Path = Path("samples.png"),
     zoom: int = 4,
-    settings: Annotated[SamplingSettings, tyro.conf.arg(name="")] = SamplingSettings(guidance_scale=2.0),  # noqa: B008
+    settings: Settings = GUIDED,
     device: str = "auto",
 ) -> int:
-    """Draw images with a trained pipeline and save them as one PNG, one column a label.
+    """Draw images with a trained pipeline and save them as one PNG, one column per label.
 
     Args:
         run: Folder of a finished run (with vae/ and ar/ in it), or a hub repository owner/name.
@@ -197,20 +210,25 @@ def sample(
         device: cpu, cuda, or auto: cuda where there is one.
     """
     require(min(count, zoom) >= 1, f"count and zoom are {count} and {zoom}; expected at least 1")
-    pipeline = Pipeline.from_pretrained(run, device=train.pick_device(device))
+    from spherear.sampling.decode import trace
+    from spherear.sampling.pipeline import Pipeline
+    from spherear.sampling.pixels import save_png, tile
+    from spherear.training.build import pick_device
+
+    pipeline = Pipeline.from_pretrained(run, device=pick_device(device))
     steps = pipeline.steps(list(labels) * count, settings, seed)
-    drawn = [step.token for step in tqdm(steps, "sampling", pipeline.vae.config.tokens, unit="token")]
-    sheet = tile(pipeline.images(torch.stack(drawn, dim=1)), columns=len(labels))
+    tokens = trace(tqdm(steps, "sampling", pipeline.vae.config.tokens, unit="token")).tokens
+    sheet = tile(pipeline.images(tokens), columns=len(labels))
     save_png(out, sheet, zoom)
     print(out)
     return 0
 
 
 def bench(
-    kind: tyro.conf.Positional[Literal["decode", "latency", "growth", "memory", "train"]] = "decode",
-    presets: tuple[str, ...] = (),
+    kind: tyro.conf.Positional[Literal[*MEASUREMENTS]] = "decode",  # type: ignore[valid-type]
+    presets: tuple[Literal[*COURSES], ...] = (),  # type: ignore[valid-type]
     batches: tuple[int, ...] = (),
-    dtypes: tuple[str, ...] = (),
+    dtypes: tuple[Literal[*PRECISIONS], ...] = (),  # type: ignore[valid-type]
     tokens: int = 0,
     steps: int = 0,
     repeats: int = 0,
@@ -221,42 +239,44 @@ def bench(
 ) -> int:
     """Measure speed and memory, as ratios within one run: a table, and JSON with --out.
 
-    decode: every way of decoding against the plain reference and the machine's own ceilings, with random weights.
+    decode: every engine against the plain reference and the machine's own ceilings, with random weights.
     latency: how long a person waits for digits, by named settings.  growth: time over tokens.  memory: over steps.
     train: a training step, encoding at every step and with cached posteriors.
     Empty or 0: what suits the measurement and the device.
 
     Args:
         kind: What to measure.
-        presets: Sizes of the model; digits, shapes, imagenet256-B, -L or -H.
+        presets: Sizes of the model.
         batches: Images at once; guidance doubles the rows.
-        dtypes: Of the AR model's arithmetic; float32, bfloat16.
+        dtypes: Of the AR model's arithmetic.
         tokens: How many of an image's tokens are drawn.
-        steps: Solver steps a token; of `train`, the steps timed.
-        repeats: Runs that a median is taken of, after one to warm up.
-        compiled: Also what torch.compile makes of it.
+        steps: Solver steps per token; of `train`, the steps timed.
+        repeats: Runs behind each median, after one to warm up.
+        compiled: Also with torch.compile.
         threads: Of torch on the CPU; 0: as it is.
         device: cpu, cuda, or auto: cuda where there is one.
         out: A JSON file to write.
     """
-    from spherear.bench.command import Request
-    from spherear.bench.command import bench as run
+    import torch
+
+    from spherear.bench import command
+    from spherear.training.build import pick_device
 
     if threads:
         torch.set_num_threads(threads)
-    where = train.pick_device(device)
-    return run(kind, Request(presets, batches, dtypes, tokens, steps, repeats, compiled, where), out)
+    request = command.Request(presets, batches, dtypes, tokens, steps, repeats, compiled, pick_device(device))
+    return command.bench(kind, request, out)
 
 
 def evaluate(
     run: tyro.conf.Positional[str],
     count: int = 2000,
     out: Path = Path("runs/evaluate"),
-    data: str = "auto",
+    data: Literal["auto", *VIEWS] = "auto",  # type: ignore[valid-type]
     reference: str | None = None,
     seed: int = 0,
     shard: int = 64,
-    settings: Annotated[SamplingSettings, tyro.conf.arg(name="")] = SamplingSettings(guidance_scale=2.0),  # noqa: B008
+    settings: Settings = GUIDED,
     device: str = "auto",
 ) -> int:
     """Draw class-balanced images into one array on disk, and score them.
@@ -267,7 +287,7 @@ def evaluate(
         run: Folder of a finished run (with vae/ and ar/ in it), a hub repository owner/name, or a shipped name.
         count: Images to draw.
         out: Folder of samples.npz (arr_0, as the ADM evaluation suite reads it) and results.json.
-        data: digits or shapes, whose held-out images and judge score offline; auto: by the image size.
+        data: The data set whose held-out images and judge score offline; auto: by the image size.
         reference: A folder of real images, or a set torch-fidelity knows: FID, IS, precision, recall by Inception.
         seed: Of the first image; image i takes seed + i.
         shard: Images drawn together.
@@ -275,11 +295,13 @@ def evaluate(
         device: cpu, cuda, or auto: cuda where there is one.
     """
     from spherear.evaluation.samples import FACTS, draw_samples, finish_samples, read_samples
-    from spherear.lab.evaluate import score_samples
     from spherear.models.files import read_json, write_json
+    from spherear.sampling.pipeline import Pipeline
+    from spherear.study.reference import score_samples
+    from spherear.training.build import pick_device
 
     rank, size = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
-    pipeline = Pipeline.from_pretrained(run, device=train.pick_device(device))
+    pipeline = Pipeline.from_pretrained(run, device=pick_device(device))
     work = draw_samples(out, pipeline, count, settings, seed, shard, rank, size)
     with tqdm(total=-(-count // size), desc="drawing", unit="image", disable=rank > 0) as bar:
         for drawn in work:
@@ -297,10 +319,10 @@ def evaluate(
 
 def doctor() -> int:
     """Print versions and devices, and say whether the lab (notebooks, widgets, figures) is ready."""
+    import torch
+
     gib = shutil.disk_usage(".").free / 2**30
-    print(
-        f"spherear {importlib.metadata.version('spherear')}, Python {platform.python_version()}, {platform.platform()}"
-    )
+    print(f"spherear {__version__}, Python {platform.python_version()}, {platform.platform()}")
     print(f"CPU: {os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads; {gib:.0f} GiB free here")
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
@@ -337,10 +359,10 @@ def notebooks(folder: Path = Path("notebooks"), refresh: bool = False, only: str
     Args:
         folder: Where they are.
         refresh: Run each from top to bottom, in the environment of the tests, and rewrite it.
-        only: Part of the names of those that are meant.
+        only: Part of a name: leave out the others.
     """
     _need("nbclient")
-    from spherear.lab import notebooks as books
+    from spherear.live import notebooks as books
 
     found = [path for path in books.find_notebooks(folder) if only in path.name]
     require(len(found) > 0, f"only is {only!r}; expected part of the name of a notebook in {folder}")
@@ -352,13 +374,24 @@ def notebooks(folder: Path = Path("notebooks"), refresh: bool = False, only: str
             tqdm.write(f"{path} took {time.monotonic() - began:.0f} s")
         problems = books.problems(path)
         wrong += len(problems)
-        tqdm.write("\n".join(f"{path} {problem}" for problem in problems or ["is as it should be"]))
+        tqdm.write("\n".join(f"{path} {problem}" for problem in problems or ["has no problems"]))
     return 1 if wrong else 0
 
 
 def train_models() -> int:
     """Train a VAE or an AR model: `spherear train vae --help`, `spherear train ar --help`."""
-    return train.main(["--help"])
+    return _train(["--help"])
+
+
+def _train(args: list[str]) -> int:
+    """`spherear train ...`: the help without torch, a run with it."""
+    if "--help" in args or "-h" in args:
+        from spherear.training.jobs import parse_job
+
+        return exit_status(lambda: bool(parse_job(args)))
+    from spherear import train
+
+    return train.main(args)
 
 
 COMMANDS: dict[str, Callable[..., int]] = {
@@ -378,16 +411,21 @@ COMMANDS: dict[str, Callable[..., int]] = {
 def main(args: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0, 2 for what a person can mend, 130 for Ctrl-C."""
     args = list(sys.argv[1:] if args is None else args)
-    if args[:1] == ["train"]:
-        return train.main(args[1:])
-    return exit_status(
-        lambda: tyro.extras.subcommand_cli_from_dict(
-            COMMANDS,
-            prog="spherear",
-            description="Hyperspherical autoregressive image generation.",
-            args=args,
-        )
-    )
+    word = args[0] if args else "--help"
+    if word == "--version":
+        print(f"spherear {__version__}")
+        return 0
+    if word == "train":
+        return _train(args[1:])
+    if word in COMMANDS:
+        return exit_status(lambda: tyro.cli(COMMANDS[word], prog=f"spherear {word}", args=args[1:]))
+    if not word.startswith("-"):
+        nearest = get_close_matches(word, COMMANDS, n=1)
+        hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+        print(f"error: {word!r} is no command; expected one of {', '.join(COMMANDS)}{hint}", file=sys.stderr)
+        return 2
+    description = "Hyperspherical autoregressive image generation."
+    return tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="spherear", description=description, args=[word])
 
 
 if __name__ == "__main__":

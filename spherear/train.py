@@ -10,41 +10,39 @@ Knows: the order of things in a step.  Does not know: optimisers and files (`tra
 
 import math
 import os
-import re
 import sys
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Union
 
 import torch
 
+from spherear.console import INTERRUPTED, exit_status, say
 from spherear.models.ar import ARConfig, SphereAR
 from spherear.models.categorical import CategoricalHead
 from spherear.models.config import require
-from spherear.models.presets import check_pair, preset, with_vae
+from spherear.models.presets import Preset, check_pair, preset, with_vae
 from spherear.models.vae import VAE, VAEConfig
+from spherear.sampling.pipeline import Pipeline
 from spherear.sampling.settings import SamplingSettings
 from spherear.sphere.bottlenecks import Latent
 from spherear.training.adversarial import Extras
 from spherear.training.build import autocast, pick_device, prepared, seeded
-from spherear.training.cached import encode_all
-from spherear.training.data import load_data
-from spherear.training.dataset import ImageData
+from spherear.training.data.cached import encode_all
+from spherear.training.data.catalog import load_data
+from spherear.training.data.dataset import ImageData
+from spherear.training.data.feed import check_broken
 from spherear.training.dry_run import ar_step, estimate, report, vae_step
-from spherear.training.execution import Execution
 from spherear.training.facts import RUN_FILE
-from spherear.training.feed import check_broken
-from spherear.training.losses import vae_losses
-from spherear.training.objective import ARObjective
-from spherear.training.observers import Observer, curves, every, pictures, reconstructions, samples
-from spherear.training.progress import INTERRUPTED, exit_status, say, watch
-from spherear.training.recipes import ARRecipe, Recipe, VAERecipe, course
+from spherear.training.jobs import ALIASES, PLAIN, ARJob, Execution, VAEJob, parse_job
+from spherear.training.objectives import ARObjective, vae_losses
+from spherear.training.observers import COLUMNS, Observer, curves, every, pictures, reconstructions, samples
+from spherear.training.progress import watch
+from spherear.training.recipes import ARRecipe, Recipe, VAERecipe
 from spherear.training.run import Run, TrainState, fingerprint, keyed_generator
 from spherear.training.team import gathered, team_of
 
-PLAIN = Execution()
-ALIASES = {"imagenet256": "imagenet256-B"}  # one VAE serves all sizes
+Watch = Callable[[Generator[TrainState, None, None], str, int], bool]
+"""watch(states, title, steps) runs a loop; whether it came to its end."""
 
 
 def train_vae(
@@ -129,6 +127,33 @@ def train_ar(
             yield run.descend()
 
 
+def exhaust(states: Generator[TrainState, None, None], title: str, steps: int) -> bool:
+    """Run a loop to its end, showing nothing."""
+    for _ in states:
+        pass
+    return True
+
+
+def train_pipeline(
+    sizes: Preset,
+    data: ImageData,
+    recipes: tuple[VAERecipe, ARRecipe],
+    folder: Path,
+    device: torch.device | str,
+    watch: Watch = exhaust,
+) -> Pipeline | None:
+    """Train a VAE and its AR model in `folder`, going on from what is there; None where `watch` was stopped."""
+    vae_recipe, ar_recipe = recipes
+    states = train_vae(sizes.vae, data, vae_recipe, folder / "vae", device)
+    if not watch(states, "VAE: images to tokens and back", vae_recipe.steps):
+        return None
+    vae = VAE.from_pretrained(folder / "vae", device=device)
+    states = train_ar(sizes.ar, vae, data, ar_recipe, folder / "ar", device)
+    if not watch(states, "AR model: the next token", ar_recipe.steps):
+        return None
+    return Pipeline.from_pretrained(folder, device=device)
+
+
 def _check_data(data: ImageData, image_size: int, recipe: Recipe) -> None:
     """Before anything is built or written: images of the VAE's size, and at least a batch of them."""
     require(
@@ -183,54 +208,6 @@ def latent_deviation(vae: VAE, data: ImageData, seed: int, device: torch.device 
     return math.sqrt(squares / count - (total / count) ** 2)
 
 
-@dataclass(frozen=True)
-class VAEJob:
-    """Train a VAE on a preset's data. The same command on the same folder goes on where it stopped."""
-
-    recipe: VAERecipe
-    """How long and how; the defaults are the preset's."""
-    data: str
-    """What to train on: digits, shapes, folder:PATH, tar:PATH or hub:OWNER/NAME[@REVISION][#SPLIT][?stream]."""
-    run: Path
-    """The run's folder. Also --out, as it has to be under torchrun, which takes --run for its own."""
-    preset: str = "digits"
-    """Sizes of the model: digits, shapes or imagenet256."""
-    bottleneck: str = "power_spherical"
-    """How tokens are constrained: power_spherical, vmf, gaussian, fixed_variance, normalized_gaussian or vq."""
-    device: str = "auto"
-    """cpu, cuda, or auto: cuda where there is one."""
-    execution: Execution = PLAIN
-    """How the run is carried out; none of it changes what comes out."""
-    dry_run: bool = False
-    """Say what the run would take, and look at the data; train nothing, write nothing."""
-    teraflops: float = 1.0
-    """10^12 operations a second that a device does, to reckon the time with in a dry run."""
-
-
-@dataclass(frozen=True)
-class ARJob:
-    """Train an AR model on a trained VAE's tokens. The same command on the same folder goes on."""
-
-    recipe: ARRecipe
-    """How long and how; the defaults are the preset's."""
-    data: str
-    """What to train on: digits, shapes, folder:PATH, tar:PATH or hub:OWNER/NAME[@REVISION][#SPLIT][?stream]."""
-    run: Path
-    """The run's folder. Also --out, as it has to be under torchrun, which takes --run for its own."""
-    vae: Path
-    """The finished run folder of the VAE."""
-    preset: str = "digits"
-    """Sizes of the model: digits, shapes, imagenet256-B, -L or -H."""
-    device: str = "auto"
-    """cpu, cuda, or auto: cuda where there is one."""
-    execution: Execution = PLAIN
-    """How the run is carried out; none of it changes what comes out."""
-    dry_run: bool = False
-    """Say what the run would take, and look at the data; train nothing, write nothing."""
-    teraflops: float = 1.0
-    """10^12 operations a second that a device does, to reckon the time with in a dry run."""
-
-
 def vae_states(job: VAEJob) -> Generator[TrainState, None, None]:
     """The training loop a job asks for."""
     config = preset(ALIASES.get(job.preset, job.preset), job.bottleneck).vae
@@ -280,23 +257,7 @@ def dry_run(job: VAEJob | ARJob) -> str:
 
 def main(args: Sequence[str] | None = None) -> int:
     """`python -m spherear.train vae|ar ...`, and `spherear train`; returns the exit status."""
-    return exit_status(lambda: _run(_parse(list(sys.argv[1:] if args is None else args))))
-
-
-def _parse(args: list[str]) -> VAEJob | ARJob:
-    import tyro
-
-    args = ["--run" + arg[5:] if re.fullmatch("--out(=.*)?", arg) else arg for arg in args]
-    name = _option(args, "preset", "digits")
-    plan, folder = course(ALIASES.get(name, name)), Path("runs") / name
-    vae = VAEJob(plan.vae, plan.data, folder / "vae", preset=name)
-    ar = ARJob(plan.ar, plan.data, folder / "ar", folder / "vae", preset=name)
-    kinds = Union[  # noqa: UP007 (tyro reads a Union)
-        Annotated[VAEJob, tyro.conf.subcommand("vae", default=vae)],
-        Annotated[ARJob, tyro.conf.subcommand("ar", default=ar)],
-    ]
-    config = (tyro.conf.OmitArgPrefixes,)  # --steps, not --recipe.steps
-    return tyro.cli(kinds, prog="spherear train", description="Train a model.", args=args, config=config)
+    return exit_status(lambda: _run(parse_job(list(sys.argv[1:] if args is None else args))))
 
 
 def _run(job: VAEJob | ARJob) -> int:
@@ -318,24 +279,16 @@ def _observers(job: VAEJob | ARJob) -> list[Observer]:
     if job.execution.tensorboard:
         shown.append(every(job.recipe.log_every, curves(job.run)))
     if job.execution.preview_every:
+        row = preset(ALIASES.get(job.preset, job.preset))
         if isinstance(job, VAEJob):
-            size = preset(ALIASES.get(job.preset, job.preset)).vae.image_size
-            draw = reconstructions(load_data(job.data, size))
+            data = load_data(job.data, row.vae.image_size)
+            draw = reconstructions(data.batch(torch.linspace(0, len(data) - 1, COLUMNS).long())[0])
         else:
-            settings = SamplingSettings(preset(job.preset).guidance_scale, solver="heun", steps=10)
-            draw = samples(VAE.from_pretrained(job.vae), settings)
+            labels = torch.linspace(0, row.ar.num_classes - 1, COLUMNS).long().repeat(2)
+            settings = SamplingSettings(row.guidance_scale, solver="heun", steps=10)
+            draw = samples(VAE.from_pretrained(job.vae), labels, settings)
         shown.append(every(job.execution.preview_every, pictures(job.run, draw)))
     return shown
-
-
-def _option(args: Sequence[str], name: str, default: str) -> str:
-    """The value of `--name` in args: the defaults of all other options depend on it."""
-    for flag, value in zip(args, [*args[1:], ""], strict=True):
-        if flag == f"--{name}":
-            return value
-        if flag.startswith(f"--{name}="):
-            return flag.partition("=")[2]
-    return default
 
 
 if __name__ == "__main__":

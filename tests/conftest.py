@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from spherear.models import VAE, ARConfig, SphereAR, VAEConfig
+from spherear import VAE, ARConfig, SphereAR, VAEConfig
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -12,11 +12,9 @@ from dataclasses import replace
 import pytest
 from PIL import Image
 
-from spherear import cli, train
-from spherear.lab.grids import GRIDS
-from spherear.models import VAE
+from spherear import VAE, Pipeline, cli, train
 from spherear.models.files import read_json
-from spherear.sampling import Pipeline
+from spherear.study.design import GRIDS
 
 SHORT = ["--vae-steps", "4", "--ar-steps", "4", "--guidance", "3"]
 
@@ -79,7 +77,7 @@ def test_sample_writes_the_sheet_that_python_draws(run, tmp_path):
     sheet = tmp_path / "sheet.png"
     options = ["--labels", "3", "8", "--seed", "5", "--zoom", "1", "--steps", "3", "--guidance-scale", "2"]
     assert cli.main(["sample", "--run", str(folder), "--count", "2", "--out", str(sheet), *options]) == 0
-    from spherear.sampling import SamplingSettings, tile
+    from spherear import SamplingSettings, tile
 
     images = Pipeline.from_pretrained(folder).sample([3, 8, 3, 8], SamplingSettings(2.0, steps=3), seeds=5)
     with Image.open(sheet) as picture:

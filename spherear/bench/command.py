@@ -1,7 +1,4 @@
-"""`spherear bench`: what is measured, for whom, and where it goes.
-
-Knows: sensible sizes for a device, and which measurement a word names.  Does not know: how anything is measured.
-"""
+"""`spherear bench`: sensible sizes for a device, the measurement that a word names, the table and the file."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,13 +12,15 @@ from spherear.bench import report
 from spherear.bench.decoding import DecodeRow, bench_decode, fits
 from spherear.bench.growth import bench_growth, bench_memory
 from spherear.bench.latency import bench_latency
-from spherear.bench.steps import WAYS, step_times
+from spherear.bench.machine import machine
+from spherear.bench.steps import VARIANTS, step_times
 from spherear.models.config import one_of, require
 from spherear.models.presets import preset
 from spherear.sampling.pipeline import Pipeline
 from spherear.sampling.settings import SamplingSettings
+from spherear.training.recipes import PRECISIONS
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {name: getattr(torch, name) for name in PRECISIONS}
 HEAVY = 1e8  # parameters from which a CPU draws two tokens of an image, not all
 
 
@@ -46,12 +45,12 @@ def bench(kind: str, request: Request, out: Path | None) -> int:
         one_of("dtype", name, DTYPES)
     require(min((1, *request.batches)) >= 1, f"batches are {request.batches}; expected at least 1 each")
     require(min(request.tokens, request.steps, request.repeats) >= 0, "tokens, steps and repeats: expected 0 or more")
-    measured, told = KINDS[kind]
+    measured, table = KINDS[kind]
     rows = measured(request)
-    print(told(rows))
-    print("; ".join(f"{name}: {value}" for name, value in report.machine(request.device).items()))
+    print(table(rows))
+    print("; ".join(f"{name}: {value}" for name, value in machine(request.device).items()))
     if out is not None:
-        report.keep(out, kind, rows, request.device)
+        report.write(out, kind, rows, request.device)
         print(out)
     return 0
 
@@ -110,13 +109,13 @@ def _memory(request: Request) -> list[Any]:
 
 
 def _train(request: Request) -> list[Any]:
-    """Compiled ways where they are asked for."""
-    ways = {name: way for name, way in WAYS.items() if request.compiled or not way[1]}
+    """With the compiled variants where they are requested."""
+    variants = {name: row for name, row in VARIANTS.items() if request.compiled or not row[1]}
     return [
         row
         for name in request.presets or ("digits",)
         for batch in request.batches or (None,)
-        for row in step_times(name, request.steps or 40, batch, request.device, ways)
+        for row in step_times(name, request.steps or 40, batch, request.device, variants)
     ]
 
 

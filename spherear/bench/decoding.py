@@ -6,7 +6,6 @@ Does not know: how a table is printed or kept.
 
 import importlib.util
 import math
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -18,13 +17,15 @@ import torch
 from torch import Tensor
 
 from spherear.bench.floor import floor_seconds
+from spherear.bench.machine import memory_bytes
 from spherear.bench.timing import Timing, measure
 from spherear.models.ar import ARConfig, SphereAR
 from spherear.models.config import require
 from spherear.models.presets import preset
 from spherear.sampling.decode import decode
 from spherear.sampling.engines import engine_named
-from spherear.sampling.settings import SamplingSettings, seeded_noise
+from spherear.sampling.noise import seeded_noise
+from spherear.sampling.settings import SamplingSettings
 from spherear.sphere.geometry import project
 from spherear.train import seeded
 
@@ -90,11 +91,7 @@ def fits(config: ARConfig, rows: int, dtype: torch.dtype, device: torch.device) 
     with torch.device("meta"):
         weights = sum(p.numel() for p in SphereAR(config).parameters())
     cache = 2 * config.layers * rows * (config.class_tokens + config.tokens) * config.width
-    if device.type == "cuda":
-        memory = torch.cuda.mem_get_info(device)[1]
-    else:
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return (2 * weights + cache) * dtype.itemsize < 0.8 * memory
+    return (2 * weights + cache) * dtype.itemsize < 0.8 * memory_bytes(device)
 
 
 Run = Callable[[int], list[Tensor]]

@@ -17,7 +17,8 @@ from spherear.bench.timing import peak_memory, reset_peak, synchronise
 from spherear.models.ar import SphereAR
 from spherear.models.presets import preset
 from spherear.sampling.decode import Step, decode
-from spherear.sampling.settings import SamplingSettings, seeded_noise
+from spherear.sampling.noise import seeded_noise
+from spherear.sampling.settings import SamplingSettings
 from spherear.sphere.geometry import project
 
 

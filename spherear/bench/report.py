@@ -5,8 +5,6 @@ Knows: rows of measurements, the machine they were made on, Markdown and JSON.  
 
 import dataclasses
 import math
-import os
-import platform
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,33 +15,17 @@ import torch
 from spherear.bench.decoding import DecodeRow
 from spherear.bench.growth import Growth, Memory
 from spherear.bench.latency import LatencyRow
+from spherear.bench.machine import machine
 from spherear.bench.steps import StepTime
 from spherear.bench.timing import Timing
 from spherear.models.files import write_json
 
 
-def machine(device: torch.device) -> dict[str, Any]:
-    """What the numbers were made on."""
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line]
-        cpu = names[0] if names else cpu
-    return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
-
-
-def keep(path: Path, kind: str, rows: Sequence[Any], device: torch.device) -> None:
+def write(path: Path, kind: str, rows: Sequence[Any], device: torch.device) -> None:
     """Write rows as JSON, with the command and the machine."""
     command = " ".join(["spherear", *sys.argv[1:]])
-    told = [dataclasses.asdict(row) for row in rows]
-    write_json(path, {"bench": kind, "command": command, "machine": machine(device), "rows": told})
+    values = [dataclasses.asdict(row) for row in rows]
+    write_json(path, {"bench": kind, "command": command, "machine": machine(device), "rows": values})
 
 
 def ms(timing: Timing, per: int = 1) -> str:
@@ -118,5 +100,5 @@ def step_table(rows: Sequence[StepTime]) -> str:
     """A line a way."""
     head = ("preset", "batch", "training step", "ms a step", "x encoding at every step", "first step, s")
     return table(head, [
-        (r.preset, str(r.batch), r.way, ms(r.timing), f"{r.speedup:.2f}", f"{r.timing.warm_up:.1f}") for r in rows
+        (r.preset, str(r.batch), r.variant, ms(r.timing), f"{r.speedup:.2f}", f"{r.timing.warm_up:.1f}") for r in rows
     ])  # fmt: skip

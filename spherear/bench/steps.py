@@ -15,14 +15,14 @@ from spherear.bench.timing import Timing, seconds, summary
 from spherear.models.presets import preset
 from spherear.models.vae import VAE
 from spherear.train import seeded, train_ar
-from spherear.training.data import load_data
-from spherear.training.execution import Execution
+from spherear.training.data.catalog import load_data
+from spherear.training.jobs import Execution
 from spherear.training.recipes import course
 from spherear.training.run import TrainState
 
 WARM_UP = 5  # steps after the first that are not counted
 
-WAYS: dict[str, tuple[bool, bool, str]] = {
+VARIANTS: dict[str, tuple[bool, bool, str]] = {
     "encoding at every step": (False, False, "float32"),
     "cached posteriors": (True, False, "float32"),
     "cached, compiled": (True, True, "float32"),
@@ -40,7 +40,7 @@ class StepTime:
 
     preset: str
     batch: int
-    way: str
+    variant: str
     timing: Timing
     speedup: float
 
@@ -50,7 +50,7 @@ def step_times(
     steps: int = 40,
     batch_size: int | None = None,
     device: torch.device | str = "cpu",
-    ways: Mapping[str, tuple[bool, bool, str]] = WAYS,
+    variants: Mapping[str, tuple[bool, bool, str]] = VARIANTS,
 ) -> list[StepTime]:
     """Time `steps` training steps of a preset's AR model in every way, taken in turn so that a busy machine
     is equally busy for all. batch_size: the recipe's by default."""
@@ -59,14 +59,14 @@ def step_times(
     vae = seeded(VAE, sizes.vae, 0)
     data = load_data(plan.data, sizes.vae.image_size)
     runs: dict[str, Generator[TrainState, None, None]] = {}
-    for way, (cached, compiled, precision) in ways.items():
+    for variant, (cached, compiled, precision) in variants.items():
         recipe = replace(plan.ar, cached_copies=int(cached), precision=precision, batch_size=batch)
-        runs[way] = train_ar(sizes.ar, vae, data, recipe, device=device, execution=Execution(compile=compiled))
-    first = {way: seconds(lambda s=states: next(s), place) for way, states in runs.items()}  # type: ignore[misc]
-    taken = dict[str, list[float]]((way, []) for way in runs)
+        runs[variant] = train_ar(sizes.ar, vae, data, recipe, device=device, execution=Execution(compile=compiled))
+    first = {variant: seconds(lambda s=states: next(s), place) for variant, states in runs.items()}  # type: ignore[misc]
+    taken = dict[str, list[float]]((variant, []) for variant in runs)
     for _ in range(WARM_UP + steps):
-        for way, states in runs.items():
-            taken[way].append(seconds(lambda s=states: next(s), place))  # type: ignore[misc]
-    timings = {way: summary(taken[way][WARM_UP:], first[way], math.nan) for way in runs}
+        for variant, states in runs.items():
+            taken[variant].append(seconds(lambda s=states: next(s), place))  # type: ignore[misc]
+    timings = {variant: summary(taken[variant][WARM_UP:], first[variant], math.nan) for variant in runs}
     yardstick = next(iter(timings.values())).median
-    return [StepTime(name, batch, way, timing, yardstick / timing.median) for way, timing in timings.items()]
+    return [StepTime(name, batch, variant, timing, yardstick / timing.median) for variant, timing in timings.items()]

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from spherear.bench.machine import process_bytes
 from spherear.models.config import require
 
 
@@ -72,18 +73,9 @@ def reset_peak(device: torch.device) -> float:
         return float(torch.cuda.memory_allocated(device))
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
-    return _status("VmRSS")
+    return process_bytes("VmRSS")
 
 
 def peak_memory(device: torch.device) -> float:
     """Bytes at the peak since: of tensors on a GPU, of the process on a CPU."""
-    return float(torch.cuda.max_memory_allocated(device)) if device.type == "cuda" else _status("VmHWM")
-
-
-def _status(field: str) -> float:
-    """A field of this process's status on Linux, in bytes; NaN elsewhere."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith(field + ":"):
-                return 1024.0 * int(line.split()[1])
-    return float("nan")
+    return float(torch.cuda.max_memory_allocated(device)) if device.type == "cuda" else process_bytes("VmHWM")

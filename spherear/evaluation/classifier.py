@@ -9,7 +9,6 @@ train them on the training splits and write the weights and the logs that stand 
 """
 
 import sys
-from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
@@ -18,32 +17,13 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from spherear.evaluation.views import VIEWS, View
 from spherear.models.config import one_of, require
-from spherear.models.files import read_tensors, write_tensors, write_text
+from spherear.models.files import write_text
 from spherear.models.pretrained import load_weights
+from spherear.models.tensor_files import read_tensors, write_tensors
 
 LIMIT = 10_000  # images of a training split that are used
-
-
-@dataclass(frozen=True)
-class View:
-    """How a classifier sees the images of a data set.
-
-    channels: 1 looks at grey alone.  native: pixels images are averaged down to.  size: pixels the network
-    works at.  shown: pixels of the images it is trained on.  pools: halvings inside.
-    """
-
-    channels: int
-    native: int
-    size: int
-    shown: tuple[int, ...]
-    pools: int
-
-
-VIEWS = {
-    "digits": View(channels=1, native=8, size=16, shown=(8, 16, 32), pools=2),
-    "shapes": View(channels=3, native=32, size=32, shown=(32,), pools=3),
-}
 
 
 class Classifier(nn.Module):
@@ -148,7 +128,7 @@ def main(data: str = "digits", out: Path = Path(__file__).parent, seed: int = 0,
         seed: Of weights, order and augmentation.
         epochs: Passes over the training images.
     """
-    from spherear.training.data import load_data
+    from spherear.training.data.catalog import load_data
 
     one_of("data", data, VIEWS)
     view = VIEWS[data]

@@ -1,12 +1,10 @@
-"""Configs as frozen dataclasses that survive a trip through JSON.
-
-Knows: how to turn a config into a plain dict and back, and how to refuse a value of the wrong type.
-Does not know: what any field means; each config checks its own ranges in `check`.
-"""
+"""Configs as frozen dataclasses that survive a trip through JSON and refuse values of the wrong type."""
 
 import dataclasses
 import types
-from typing import Any, TypeVar, Union, get_args, get_origin
+from collections.abc import Iterable
+from difflib import get_close_matches
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 ConfigT = TypeVar("ConfigT", bound="Config")
 
@@ -17,16 +15,20 @@ def require(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
-def one_of(name: str, value: object, known: object) -> None:
-    """Refuse a `value` that is not among `known` names, and list those that are."""
-    names = sorted(known)  # type: ignore[call-overload]
-    require(value in names, f"{name} is {value!r}; expected one of {', '.join(map(repr, names))}")
+def one_of(name: str, value: object, known: Iterable[str]) -> None:
+    """Refuse a `value` that is not among `known` names: list those that are, the nearest first."""
+    names = sorted(known)
+    nearest = get_close_matches(str(value), names, n=1)
+    listed = ", ".join(map(repr, [*nearest, *(name for name in names if name not in nearest)]))
+    require(value in names, f"{name} is {value!r}; expected one of {listed}")
 
 
 def _fits(value: object, annotation: Any) -> bool:
     origin = get_origin(annotation)
     if origin in (Union, types.UnionType):
         return any(_fits(value, option) for option in get_args(annotation))
+    if origin is Literal:  # names from a table; which ones, `check` says
+        return isinstance(value, str)
     if origin is tuple:
         item = get_args(annotation)[0]
         return isinstance(value, tuple) and all(_fits(v, item) for v in value)

@@ -1,8 +1,4 @@
-"""Files that are whole or not there: atomic writes, and reads that say what is wrong.
-
-Knows: safetensors and JSON on a disk that may be full or hold something else.
-Does not know: models, runs, or what the tensors mean.
-"""
+"""Files that are whole or not there: atomic writes of text and JSON, and reads that say what is wrong."""
 
 import json
 import os
@@ -11,10 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
+from safetensors import SafetensorError
 
 
 @contextmanager
@@ -69,23 +62,3 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError(f"{path} holds a {type(values).__name__}; expected a JSON object")
     return values
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file, whole or not at all."""
-    with atomic_path(path) as part:
-        part.touch()
-        mode = part.stat().st_mode  # what the user's umask asks for; safetensors writes files none else may read
-        save_file({name: t.detach().contiguous() for name, t in tensors.items()}, part, metadata)
-        part.chmod(mode)
-
-
-def read_tensors(path: Path, device: torch.device | str = "cpu") -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read a safetensors file -> (tensors, metadata). A truncated or foreign file is a ValueError."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; expected a safetensors file there")
-    try:
-        with safe_open(path, framework="pt", device=str(device)) as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a complete safetensors file ({error})") from error

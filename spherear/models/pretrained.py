@@ -16,7 +16,9 @@ from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, R
 from torch import Tensor, nn
 
 from spherear.models.config import Config
-from spherear.models.files import read_json, read_tensors, write_json, write_tensors
+from spherear.models.files import read_json, write_json
+from spherear.models.tensor_files import read_tensors, write_tensors
+from spherear.sphere.families import FAMILIES
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -29,6 +31,17 @@ ModelT = TypeVar("ModelT", bound="Pretrained[Any]")
 def shipped() -> list[str]:
     """Names of the models that come with the library."""
     return sorted(path.name for path in SHIPPED.iterdir()) if SHIPPED.is_dir() else []
+
+
+def shipped_families(preset: str) -> list[str]:
+    """The families of a preset whose models ship, in the order of the table of families."""
+    names = shipped()
+    return [family for family in FAMILIES if f"{preset}-{family}" in names]
+
+
+def shipped_name(family: str, preset: str) -> str:
+    """The shipped model of a family; any other name is returned as it is: a folder, or a repository of the hub."""
+    return f"{preset}-{family}" if family in shipped_families(preset) else family
 
 
 def find_folder(name_or_path: str | Path, revision: str | None = None) -> Path:

@@ -5,7 +5,7 @@ Does not know: how a token is drawn (`draw`), the VAE (a projection is handed in
 (paper section 3.2).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,8 @@ from torch import Tensor
 from spherear.models.ar import SphereAR, check_labels
 from spherear.models.config import require
 from spherear.sampling.engines import Engine, Machine
-from spherear.sampling.settings import Noise, SamplingSettings
+from spherear.sampling.noise import Noise
+from spherear.sampling.settings import SamplingSettings
 
 Projection = Callable[[Tensor], Tensor]
 EAGER = Engine()
@@ -99,3 +100,23 @@ def _null_rows(ar: SphereAR, labels: Tensor, null_labels: Tensor | None) -> Tens
     )
     check_labels(null_labels, ar.config.num_classes + 1)
     return null_labels.to(labels.device)
+
+
+@dataclass(frozen=True)
+class Trace:
+    """All steps of one decode. raw: tokens as the solver left them.  tokens: as they were handed on.
+
+    scales: guidance scale by position.
+    """
+
+    raw: Float[Tensor, "batch tokens dim"]
+    tokens: Float[Tensor, "batch tokens dim"]
+    scales: Float[Tensor, " tokens"]
+
+
+def trace(steps: Iterable[Step]) -> Trace:
+    """Run a decode to its end and stack its steps. No steps: ValueError."""
+    taken = list(steps)
+    require(len(taken) > 0, "there are no steps; expected at least one")
+    raw, tokens = (torch.stack([getattr(step, name) for step in taken], dim=1) for name in ("raw", "token"))
+    return Trace(raw, tokens, torch.tensor([step.guidance_scale for step in taken], dtype=torch.float64))

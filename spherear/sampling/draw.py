@@ -61,7 +61,7 @@ def by_velocity(head: VelocityHead, settings: SamplingSettings, transform: Trans
     times = settings.times()
     place = {t: index for index, t in enumerate(times)}
     device = head.input_proj.weight.device
-    moments = head.embed_time(torch.tensor(times, dtype=head.state_dtype, device=device))  # (times, width)
+    time_embeddings = head.embed_time(torch.tensor(times, dtype=head.state_dtype, device=device))  # (times, width)
 
     def evaluate(x: Tensor, scale: Tensor | None, *modulation: Tensor) -> Tensor:
         velocity = head.answer(x, list(modulation))
@@ -70,7 +70,7 @@ def by_velocity(head: VelocityHead, settings: SamplingSettings, transform: Trans
     evaluation = transform(evaluate)
 
     def draw(condition: Tensor, noise: Tensor, scale: Tensor | None) -> Tensor:
-        modulation = Modulations(head, moments, head.embed_condition(condition))
+        modulation = Modulations(head, time_embeddings, head.embed_condition(condition))
 
         def velocity(x: Tensor, t: float) -> Tensor:
             return evaluation(x, scale, *modulation.at(place[t]))
@@ -88,19 +88,19 @@ class Modulations:
 
     ROWS = 512
 
-    def __init__(self, head: VelocityHead, moments: Tensor, condition: Tensor) -> None:
-        self.head, self.moments, self.condition = head, moments, condition
+    def __init__(self, head: VelocityHead, time_embeddings: Tensor, condition: Tensor) -> None:
+        self.head, self.time_embeddings, self.condition = head, time_embeddings, condition
         self.each = max(1, self.ROWS // len(condition))  # times a piece
-        self.piece, self.kept = -1, list[tuple[Tensor, ...]]()
+        self.piece, self.modulations = -1, list[tuple[Tensor, ...]]()
 
     def at(self, index: int) -> tuple[Tensor, ...]:
         """Of time number `index` of the grid."""
         piece, place = divmod(index, self.each)
         if piece != self.piece:
-            some = self.moments[piece * self.each : (piece + 1) * self.each]
-            told = self.head.modulate(some[:, None] + self.condition)  # (times, rows, width) each
-            self.piece, self.kept = piece, list(zip(*(x.unbind() for x in told), strict=True))
-        return self.kept[place]
+            some = self.time_embeddings[piece * self.each : (piece + 1) * self.each]
+            values = self.head.modulate(some[:, None] + self.condition)  # (times, rows, width) each
+            self.piece, self.modulations = piece, list(zip(*(x.unbind() for x in values), strict=True))
+        return self.modulations[place]
 
 
 def by_code(head: CategoricalHead, settings: SamplingSettings) -> Drawing:

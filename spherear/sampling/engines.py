@@ -19,10 +19,10 @@ from spherear.models.ar import SphereAR
 from spherear.models.config import one_of, require
 from spherear.models.layers import KVCache
 from spherear.sampling.draw import Transform, as_written, drawing
-from spherear.sampling.packed import packed_twin
+from spherear.sampling.packed import packed_copy
 from spherear.sampling.settings import SamplingSettings
 
-Step = Callable[[Tensor, Tensor, int], Tensor]
+AdvanceFunction = Callable[[Tensor, Tensor, int], Tensor]
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Machine:
     cache: KVCache
     draws: int
     draw: Callable[[Tensor, Tensor, Tensor | None], Tensor]
-    advance: Step
+    advance: AdvanceFunction
 
     def step(self, token: Tensor) -> Tensor:
         """The newest token -> the condition of the one after it."""
@@ -46,16 +46,16 @@ class Machine:
 def build(ar: SphereAR, settings: SamplingSettings, rows: int, transform: Transform = as_written) -> Machine:
     """A machine that runs as written, but for what `transform` makes of its repeated functions."""
     cache = ar.kv_cache(rows)
-    way = drawing(ar.head, settings, transform)
+    drawer = drawing(ar.head, settings, transform)
 
     def advance(token: Tensor, index: Tensor, span: int) -> Tensor:
         return ar.advance(token, cache.at(index, span))
 
-    return Machine(cache, way.draws, way.draw, transform(advance))
+    return Machine(cache, drawer.draws, drawer.draw, transform(advance))
 
 
 class Engine:
-    """As written: nothing is prepared, nothing is kept. The base of the others."""
+    """As written: nothing is prepared or cached. The base of the others."""
 
     @contextmanager
     def machine(self, ar: SphereAR, settings: SamplingSettings, rows: int) -> Iterator[Machine]:
@@ -64,8 +64,8 @@ class Engine:
 
 
 @dataclass
-class Keeping(Engine):
-    """An engine whose machines cost something to make: they are kept, and lent again once they are free."""
+class CachingEngine(Engine):
+    """An engine whose machines are expensive to make: they are cached, and used again once they are free."""
 
     free: dict[Any, list[Machine]] = field(default_factory=dict, init=False, repr=False)
 
@@ -73,14 +73,16 @@ class Keeping(Engine):
     def machine(self, ar: SphereAR, settings: SamplingSettings, rows: int) -> Iterator[Machine]:
         """A free machine of the same model, solver and rows, or a new one."""
         weight = ar.proj_in.weight
-        plain = replace(settings, guidance_scale=1.0, schedule="linear", project=True)  # which are none of its business
-        ours = self.free.setdefault((ar, weight.data_ptr(), weight.dtype, plain, rows), [])
-        machine = ours.pop() if ours else self.make(ar, settings, rows)
+        core = replace(
+            settings, guidance_scale=1.0, schedule="linear", project=True
+        )  # a machine depends on none of these
+        machines = self.free.setdefault((ar, weight.data_ptr(), weight.dtype, core, rows), [])
+        machine = machines.pop() if machines else self.make(ar, settings, rows)
         machine.cache.filled = 0
         try:
             yield machine
         finally:
-            ours.append(machine)
+            machines.append(machine)
 
     def make(self, ar: SphereAR, settings: SamplingSettings, rows: int) -> Machine:
         """A new machine."""
@@ -92,16 +94,16 @@ class Keeping(Engine):
 
 
 @dataclass
-class Packed(Keeping):
+class Packed(CachingEngine):
     """As written, on the CPU, with large weights laid out for few rows (see `sampling.packed`)."""
 
     def make(self, ar: SphereAR, settings: SamplingSettings, rows: int) -> Machine:
-        """A machine of the packed twin."""
-        return build(packed_twin(ar, rows), settings, rows)
+        """A machine of a packed copy."""
+        return build(packed_copy(ar, rows), settings, rows)
 
 
 @dataclass
-class Compiled(Keeping):
+class Compiled(CachingEngine):
     """`torch.compile` on an evaluation of the head and on the transformer's step; needs a compiler."""
 
     def transform(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -131,17 +133,17 @@ def _explained() -> Iterator[None]:
 
 
 @dataclass
-class CudaGraphs(Keeping):
+class CudaGraphs(CachingEngine):
     """The whole solver loop of a token captured as one CUDA graph, and the transformer's step as another.
 
     compiled: capture compiled code instead of code as written. A CPU model: ValueError.
     """
 
     compiled: bool = False
-    inner: Keeping = field(init=False, repr=False)
+    inner: CachingEngine = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self.inner = Compiled() if self.compiled else Keeping()
+        self.inner = Compiled() if self.compiled else CachingEngine()
 
     def make(self, ar: SphereAR, settings: SamplingSettings, rows: int) -> Machine:
         """A new machine, whose graphs are captured as they are first needed."""
@@ -162,26 +164,26 @@ class Captured:
         key = tuple((x.shape, x.dtype) if isinstance(x, Tensor) else x for x in inputs)
         if key not in self.graphs:
             self.graphs[key] = self._capture(inputs)
-        graph, kept, out = self.graphs[key]
-        for ours, new in zip(kept, inputs, strict=True):
+        graph, captured, out = self.graphs[key]
+        for target, new in zip(captured, inputs, strict=True):
             if isinstance(new, Tensor):
-                ours.copy_(new)
+                target.copy_(new)
         graph.replay()
         return out.clone()
 
     def _capture(self, inputs: tuple[Tensor | int | None, ...]) -> tuple[torch.cuda.CUDAGraph, list[Any], Tensor]:
         """Once as it is, on a side stream (libraries set themselves up, compilers compile), then captured."""
-        kept = [x.clone() if isinstance(x, Tensor) else x for x in inputs]
+        captured = [x.clone() if isinstance(x, Tensor) else x for x in inputs]
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(2):
-                self.function(*kept)
+                self.function(*captured)
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            out = self.function(*kept)
-        return graph, kept, out
+            out = self.function(*captured)
+        return graph, captured, out
 
 
 ENGINES: dict[str, Callable[[], Engine]] = {

@@ -1,6 +1,6 @@
 """Weights laid out for the CPU's matrix kernels: what few rows and much weight need.
 
-Knows: oneDNN's packed layout, and a twin of an AR model that reads its large weights in it.
+Knows: oneDNN's packed layout, and a copy of an AR model that reads its large weights in it.
 Does not know: decoding, or when it is worth it.
 
 One image under guidance is two rows: then the time of a linear layer is the time to read its weight, and the layout
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from spherear.models.ar import SphereAR
 from spherear.models.config import require
 
-LEAST = 2**17  # numbers in a weight from which packing pays
+MIN_NUMBERS = 2**17  # numbers in a weight from which packing pays
 DTYPES = (torch.float32, torch.bfloat16)
 
 
@@ -38,7 +38,7 @@ def can_pack() -> bool:
     return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
-def packed_twin(ar: SphereAR, rows: int) -> SphereAR:
+def packed_copy(ar: SphereAR, rows: int) -> SphereAR:
     """A model that shares everything with `ar` but its large linear layers, which are packed for `rows` rows.
 
     A model that is not on the CPU, not float32 or bfloat16, or a torch without oneDNN: ValueError.
@@ -48,16 +48,16 @@ def packed_twin(ar: SphereAR, rows: int) -> SphereAR:
     require(weight.dtype in DTYPES, f"the AR model is {weight.dtype}; expected one of {DTYPES} for packed weights")
     require(can_pack(), "this torch has no oneDNN; expected it for packed weights (the engine 'eager' needs none)")
     shared = {id(tensor): tensor for tensor in (*ar.parameters(), *ar.buffers())}
-    twin = copy.deepcopy(ar, shared)
-    for part in (twin.layers, *twin.head.children()):
+    packed = copy.deepcopy(ar, shared)
+    for part in (packed.layers, *packed.head.children()):
         if isinstance(part, nn.ModuleList):  # the blocks; what is asked for its dtype stays as it is
             _pack(part, rows)
-    return twin
+    return packed
 
 
 def _pack(module: nn.Module, rows: int) -> None:
     """Replace the large linear layers below a module."""
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
-            if isinstance(child, nn.Linear) and child.weight.numel() >= LEAST:
+            if isinstance(child, nn.Linear) and child.weight.numel() >= MIN_NUMBERS:
                 setattr(parent, name, PackedLinear(child, rows))

@@ -6,6 +6,7 @@ Does not know: training, files of a run, or how images are shown.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ from spherear.models.config import require
 from spherear.models.presets import check_pair
 from spherear.models.pretrained import find_folder
 from spherear.models.vae import VAE
-from spherear.sampling.decode import EAGER, Step, decode
+from spherear.sampling.decode import EAGER, Step, decode, trace
 from spherear.sampling.engines import Engine
-from spherear.sampling.settings import SamplingSettings, seeded_noise
+from spherear.sampling.noise import seeded_noise
+from spherear.sampling.settings import SamplingSettings
 
 
 @dataclass(frozen=True)
@@ -78,8 +80,7 @@ class Pipeline:
         seeds: one an image, or the first of consecutive ones. Errors: ValueError for labels out of range
         or a wrong number of seeds.
         """
-        tokens = [step.token for step in self.steps(labels, settings, seeds)]
-        return self.images(torch.stack(tokens, dim=1))
+        return self.images(trace(self.steps(labels, settings, seeds)).tokens)
 
     def stream(
         self,
@@ -100,7 +101,7 @@ class Pipeline:
             if drawn == count:
                 yield Frame(self.images(tokens), step)
             elif drawn % every == 0:
-                mask = shown(drawn, grid, self.vae.config.patch, tokens.device)
+                mask = drawn_mask(drawn, grid, self.vae.config.patch, tokens.device)
                 yield Frame(self.images(tokens) * mask, step)
 
     def steps(
@@ -127,10 +128,16 @@ class Pipeline:
         return self.vae.decode(tokens).float()
 
 
-def shown(drawn: int, grid: int, patch: int, device: torch.device) -> Float[Tensor, "height width"]:
+def drawn_mask(drawn: int, grid: int, patch: int, device: torch.device) -> Float[Tensor, "height width"]:
     """1 on the patches of the first `drawn` tokens in raster order, 0 on the others."""
     mask = (torch.arange(grid * grid, device=device) < drawn).float().view(grid, grid)
     return mask.repeat_interleave(patch, 0).repeat_interleave(patch, 1)
+
+
+@cache
+def cached_pipeline(name: str) -> Pipeline:
+    """`Pipeline.from_pretrained(name)`, loaded once per process and shared: its weights are not to be changed."""
+    return Pipeline.from_pretrained(name)
 
 
 def load_published(

@@ -1,19 +1,10 @@
-"""What can be asked of a decode: guidance, solver, projection, temperature; and the noise it starts from.
-
-Knows: settings as data, guidance schedules, and how a seed becomes noise.
-Does not know: models.
-"""
+"""What can be asked of a decode: guidance, solver, projection, temperature; as data, without torch."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import torch
-from jaxtyping import Float
-from torch import Tensor
+from typing import Any, Literal
 
 from spherear.models.config import Config, one_of, require
 from spherear.models.files import read_json, write_json
@@ -41,19 +32,19 @@ class SamplingSettings(Config):
 
     guidance_scale: float = 4.5
     """s in v = v_null + s (v_cond - v_null); 1 is no guidance."""
-    schedule: str = "linear"
-    """How s grows over the tokens: linear (from 1) or constant."""
-    solver: str = "euler_maruyama"
-    """How a token is drawn from noise: euler, heun, adams_bashforth or euler_maruyama."""
+    schedule: Literal[*SCHEDULES] = "linear"  # type: ignore[valid-type]
+    """How s grows over the tokens: linear from 1, or constant."""
+    solver: Literal[*SOLVERS] = "euler_maruyama"  # type: ignore[valid-type]
+    """How a token is drawn from noise."""
     steps: int = 100
-    """Solver steps a token."""
+    """Solver steps per token."""
     last_step: float = 0.04
     """Length of the noise-free step that ends euler_maruyama; the other solvers have none."""
     project: bool = True
     """Put every token on the sphere before it is handed on."""
     temperature: float = 1.0
     """Factor on all noise."""
-    spacing: str = "even"
+    spacing: Literal[*SPACINGS] = "even"  # type: ignore[valid-type]
     """Where the solver's times are dense: even, early (near the noise), late (near the data) or ends (both)."""
 
     def check(self) -> None:
@@ -127,33 +118,9 @@ NAMED_SETTINGS: dict[str, SamplingSettings] = {
     "balanced": SamplingSettings(solver="adams_bashforth", steps=10, spacing="early"),
     "fast": SamplingSettings(solver="adams_bashforth", steps=6, spacing="early"),
 }
-"""How much work a token is worth: the published way, a tenth of its evaluations, a seventeenth.
+"""The published settings, and settings with a tenth and a seventeenth of their evaluations.
 
 On the digits models that ship, `balanced` and `fast` are as good as `reference` within its spread over seeds, by the
-rule and the table of `python -m spherear.lab.gallery notebooks/figures sweep` (sweep.md there); the weakest of them is
+rule and the table of `python -m spherear.figures.gallery notebooks/figures sweep` (sweep.md there); the weakest is
 `fast` on Gaussian latents at guidance 4.5, whose recall is two of the reference's standard deviations lower.
 """
-
-Noise = Callable[[int, tuple[int, int, int]], Tensor]
-"""noise(token_index, (draws, batch, dim)) -> all of one token's noise, standard normal."""
-
-
-def seeded_noise(seeds: Sequence[int]) -> Noise:
-    """N(0, I) from one stream an image, keyed by (seed, token): Philox counters, so any token first.
-
-    An image's noise depends on its seed alone, not on its batch mates, its device, or (row 0) its solver.
-    Seeds are integers from 0 to 2^64 - 1.
-    """
-    for seed in seeds:
-        require(0 <= seed < 2**64, f"seed is {seed}; expected an integer from 0 to 2^64 - 1")
-
-    def noise(token_index: int, shape: tuple[int, int, int]) -> Float[Tensor, "draws batch dim"]:
-        draws, batch, dim = shape
-        require(batch == len(seeds), f"noise was asked for a batch of {batch}; expected {len(seeds)} seeds")
-        out = np.empty(shape, dtype=np.float32)
-        for row, seed in enumerate(seeds):
-            stream = np.random.Generator(np.random.Philox(key=[seed, token_index]))
-            out[:, row] = stream.standard_normal((draws, dim), dtype=np.float32)
-        return torch.from_numpy(out)
-
-    return noise

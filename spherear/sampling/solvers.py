@@ -11,10 +11,14 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 
-import torch
 from jaxtyping import Float
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
+else:
+    Tensor = Any  # only arithmetic here: the command line lists solvers without loading torch
 
 Velocity = Callable[[Tensor, float], Tensor]
 """velocity(x, t): at x, (batch, dim), and a time of the solver's grid."""
@@ -87,7 +91,7 @@ def late(u: Float[Tensor, " points"]) -> Float[Tensor, " points"]:
 
 def ends(u: Float[Tensor, " points"]) -> Float[Tensor, " points"]:
     """(1 - cos pi u) / 2: short steps at both ends."""
-    return (1 - torch.cos(math.pi * u)) / 2
+    return (1 - (math.pi * u).cos()) / 2
 
 
 SPACINGS: dict[str, Callable[[Tensor], Tensor]] = {"even": even, "early": early, "late": late, "ends": ends}
@@ -95,11 +99,15 @@ SPACINGS: dict[str, Callable[[Tensor], Tensor]] = {"even": even, "early": early,
 
 def plain_grid(steps: int, last_step: float, spacing: str = "even") -> list[float]:
     """`steps` steps from 0 to 1; `last_step` is not used."""
+    import torch
+
     return SPACINGS[spacing](torch.linspace(0.0, 1.0, steps + 1, dtype=torch.float32)).tolist()
 
 
 def stochastic_grid(steps: int, last_step: float, spacing: str = "even") -> list[float]:
     """`steps` steps from 0 to 1 - last_step, then one of `last_step` to 1."""
+    import torch
+
     if spacing == "even":
         return [*torch.linspace(0.0, 1.0 - last_step, steps + 1, dtype=torch.float32).tolist(), 1.0]
     return [*((1.0 - last_step) * torch.tensor(plain_grid(steps, last_step, spacing))).tolist(), 1.0]
@@ -109,7 +117,7 @@ def stochastic_grid(steps: int, last_step: float, spacing: str = "even") -> list
 class Solver:
     """integrate: the solver.  grid(steps, last_step, spacing): its times.  evaluations: of the velocity, a step.
 
-    noisy: whether it draws noise at every step, and ends with one step without.
+    noisy: whether it draws noise at every step, and ends with one step without noise.
     """
 
     integrate: Callable[[Velocity, Tensor, list[float]], Tensor]

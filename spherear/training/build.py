@@ -5,13 +5,16 @@ Knows: initial weights from a seed, precision, how an objective is to be called.
 
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from spherear.models.config import Config, require
-from spherear.training.execution import Execution, recompute_blocks
+from spherear.models.layers import Block
+from spherear.training.jobs import Execution
 from spherear.training.team import Team
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
@@ -49,3 +52,10 @@ def pick_device(name: str) -> torch.device:
         raise ValueError(f"device is {name!r}; expected auto, cpu, cuda or cuda:N ({error})") from error
     require(device.type != "cuda" or torch.cuda.is_available(), f"device is {name!r}; expected cpu: no CUDA here")
     return device
+
+
+def recompute_blocks(model: nn.Module) -> None:
+    """Let every transformer block keep its input alone, and run again in the backward pass."""
+    for part in model.modules():
+        if isinstance(part, Block):
+            part.forward = partial(checkpoint, part.forward, use_reentrant=False)  # type: ignore[method-assign]

@@ -18,7 +18,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from spherear.models.files import read_json, read_tensors, write_json, write_tensors
+from spherear.models.files import read_json, write_json
+from spherear.models.tensor_files import read_tensors, write_tensors
 from spherear.training.team import Team
 
 STATE_FILE = "state.safetensors"

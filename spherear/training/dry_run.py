@@ -14,14 +14,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from spherear.models.ar import ARConfig, SphereAR
 from spherear.models.vae import VAE, VAEConfig
 from spherear.training.adversarial import Extras
-from spherear.training.build import autocast, seeded
-from spherear.training.execution import Execution, recompute_blocks
-from spherear.training.losses import vae_losses
-from spherear.training.objective import ARObjective
+from spherear.training.build import autocast, recompute_blocks, seeded
+from spherear.training.jobs import Execution
+from spherear.training.objectives import ARObjective, vae_losses
 from spherear.training.recipes import ARRecipe, Recipe, VAERecipe
 from spherear.training.run import keyed_generator
 
-Step = Callable[[int], torch.Tensor]
+StepFunction = Callable[[int], torch.Tensor]
 FLOAT = 4  # bytes of a weight, a gradient, a moment
 TRIAL = (2, 4)  # images of the steps that are measured
 
@@ -47,7 +46,7 @@ class Estimate:
         return steps * self.flops / (1e12 * teraflops * devices)
 
 
-def estimate(model: nn.Module, step: Step, recipe: Recipe, execution: Execution, devices: int = 1) -> Estimate:
+def estimate(model: nn.Module, step: StepFunction, recipe: Recipe, execution: Execution, devices: int = 1) -> Estimate:
     """Measure steps of few images and reckon what a batch takes: memory grows with a part, arithmetic with a batch.
 
     step: number of images -> their loss, on the model's device.
@@ -111,7 +110,7 @@ def report(found: Estimate, recipe: Recipe, images: int, devices: int, teraflops
 
 def vae_step(
     config: VAEConfig, recipe: VAERecipe, execution: Execution, device: torch.device
-) -> tuple[nn.Module, Step]:
+) -> tuple[nn.Module, StepFunction]:
     """A VAE, and a step of it on grey images, as late as the critic's start."""
     model = seeded(VAE, config, 0).to(device).train()
     extras = Extras(recipe, config.image_size, device)
@@ -128,7 +127,9 @@ def vae_step(
     return model, step
 
 
-def ar_step(config: ARConfig, recipe: ARRecipe, execution: Execution, device: torch.device) -> tuple[nn.Module, Step]:
+def ar_step(
+    config: ARConfig, recipe: ARRecipe, execution: Execution, device: torch.device
+) -> tuple[nn.Module, StepFunction]:
     """An AR model, and a step of it on tokens of noise."""
     model = seeded(SphereAR, config, 0).to(device).train()
     objective = ARObjective(model, recipe)

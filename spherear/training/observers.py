@@ -4,11 +4,11 @@ Knows: a `TrainState` after each step, and the folder to write to.
 Does not know: what happens in a step; an observer leaves no trace in what is trained.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from spherear.models.ar import SphereAR
@@ -16,13 +16,12 @@ from spherear.models.vae import VAE
 from spherear.sampling.pipeline import Pipeline
 from spherear.sampling.pixels import save_png, tile
 from spherear.sampling.settings import SamplingSettings
-from spherear.training.dataset import ImageData
 from spherear.training.progress import memory_gib
 from spherear.training.run import TrainState
 from spherear.training.team import gathered
 
 Observer = Callable[[TrainState], None]
-Picture = Callable[[torch.nn.Module], Float[Tensor, "n 3 size size"]]
+Preview = Callable[[torch.nn.Module], Float[Tensor, "n 3 size size"]]
 COLUMNS = 10
 
 
@@ -64,7 +63,7 @@ def curves(folder: Path) -> Observer:
     return observe
 
 
-def pictures(folder: Path, draw: Picture) -> Observer:
+def pictures(folder: Path, draw: Preview) -> Observer:
     """A sheet of what the model draws, as `previews/STEP.png`. Every process must observe; the first draws."""
 
     def observe(state: TrainState) -> None:
@@ -78,9 +77,8 @@ def pictures(folder: Path, draw: Picture) -> Observer:
     return observe
 
 
-def reconstructions(data: ImageData, count: int = COLUMNS) -> Picture:
-    """Images spread over the data set, and below them what a VAE makes of their modes."""
-    images, _ = data.batch(torch.linspace(0, len(data) - 1, count).long())
+def reconstructions(images: Float[Tensor, "n 3 size size"]) -> Preview:
+    """A preview of a VAE: the images, and below them the decoded modes of their posteriors."""
 
     @torch.no_grad()
     def draw(model: torch.nn.Module) -> Tensor:
@@ -92,15 +90,17 @@ def reconstructions(data: ImageData, count: int = COLUMNS) -> Picture:
     return draw
 
 
-def samples(vae: VAE, settings: SamplingSettings, rows: int = 2) -> Picture:
-    """`rows` images of each of ten classes spread over all, from the same seeds at every step."""
+def samples(
+    vae: VAE, labels: Sequence[int] | Int[Tensor, " n"], settings: SamplingSettings | None = None, seed: int = 0
+) -> Preview:
+    """A preview of an AR model: one image per label, from the same seeds at every step."""
+    settings = settings or SamplingSettings.named("fast", guidance_scale=2.0)
 
     def draw(model: torch.nn.Module) -> Tensor:
         assert isinstance(model, SphereAR)
         home = vae.quant_proj.weight.device
         vae.to(model.proj_in.weight.device)
-        labels = torch.linspace(0, model.config.num_classes - 1, COLUMNS).long().repeat(rows)
-        images = Pipeline(vae, model).sample(labels, settings, seeds=0)
+        images = Pipeline(vae, model).sample(labels, settings, seed)
         vae.to(home)
         return images
 

@@ -16,7 +16,6 @@ from tqdm import tqdm
 
 from spherear.training.run import TrainState
 
-INTERRUPTED = 130  # the exit status of a command that Ctrl-C ended
 REFRESH = 10  # steps between readings of the loss, each of which waits for the device
 
 
@@ -40,12 +39,6 @@ def interruptible() -> Iterator[Callable[[], int]]:
     finally:
         for number, old in previous.items():
             signal.signal(number, old)
-
-
-def say(text: str) -> None:
-    """Print, from the first of several processes alone."""
-    if os.environ.get("RANK", "0") == "0":
-        print(text)
 
 
 def memory_gib() -> float:
@@ -93,15 +86,3 @@ def watch(
             bar.n = total
             bar.refresh()
     return step >= total
-
-
-def exit_status(work: Callable[[], int]) -> int:
-    """Run a command; an error a person can mend is one line on stderr and status 2, not a traceback."""
-    try:
-        return work()
-    except (ValueError, OSError, ArithmeticError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return INTERRUPTED

@@ -1,13 +1,13 @@
-"""How long and how each preset is trained, as a table.
-
-Knows: steps, batches, learning rates and loss weights.  Does not know: models, data or devices.
-"""
+"""How long and how each preset is trained, as a table, without torch."""
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from spherear.models.config import Config, one_of, require
 from spherear.training.augment import Augmentation
+
+PRECISIONS = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class Recipe(Config):
     """Second-moment decay of AdamW."""
     clip: float = 1.0
     """Largest gradient norm."""
-    precision: str = "float32"
-    """float32, or bfloat16 for autocast."""
+    precision: Literal[*PRECISIONS] = "float32"  # type: ignore[valid-type]
+    """bfloat16: by autocast."""
     seed: int = 0
     """Of weights, data order, posterior samples and noise."""
     save_every: int = 500
@@ -69,7 +69,7 @@ class Recipe(Config):
             require(0 <= value < 1, f"{name} is {value}; expected 0 or more and below 1")
         require(self.warmup_steps >= 0, f"warmup_steps is {self.warmup_steps}; expected 0 or more")
         require(0 <= self.seed < 2**63, f"seed is {self.seed}; expected an integer from 0 to 2^63 - 1")
-        one_of("precision", self.precision, ("float32", "bfloat16"))
+        one_of("precision", self.precision, PRECISIONS)
         require(
             self.batch_size % self.parts == 0,
             f"parts is {self.parts}; expected a divisor of the batch size, {self.batch_size}",

@@ -25,10 +25,10 @@ from torch.distributed.tensor import DTensor
 
 from spherear.models.pretrained import Pretrained, fingerprint
 from spherear.training.checkpoint import State, read_state, sweep, write_shard, write_state
-from spherear.training.dataset import ImageData
-from spherear.training.execution import Execution
+from spherear.training.data.dataset import ImageData
+from spherear.training.data.feed import Feed, Part
 from spherear.training.facts import METRICS_FILE, RUN_FILE, cut_metrics, open_facts
-from spherear.training.feed import Feed, Part
+from spherear.training.jobs import Execution
 from spherear.training.recipes import Recipe
 from spherear.training.team import Team, as_split, gathered, local, put_weights
 

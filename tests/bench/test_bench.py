@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from spherear import cli
+from spherear import Pipeline, SamplingSettings, SphereAR, cli
 from spherear.bench import command, decoding, latency
 from spherear.bench.command import KINDS, Request
 from spherear.bench.decoding import bench_decode, fits, random_model, reference_module
@@ -18,8 +18,7 @@ from spherear.bench.growth import bench_memory, straight_line
 from spherear.bench.latency import bench_latency
 from spherear.bench.steps import step_times
 from spherear.bench.timing import measure, summary
-from spherear.models import PRESETS, SphereAR
-from spherear.sampling import Pipeline, SamplingSettings
+from spherear.models.presets import PRESETS
 from spherear.sampling.settings import NAMED_SETTINGS
 from tests.conftest import TINY_AR
 

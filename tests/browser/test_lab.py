@@ -11,23 +11,24 @@ import pytest
 from nbclient import NotebookClient
 from PIL import Image
 
-from spherear.lab.browser import browser, find_chromium, notebook, offline, running_lab, running_page
-from spherear.lab.latency import drag, picture_number, press, wait_for_picture
-from spherear.lab.live import DEBOUNCE
-from spherear.lab.picture import Picture, loaded, sheet
+from spherear.live.latest_wins import DEBOUNCE
+from spherear.live.sheet import Picture, sheet
+from spherear.sampling.pipeline import cached_pipeline
 from spherear.sampling.settings import SamplingSettings
+from tests.browser.jupyter import browser, find_chromium, notebook, offline, running_lab, running_page
+from tests.browser.latency import drag, picture_number, press, wait_for_picture
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(find_chromium() is None, reason="no chromium, chromium-browser or google-chrome on the PATH"),
 ]
 
-GUIDANCE = "from spherear.lab.widgets import GuidanceExplorer\npanel = GuidanceExplorer()\npanel"
-OTHERS = ["from spherear.lab.widgets import *\nSphereExplorer()", "TokenExplorer()", "CollapseExplorer()"]
+GUIDANCE = "from spherear.live import GuidanceExplorer\npanel = GuidanceExplorer()\npanel"
+OTHERS = ["from spherear.live import *\nSphereExplorer()", "TokenExplorer()", "CollapseExplorer()"]
 TRAINING = [
     "from dataclasses import replace\nfrom spherear.models import preset\nfrom spherear.train import train_vae\n"
-    "from spherear.training.data import load_data\nfrom spherear.training.recipes import course\n"
-    "from spherear.lab.show import still\nfrom spherear.lab.widgets import TrainingMonitor\n"
+    "from spherear.training.data.catalog import load_data\nfrom spherear.training.recipes import course\n"
+    "from spherear.figures.display import still\nfrom spherear.live import TrainingMonitor\n"
     "states = train_vae(preset('digits').vae, load_data('digits', 16), replace(course('digits').vae, steps=5000))",
     "monitor = TrainingMonitor(states, 5000)\ndisplay(monitor)\nawait monitor.finished()\nstill(monitor, 'at its end')",
 ]
@@ -104,7 +105,7 @@ def expected(name, scale):
     """By the other path: sampled at once, in this process."""
     settings = SamplingSettings.named("fast", guidance_scale=scale)
     picture = Picture((name,), (3,) * 16, 0, settings, 4)
-    return sheet(loaded(name).sample([3] * 16, settings, seeds=0), picture.columns, picture.zoom)
+    return sheet(cached_pipeline(name).sample([3] * 16, settings, seeds=0), picture.columns, picture.zoom)
 
 
 def lengths(page, place):
@@ -128,7 +129,7 @@ def test_the_pointer_moves_it_and_lengths_stay_or_leave(guidance, tmp_path):
     scale = scale_shown(guidance)
     assert scale > 11
     assert float(guidance.input_value(".spherear-scale-number input")) == scale
-    radius = loaded("digits-power_spherical").vae.bottleneck.radius
+    radius = cached_pipeline("digits-power_spherical").vae.bottleneck.radius
     assert lengths(guidance, 0) == (pytest.approx(radius, abs=1e-3), pytest.approx(radius, abs=1e-3))
     least, most = lengths(guidance, 1)
     assert most > 1.3 * radius

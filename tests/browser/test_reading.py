@@ -6,9 +6,9 @@ import nbformat
 import pytest
 from nbconvert import HTMLExporter
 
-from spherear.lab.browser import browser, find_chromium
-from spherear.lab.notebooks import RAW, find_notebooks
-from spherear.lab.show import PNG
+from spherear.figures.display import PNG
+from spherear.live.notebooks import RAW, find_notebooks
+from tests.browser.jupyter import browser, find_chromium
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
 pytestmark = [

@@ -7,17 +7,11 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from spherear.evaluation.classifier import (
-    VIEWS,
-    Classifier,
-    accuracy,
-    load_classifier,
-    main,
-    train_classifier,
-)
+from spherear.evaluation.classifier import Classifier, accuracy, load_classifier, main, train_classifier
 from spherear.evaluation.judge import judge
 from spherear.evaluation.metrics import pairwise_diversity
-from spherear.training.data import load_data
+from spherear.evaluation.views import VIEWS
+from spherear.training.data.catalog import load_data
 
 
 def held_out(size):

@@ -10,15 +10,14 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from spherear import cli
+from spherear import Pipeline, SamplingSettings, cli
 from spherear.evaluation.classifier import load_classifier
 from spherear.evaluation.judge import judge
 from spherear.evaluation.metrics import frechet_distance, inception_score
 from spherear.evaluation.samples import draw_samples, finish_samples, read_samples
 from spherear.evaluation.scores import chunks, inception_scores, offline_scores, reconstruction_frechet
-from spherear.sampling import Pipeline, SamplingSettings
 from spherear.sampling.pixels import to_uint8
-from spherear.training.data import load_data
+from spherear.training.data.catalog import load_data
 
 SETTINGS = SamplingSettings(guidance_scale=2.0, solver="euler", steps=2)
 

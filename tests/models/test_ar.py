@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from spherear.models import ARConfig, SphereAR, VelocityHead, flow_matching_loss
-from spherear.models.head import time_features
+from spherear import ARConfig, SphereAR
+from spherear.models.head import VelocityHead, flow_matching_loss, time_features
 from tests.conftest import TINY_AR, randomise
 
 LABELS = torch.tensor([3, 7])

@@ -7,11 +7,10 @@ import torch
 from scipy import stats
 from torch.testing import assert_close
 
-from spherear import Pipeline, SamplingSettings
-from spherear.models import VAE, SphereAR
+from spherear import VAE, Pipeline, SamplingSettings, SphereAR
 from spherear.models.presets import PRESETS, with_vae
 from spherear.sampling.draw import pick
-from spherear.sampling.settings import seeded_noise
+from spherear.sampling.noise import seeded_noise
 from tests.conftest import TINY_AR, TINY_VAE, randomise
 
 CODES = 11

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from spherear.models import PRESETS, VAE, SphereAR
+from spherear import VAE, SamplingSettings, SphereAR, decode, load_published
 from spherear.models.checkpoints import load_parts, to_published
-from spherear.sampling import SamplingSettings, decode, load_published
+from spherear.models.presets import PRESETS
 from spherear.sphere.geometry import project
 from tests.conftest import GOLDEN, draw, golden_weights
 

@@ -14,11 +14,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
-from spherear.models import PRESETS, VAE, SphereAR, preset
+from spherear import VAE, Pipeline, SphereAR, load_published, preset
 from spherear.models.checkpoints import load_parts, to_published
 from spherear.models.config import Config
-from spherear.models.files import atomic_path, read_json, read_tensors, write_json, write_tensors
-from spherear.sampling import Pipeline, load_published
+from spherear.models.files import atomic_path, read_json, write_json
+from spherear.models.presets import PRESETS
+from spherear.models.tensor_files import read_tensors, write_tensors
 from tests.conftest import TINY_AR, TINY_VAE, randomise
 
 
@@ -236,7 +237,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
 FULL_DISK = """
 import resource, sys, torch
 from pathlib import Path
-from spherear.models import SphereAR
+from spherear import SphereAR
 sys.path.insert(0, {root!r})
 from tests.conftest import TINY_AR
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from spherear.models import VAE
+from spherear import VAE
 from spherear.models.vae import Down, Up, VAEConfig
 from spherear.sphere.bottlenecks import BOTTLENECKS
 from tests.conftest import TINY_VAE

@@ -7,10 +7,13 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from spherear.models import SphereAR
-from spherear.sampling import Pipeline, SamplingSettings, decode, seeded_noise, to_uint8
+from spherear import SphereAR
+from spherear.sampling import decode
 from spherear.sampling.draw import guide
-from spherear.sampling.pixels import save_png, tile
+from spherear.sampling.noise import seeded_noise
+from spherear.sampling.pipeline import Pipeline
+from spherear.sampling.pixels import save_png, tile, to_uint8
+from spherear.sampling.settings import SamplingSettings
 from spherear.sphere.geometry import project
 from tests.conftest import TINY_AR, randomise
 from tests.reference_decoder import reference_decode

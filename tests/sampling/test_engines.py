@@ -12,12 +12,11 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from spherear.models import SphereAR
-from spherear.sampling import SamplingSettings, decode, seeded_noise
+from spherear import SamplingSettings, SphereAR, decode, seeded_noise
 from spherear.sampling import packed as packing
 from spherear.sampling.draw import Modulations
-from spherear.sampling.engines import ENGINES, Captured, CudaGraphs, Keeping, engine_named
-from spherear.sampling.packed import PackedLinear, packed_twin
+from spherear.sampling.engines import ENGINES, CachingEngine, Captured, CudaGraphs, engine_named
+from spherear.sampling.packed import PackedLinear, packed_copy
 from spherear.sphere.geometry import project
 from tests.conftest import TINY_AR, randomise
 from tests.reference_decoder import reference_decode
@@ -84,7 +83,7 @@ def test_what_is_computed_ahead_is_bounded_and_the_same(tiny_ar, rows, steps):
 
 
 def test_machines_are_lent_to_one_decode_at_a_time(tiny_ar):
-    engine = Keeping()
+    engine = CachingEngine()
     expected = tokens(tiny_ar, engine_named("eager"))
     first = decode(tiny_ar, LABELS, QUICK, seeded_noise(SEEDS), on_sphere, engine=engine)
     some = [step.token for step in islice(first, 5)]
@@ -102,7 +101,7 @@ def test_machines_are_lent_to_one_decode_at_a_time(tiny_ar):
 
 
 def test_machines_are_told_apart_by_what_they_depend_on(tiny_ar):
-    engine = Keeping()
+    engine = CachingEngine()
     for settings in (QUICK, replace(QUICK, guidance_scale=5.0), replace(QUICK, project=False)):
         tokens(tiny_ar, engine, settings)
     assert len(engine.free) == 1  # scales and projections are arguments
@@ -113,7 +112,7 @@ def test_machines_are_told_apart_by_what_they_depend_on(tiny_ar):
 
 
 def test_a_packed_twin_shares_what_is_not_packed(tiny_ar, all_weights_packed):
-    twin = packed_twin(tiny_ar, rows=6)
+    twin = packed_copy(tiny_ar, rows=6)
     assert isinstance(twin.layers[0].attention.wqkv, PackedLinear)
     assert isinstance(twin.head.res_blocks[0].w1, PackedLinear)
     assert twin.cls_embedding.weight is tiny_ar.cls_embedding.weight
@@ -122,7 +121,7 @@ def test_a_packed_twin_shares_what_is_not_packed(tiny_ar, all_weights_packed):
 
 
 def test_small_weights_stay_as_they_are(tiny_ar):
-    assert not any(isinstance(part, PackedLinear) for part in packed_twin(tiny_ar, rows=6).modules())
+    assert not any(isinstance(part, PackedLinear) for part in packed_copy(tiny_ar, rows=6).modules())
 
 
 def test_what_an_engine_cannot_run_is_said(tiny_ar, as_users_do):
@@ -140,7 +139,7 @@ import torch
 from torch.testing import assert_close
 from tests.conftest import TINY_AR, randomise
 from tests.sampling.test_engines import LABELS, QUICK, SEEDS, replace, tokens
-from spherear.models import SphereAR
+from spherear import SphereAR
 from spherear.sampling.engines import engine_named
 ar, engine = randomise(SphereAR(TINY_AR), seed=1), engine_named("compiled")
 for settings in (QUICK, replace(QUICK, guidance_scale=2.5)):

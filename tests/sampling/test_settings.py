@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch.testing import assert_close
 
-from spherear.sampling import SCHEDULES, SOLVERS, SamplingSettings, seeded_noise
+from spherear import SamplingSettings, seeded_noise
+from spherear.sampling.settings import SCHEDULES
+from spherear.sampling.solvers import SOLVERS
 
 SETTINGS = st.builds(
     SamplingSettings,

@@ -8,8 +8,8 @@ import torch
 from scipy import stats
 from torch.testing import assert_close
 
-from spherear.sampling import SOLVERS, SamplingSettings
-from spherear.sampling.solvers import SPACINGS
+from spherear import SamplingSettings
+from spherear.sampling.solvers import SOLVERS, SPACINGS
 
 STEPS = (128, 256, 512, 1024)
 

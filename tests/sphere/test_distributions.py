@@ -9,14 +9,12 @@ from scipy import stats
 from torch.distributions import kl_divergence
 from torch.testing import assert_close
 
-from spherear.sphere.distributions import (
-    AngularCentralGaussian,
-    HypersphericalUniform,
-    PowerSpherical,
-    VonMisesFisher,
-    unit_sphere,
-)
+from spherear.sphere.angular_gaussian import AngularCentralGaussian
 from spherear.sphere.geometry import log_sphere_area
+from spherear.sphere.laws import unit_sphere
+from spherear.sphere.power_spherical import PowerSpherical
+from spherear.sphere.uniform import HypersphericalUniform
+from spherear.sphere.von_mises_fisher import VonMisesFisher
 from tests.sphere.truth import DIMS, GOLDEN, at_angle, points, pole, rings, units
 
 AXIAL = {"power_spherical": PowerSpherical, "von_mises_fisher": VonMisesFisher}

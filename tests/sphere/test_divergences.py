@@ -7,13 +7,11 @@ import torch
 from torch.distributions import kl_divergence
 from torch.testing import assert_close
 
-from spherear.sphere.distributions import (
-    AngularCentralGaussian,
-    HypersphericalUniform,
-    PowerSpherical,
-    VonMisesFisher,
-)
+from spherear.sphere.angular_gaussian import AngularCentralGaussian
 from spherear.sphere.geometry import log_sphere_area
+from spherear.sphere.power_spherical import PowerSpherical
+from spherear.sphere.uniform import HypersphericalUniform
+from spherear.sphere.von_mises_fisher import VonMisesFisher
 from tests.sphere.truth import at_angle, points, rings, units
 
 DIM = 5

@@ -9,13 +9,10 @@ from scipy import stats
 from torch import Tensor
 from torch.testing import assert_close
 
-from spherear.sphere.distributions import (
-    AngularCentralGaussian,
-    HypersphericalUniform,
-    PowerSpherical,
-    VonMisesFisher,
-)
-from spherear.sphere.von_mises_fisher import _angle_slope, _draw_angle
+from spherear.sphere.angular_gaussian import AngularCentralGaussian
+from spherear.sphere.power_spherical import PowerSpherical
+from spherear.sphere.uniform import HypersphericalUniform
+from spherear.sphere.von_mises_fisher import VonMisesFisher, _angle_slope, _draw_angle
 from tests.sphere.truth import DIMS, pole, power_spherical_cdf, rings, units, von_mises_fisher_cdf
 
 CDFS = {PowerSpherical: power_spherical_cdf, VonMisesFisher: von_mises_fisher_cdf}

@@ -9,16 +9,7 @@ from hypothesis import strategies as st
 from torch.autograd.functional import jacobian
 from torch.testing import assert_close
 
-from spherear.sphere.geometry import (
-    angle,
-    log_sphere_area,
-    project,
-    reflect,
-    rotate_pole,
-    slerp,
-    split,
-    to_tangent,
-)
+from spherear.sphere.geometry import angle, log_sphere_area, project, reflect, rotate_pole, slerp, split, to_tangent
 from tests.sphere.truth import DIMS, points, pole, units
 
 # project -------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from spherear.train import train_vae
 from spherear.training.adversarial import Critic, Extras, critic_loss
 from spherear.training.checkpoint import read_state
-from spherear.training.data import load_data
+from spherear.training.data.catalog import load_data
 from tests.conftest import TINY_VAE
 from tests.training.test_train import VAE_RECIPE
 

@@ -10,15 +10,15 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from spherear.models import VAE, SphereAR
+from spherear import VAE, SphereAR
 from spherear.models.presets import Preset, with_vae
 from spherear.sphere.bottlenecks import BOTTLENECKS
 from spherear.train import train_ar
-from spherear.training.cached import encode_all
-from spherear.training.data import load_data
+from spherear.training.data.cached import encode_all
+from spherear.training.data.catalog import load_data
 from spherear.training.dry_run import ar_step, estimate
-from spherear.training.execution import Execution
-from spherear.training.objective import ARObjective
+from spherear.training.jobs import Execution
+from spherear.training.objectives import ARObjective
 from spherear.training.recipes import ARRecipe
 from spherear.training.run import keyed_generator
 from tests.conftest import TINY_AR, TINY_VAE, randomise

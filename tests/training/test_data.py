@@ -6,9 +6,9 @@ import torch
 from sklearn.datasets import load_digits
 from torch.testing import assert_close
 
-from spherear.training.data import batches, epoch_order, load_data
-from spherear.training.dataset import ImageData
-from spherear.training.shapes import CLASSES, render
+from spherear.training.data.catalog import batches, epoch_order, load_data
+from spherear.training.data.dataset import ImageData
+from spherear.training.data.shapes import CLASSES, render
 
 
 def everything(data):

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from spherear import train
-from spherear.models import VAE, SphereAR
+from spherear import VAE, SphereAR, train
 from spherear.models.presets import preset
-from spherear.train import seeded, train_ar, train_vae
-from spherear.training.data import load_data
+from spherear.train import train_ar, train_vae
+from spherear.training.build import seeded
+from spherear.training.data.catalog import load_data
 from spherear.training.dry_run import Estimate, peak_bytes
 from spherear.training.recipes import course
 

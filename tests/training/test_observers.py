@@ -7,12 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
-from spherear import train
-from spherear.models import VAE, SphereAR
+from spherear import VAE, SphereAR, train
 from spherear.models.presets import preset
-from spherear.train import seeded
+from spherear.models.pretrained import fingerprint
+from spherear.training.build import seeded
 from spherear.training.progress import memory_gib
-from spherear.training.run import fingerprint
 
 
 @pytest.fixture(scope="module")

@@ -16,13 +16,13 @@ from PIL import Image
 from torch.testing import assert_close
 
 import spherear
-from spherear.models import VAE
+from spherear import VAE
 from spherear.train import train_ar, train_vae
-from spherear.training import tar as tar_module
 from spherear.training.augment import Augmentation
-from spherear.training.data import load_data
-from spherear.training.execution import Execution
-from spherear.training.images import seen
+from spherear.training.data import tar as tar_module
+from spherear.training.data.catalog import load_data
+from spherear.training.data.images import seen
+from spherear.training.jobs import Execution
 from spherear.training.recipes import course
 from tests.conftest import TINY_AR, TINY_VAE
 from tests.training.test_train import AR_RECIPE, VAE_RECIPE

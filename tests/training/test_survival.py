@@ -14,9 +14,9 @@ from torch.testing import assert_close
 
 from spherear.models.files import read_json
 from spherear.training.checkpoint import read_state
-from spherear.training.data import load_data
-from spherear.training.execution import Execution
-from spherear.training.losses import vae_losses
+from spherear.training.data.catalog import load_data
+from spherear.training.jobs import Execution
+from spherear.training.objectives import vae_losses
 from spherear.training.run import Run
 from tests.training.test_train import AR_RECIPE, loop, same_weights, vae  # noqa: F401
 
@@ -36,7 +36,7 @@ from spherear.models.presets import preset
 from spherear.models.vae import VAE
 from spherear.train import seeded, train_ar
 from spherear.training.checkpoint import read_state
-from spherear.training.data import load_data
+from spherear.training.data.catalog import load_data
 from spherear.training.recipes import course
 from spherear.training.run import fingerprint
 
@@ -201,7 +201,7 @@ def test_another_recipe_goes_on_only_when_told(digits, tmp_path):
     assert read_json(tmp_path / "run.json")["recipe"]["learning_rate"] == 0.01
     with pytest.raises(ValueError, match=r"model.latent_dim is 4, asked for 6"):
         next(train_vae(replace(TINY_VAE, latent_dim=6), digits, recipe, tmp_path, execution=told))
-    from spherear.models import VAE
+    from spherear import VAE
 
     with pytest.raises(ValueError, match=r"kind is 'vae', asked for 'ar'"):
         next(train_ar(TINY_AR, VAE(TINY_VAE), digits, AR_RECIPE, tmp_path, execution=told))

@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from spherear.models import VAE, SphereAR
+from spherear import VAE, SphereAR
 from spherear.models.files import read_json
+from spherear.models.pretrained import fingerprint
 from spherear.training.checkpoint import read_state
-from spherear.training.data import load_data
-from spherear.training.feed import Feed
-from spherear.training.run import fingerprint
+from spherear.training.data.catalog import load_data
+from spherear.training.data.feed import Feed
 from spherear.training.team import Team, team_of
 from tests.training.test_train import AR_RECIPE
 
@@ -27,10 +27,10 @@ from dataclasses import replace
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from spherear.models import VAE
+from spherear import VAE
 from spherear.train import seeded, train_ar, train_vae
-from spherear.training.data import load_data
-from spherear.training.execution import Execution
+from spherear.training.data.catalog import load_data
+from spherear.training.jobs import Execution
 from spherear.training.recipes import ARRecipe, VAERecipe
 sys.path.insert(0, {root!r})
 from tests.conftest import TINY_AR, TINY_VAE

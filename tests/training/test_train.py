@@ -13,16 +13,17 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from spherear.models import VAE, SphereAR
+from spherear import VAE, SphereAR
 from spherear.models.files import read_json
 from spherear.models.presets import Preset, with_vae
+from spherear.models.pretrained import fingerprint
 from spherear.sphere.bottlenecks import BOTTLENECKS
 from spherear.train import train_ar, train_vae
-from spherear.training.data import load_data
-from spherear.training.dataset import ImageData
-from spherear.training.losses import vae_losses
+from spherear.training.data.catalog import load_data
+from spherear.training.data.dataset import ImageData
+from spherear.training.objectives import vae_losses
 from spherear.training.recipes import COURSES, ARRecipe, Recipe, VAERecipe, course
-from spherear.training.run import Run, fingerprint, keyed_generator, make_optimizer
+from spherear.training.run import Run, keyed_generator, make_optimizer
 from tests.conftest import TINY_AR, TINY_VAE
 
 BASE = {
@@ -140,7 +141,7 @@ KILLED = """
 import os, signal, sys
 sys.path.insert(0, {root!r})
 from tests.training.test_train import loop, TINY_VAE
-from spherear.training.data import load_data
+from spherear.training.data.catalog import load_data
 for state in loop("vae", None, load_data("digits", 16), {folder!r}):
     if state.step == 5:
         os.kill(os.getpid(), signal.SIGKILL)

@@ -1,0 +1,1 @@
+"""Numbers about tokens and images: tensors in, dataclasses out; nothing is drawn."""

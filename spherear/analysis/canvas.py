@@ -1,0 +1,63 @@
+"""A decode while it goes on: the tokens drawn so far, as images and as lengths."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from spherear.sampling.decode import Step
+from spherear.sampling.pipeline import Pipeline, drawn_mask
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """The first `drawn` tokens of every image of one model; the others are 0."""
+
+    pipeline: Pipeline
+    drawn: int
+    raw: Float[Tensor, "batch tokens dim"]
+    tokens: Float[Tensor, "batch tokens dim"]
+
+    @classmethod
+    def empty(cls, pipeline: Pipeline, images: int) -> "Canvas":
+        """Nothing drawn yet."""
+        ar = pipeline.ar
+        zeros = torch.zeros(images, ar.config.tokens, ar.config.latent_dim, dtype=ar.head.state_dtype)
+        return cls(pipeline, 0, zeros, zeros)
+
+    def extended(self, step: Step) -> "Canvas":
+        """A canvas with one more token."""
+        raw, tokens = self.raw.clone(), self.tokens.clone()
+        raw[:, step.index], tokens[:, step.index] = step.raw, step.token
+        return Canvas(self.pipeline, step.index + 1, raw, tokens)
+
+    @property
+    def done(self) -> bool:
+        """Whether every token is there."""
+        return self.drawn == self.tokens.shape[1]
+
+    @torch.no_grad()
+    def images(self) -> Float[Tensor, "batch 3 size size"]:
+        """Decoded in the VAE's precision, and grey where nothing is drawn yet."""
+        images = self.pipeline.vae.decode(self.tokens)
+        config = self.pipeline.vae.config
+        return images if self.done else images * drawn_mask(self.drawn, config.grid, config.patch, images.device)
+
+    def lengths(self) -> tuple[Float[Tensor, "batch tokens"], Float[Tensor, "batch tokens"]]:
+        """|raw| and |token|: before and after the projection; nan where nothing is drawn yet."""
+        raw, token = (torch.linalg.vector_norm(z, dim=-1).float().cpu() for z in (self.raw, self.tokens))
+        raw[:, self.drawn :] = token[:, self.drawn :] = math.nan
+        return raw, token
+
+
+def expected_length(pipeline: Pipeline) -> float:
+    """R where tokens have a radius; else sqrt(dim), the length of tokens whose numbers have variance 1."""
+    bottleneck = pipeline.vae.bottleneck
+    return float(bottleneck.radius or math.sqrt(bottleneck.dim))
+
+
+def length_symbol(pipeline: Pipeline) -> str:
+    """How figures write `expected_length`."""
+    return "R" if pipeline.vae.bottleneck.radius else "√d"

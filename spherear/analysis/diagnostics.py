@@ -1,0 +1,245 @@
+"""Measurements of latents and of how a decode treats them: tensors in, dataclasses out.
+
+Knows: tokens, traces of a decode, and what can be measured of them.  Does not know: pictures, files, training.
+
+Shapes: tokens are (batch, tokens, dim); profiles by position are (tokens,). Numbers are float64.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from spherear.evaluation.metrics import class_distances
+from spherear.models.ar import SphereAR
+from spherear.models.config import require
+from spherear.models.head import VelocityHead
+from spherear.models.vae import check_finite
+from spherear.sphere.geometry import split
+
+
+@dataclass(frozen=True)
+class NormProfile:
+    """Length of tokens by position: mean and standard deviation of |z_i| over the batch."""
+
+    mean: Float[Tensor, " tokens"]
+    std: Float[Tensor, " tokens"]
+
+
+@dataclass(frozen=True)
+class NormComparison:
+    """Norms of generated tokens against real ones. relative: mean generated / mean real - 1, by position."""
+
+    generated: NormProfile
+    real: NormProfile
+    relative: Float[Tensor, " tokens"]
+
+
+@dataclass(frozen=True)
+class VarianceRatio:
+    """Variance generated / real: below 1 is collapse, above 1 is inflation.
+
+    per_dim: variance over batch and positions (each position about its own mean), dimension by dimension.
+    per_token: variance over the batch, summed over dimensions, position by position.  total: all of it.
+    """
+
+    per_dim: Float[Tensor, " dim"]
+    per_token: Float[Tensor, " tokens"]
+    total: float
+
+
+@dataclass(frozen=True)
+class RadialShare:
+    """|radial|^2 / |error|^2 of an error at the true token; of a small error, what a projection removes.
+
+    An estimate of the mean token lies within the sphere, so that its error points inwards however good it is.
+
+    per_token: ratio of the batch means of both squares, by position.  mean: the ratio over all of them.
+    isotropic: 1 / dim, what an error without a preferred direction has.
+    """
+
+    per_token: Float[Tensor, " tokens"]
+    mean: float
+    isotropic: float
+
+
+@dataclass(frozen=True)
+class NormChange:
+    """What guidance does to the length of a token before projection: |guided| / |unguided| - 1 by position.
+
+    mean, std: over the batch, image by image from the same noise.
+    """
+
+    mean: Float[Tensor, " tokens"]
+    std: Float[Tensor, " tokens"]
+
+
+@dataclass(frozen=True)
+class EffectiveRank:
+    """exp of the entropy of the covariance's normalised eigenvalues: from 1 to dim (Roy & Vetterli 2007).
+
+    spectrum: those eigenvalues, largest first, summing to 1.
+    """
+
+    rank: float
+    spectrum: Float[Tensor, " dim"]
+
+
+@dataclass(frozen=True)
+class ProjectionJacobian:
+    """The derivative of the projection at z, by autograd, against (R/|z|) (I - u u^T), u = z/|z|.
+
+    difference: the largest, entry by entry.
+    """
+
+    measured: Float[Tensor, "dim dim"]
+    expected: Float[Tensor, "dim dim"]
+    difference: float
+
+
+@dataclass(frozen=True)
+class SpreadHistogram:
+    """Posterior spread over tokens. edges: of the bins (bins + 1).  counts: a bin.  quantiles: 5, 50, 95 %."""
+
+    edges: Float[Tensor, " edges"]
+    counts: Int[Tensor, " bins"]
+    mean: float
+    quantiles: Float[Tensor, " 3"]
+
+
+@dataclass(frozen=True)
+class ClassDiversity:
+    """Mean pairwise distance within a class, generated / real; 0 is one picture over and over.
+
+    labels: the classes.  ratio: class by class.  mean: over classes.
+    """
+
+    labels: Int[Tensor, " classes"]
+    ratio: Float[Tensor, " classes"]
+    mean: float
+
+
+def norm_profile(tokens: Float[Tensor, "batch tokens dim"]) -> NormProfile:
+    """Mean and standard deviation (divisor n - 1) of |z_i| over the batch. Fewer than two images: ValueError."""
+    norms = torch.linalg.vector_norm(_checked("tokens", tokens), dim=-1)  # (batch, tokens)
+    return NormProfile(norms.mean(dim=0), norms.std(dim=0))
+
+
+def compare_norms(
+    generated: Float[Tensor, "batch tokens dim"], real: Float[Tensor, "images tokens dim"]
+) -> NormComparison:
+    """relative = mean |generated| / mean |real| - 1, by position."""
+    _check_alike(generated, real)
+    ours, theirs = norm_profile(generated), norm_profile(real)
+    return NormComparison(ours, theirs, ours.mean / theirs.mean - 1)
+
+
+def variance_ratio(
+    generated: Float[Tensor, "batch tokens dim"], real: Float[Tensor, "images tokens dim"]
+) -> VarianceRatio:
+    """Var(generated) / Var(real), each position about its own mean over images: by dimension, position, in all."""
+    _check_alike(generated, real)
+    ours, theirs = (_checked(name, z).var(dim=0) for name, z in (("generated", generated), ("real", real)))
+    return VarianceRatio(
+        per_dim=ours.sum(dim=0) / theirs.sum(dim=0),
+        per_token=ours.sum(dim=1) / theirs.sum(dim=1),
+        total=float(ours.sum() / theirs.sum()),
+    )
+
+
+@torch.no_grad()
+def prediction_error(
+    ar: SphereAR,
+    tokens: Float[Tensor, "batch tokens dim"],
+    labels: Int[Tensor, " batch"],
+    time: float,
+    noise: Float[Tensor, "batch tokens dim"],
+) -> Float[Tensor, "batch tokens dim"]:
+    """x_1 - z with x_1 = x_t + (1 - t) v(x_t, t) and x_t = (1 - t) noise + t z: what one step to the end misses.
+
+    The past of every token is the true one. time: t in [0, 1). A head without a velocity: TypeError.
+    """
+    require(0 <= time < 1, f"time is {time}; expected 0 or more and below 1")
+    if not isinstance(ar.head, VelocityHead):
+        raise TypeError(f"the head is a {type(ar.head).__name__}; expected a VelocityHead")
+    x = (1 - time) * noise + time * tokens
+    velocity = ar.head(x, torch.full_like(x[..., 0], time), ar(tokens, labels))
+    return x + (1 - time) * velocity - tokens
+
+
+def radial_share(error: Float[Tensor, "batch tokens dim"], at: Float[Tensor, "batch tokens dim"]) -> RadialShare:
+    """sum |(error · u) u|^2 / sum |error|^2 with u = at/|at|: over the batch by position, and over all."""
+    _check_alike(error, at)
+    radial, _ = split(_checked("error", error), _checked("at", at))
+    along, whole = (x.double().square().sum(dim=(0, 2)) for x in (radial, error))  # (tokens,) each
+    require(float(whole.min()) > 0, "the error of some token is 0 in all images; expected errors to share out")
+    return RadialShare(along / whole, float(along.sum() / whole.sum()), 1 / error.shape[-1])
+
+
+def guidance_norm_change(
+    guided: Float[Tensor, "batch tokens dim"], unguided: Float[Tensor, "batch tokens dim"]
+) -> NormChange:
+    """|guided| / |unguided| - 1, image by image: both raw, from the same labels and seeds."""
+    require(
+        guided.shape == unguided.shape,
+        f"guided tokens have shape {tuple(guided.shape)}; expected {tuple(unguided.shape)}, as the unguided",
+    )
+    lengths = [torch.linalg.vector_norm(_checked("tokens", z), dim=-1) for z in (guided, unguided)]
+    change = lengths[0] / lengths[1] - 1  # (batch, tokens)
+    return NormChange(change.mean(dim=0), change.std(dim=0))
+
+
+def effective_rank(tokens: Float[Tensor, "batch tokens dim"]) -> EffectiveRank:
+    """exp(-sum p log p), p the normalised eigenvalues of the covariance of all tokens about their position's mean."""
+    centred = _checked("tokens", tokens)
+    centred = (centred - centred.mean(dim=0)).flatten(0, 1)  # (batch * tokens, dim)
+    values = torch.linalg.eigvalsh(centred.mT @ centred).clamp(min=0).flip(0)
+    require(float(values.sum()) > 0, "all images have the same tokens; expected them to vary")
+    spectrum = values / values.sum()
+    return EffectiveRank(float(torch.special.entr(spectrum).sum().exp()), spectrum)
+
+
+def projection_jacobian(project: Callable[[Tensor], Tensor], z: Float[Tensor, " dim"]) -> ProjectionJacobian:
+    """d project(z) / dz, by autograd, against (R/|z|) (I - u u^T) with R = |project(z)|, u = z/|z|."""
+    z = z.double()
+    measured = torch.func.jacrev(project)(z)  # (dim, dim)
+    u, length = z / z.norm(), project(z).norm() / z.norm()
+    expected = length * (torch.eye(len(z), dtype=z.dtype, device=z.device) - torch.outer(u, u))
+    return ProjectionJacobian(measured, expected, float((measured - expected).abs().max()))
+
+
+def spread_histogram(spread: Float[Tensor, "*shape"], bins: int = 40) -> SpreadHistogram:
+    """Counts of posterior spreads (concentrations, or standard deviations) in equal bins from least to largest."""
+    require(bins >= 1, f"bins is {bins}; expected at least 1")
+    values = spread.detach().double().flatten().cpu()
+    check_finite("spread", values)
+    counts, edges = torch.histogram(values, bins)
+    quantiles = torch.quantile(values, torch.tensor([0.05, 0.5, 0.95], dtype=torch.float64))
+    return SpreadHistogram(edges, counts.long(), float(values.mean()), quantiles)
+
+
+def class_diversity(
+    generated: Float[Tensor, "n f"],
+    labels: Int[Tensor, " n"],
+    real: Float[Tensor, "m f"],
+    real_labels: Int[Tensor, " m"],
+) -> ClassDiversity:
+    """Mean distance between two members of a class, generated / real, for the classes with two members in both."""
+    ours, theirs = class_distances(generated, labels), class_distances(real, real_labels)
+    shared = sorted(ours.keys() & theirs.keys())
+    require(len(shared) > 0, f"classes are {sorted(ours)} and {sorted(theirs)}; expected some in common")
+    ratio = torch.tensor([ours[label] / theirs[label] for label in shared], dtype=torch.float64)
+    return ClassDiversity(torch.tensor(shared), ratio, float(ratio.mean()))
+
+
+def _checked(name: str, z: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
+    """z in float64; fewer than two images, or numbers that are not finite: ValueError."""
+    require(len(z) >= 2, f"{name} are of {len(z)} images; expected at least 2")
+    check_finite(name, z)
+    return z.detach().double()
+
+
+def _check_alike(a: Tensor, b: Tensor) -> None:
+    require(a.shape[1:] == b.shape[1:], f"tokens are {tuple(a.shape[1:])} and {tuple(b.shape[1:])}; expected the same")

@@ -1,0 +1,151 @@
+"""Tokens as a population: their lengths under guidance, their variances, their shapes where they have three numbers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from spherear.analysis.diagnostics import NormComparison, compare_norms
+from spherear.models.categorical import CategoricalHead
+from spherear.models.config import require
+from spherear.models.vae import VAE
+from spherear.sampling.decode import trace
+from spherear.sampling.pipeline import Pipeline
+from spherear.sampling.settings import SamplingSettings
+from spherear.training.data.dataset import ImageData
+from spherear.training.run import keyed_generator
+
+
+@torch.no_grad()
+def real_latents(
+    vae: VAE, data: ImageData, seed: int, limit: int = 2000
+) -> tuple[Float[Tensor, "n tokens dim"], Int[Tensor, " n"]]:
+    """Posterior samples of the first `limit` training images, and their labels."""
+    device = vae.quant_proj.weight.device
+    generator = keyed_generator(seed, 1, device)
+    images, labels = data.batch(torch.arange(min(limit, len(data))))
+    chunks = [vae.posterior(chunk.to(device), generator).sample.cpu() for chunk in images.split(256)]
+    return torch.cat(chunks), labels
+
+
+@dataclass(frozen=True)
+class CollapseRow:
+    """One family. norms: of raw tokens against real ones, a guidance scale each.  images: ten a scale or fewer."""
+
+    family: str
+    scales: tuple[float, ...]
+    norms: list[NormComparison]
+    images: list[Float[Tensor, "n 3 size size"]]
+
+
+def collapse_row(
+    pipeline: Pipeline,
+    latents: Float[Tensor, "n tokens dim"],
+    scales: Sequence[float],
+    images: int = 100,
+    shown: int = 10,
+    steps: int = 25,
+    seed: int = 0,
+) -> CollapseRow:
+    """Draw `images` images (labels in turn, the same seeds) at every guidance scale; keep `shown` of them.
+
+    latents: real tokens of the same VAE.
+    """
+    labels = torch.arange(images) % pipeline.ar.config.num_classes
+    traces = [trace(pipeline.steps(labels, SamplingSettings(s, steps=steps), seed)) for s in scales]
+    return CollapseRow(
+        pipeline.vae.config.bottleneck,
+        tuple(scales),
+        [compare_norms(t.raw.cpu(), latents.cpu()) for t in traces],
+        [pipeline.images(t.tokens[:shown]).cpu() for t in traces],
+    )
+
+
+@dataclass(frozen=True)
+class TokenLaws:
+    """Points (positions, n, 3) of the tokens at `positions`, drawn by three models from the same seeds.
+
+    discrete: the probabilities of three codes, points of a simplex.  gaussian, sphere: the tokens.
+    """
+
+    positions: tuple[int, ...]
+    discrete: Float[Tensor, "positions n 3"]
+    gaussian: Float[Tensor, "positions n 3"]
+    sphere: Float[Tensor, "positions n 3"]
+
+
+def token_laws(
+    discrete: Pipeline,
+    gaussian: Pipeline,
+    sphere: Pipeline,
+    positions: Sequence[int],
+    label: int,
+    images: int = 200,
+    steps: int = 25,
+) -> TokenLaws:
+    """Draw `images` images of one label with each model, unguided; keep the tokens at `positions`.
+
+    A model whose tokens have another number of numbers (or codes) than 3: ValueError.
+    """
+    codes = discrete.ar.config.codes
+    require(codes == 3, f"the discrete model has {codes} codes; expected 3")
+    for pipeline in (gaussian, sphere):
+        dim = pipeline.ar.config.latent_dim
+        require(dim == 3, f"tokens of {pipeline.vae.config.bottleneck} have {dim} numbers; expected 3")
+    labels = torch.full((images,), label)
+    settings = SamplingSettings(guidance_scale=1.0, steps=steps)
+    clouds = [trace(p.steps(labels, settings)).tokens[:, list(positions)].transpose(0, 1) for p in (gaussian, sphere)]
+    return TokenLaws(tuple(positions), _probabilities(discrete, labels, settings)[list(positions)], *clouds)
+
+
+@torch.no_grad()
+def _probabilities(pipeline: Pipeline, labels: Int[Tensor, " n"], settings: SamplingSettings) -> Tensor:
+    """What the head gave every code at every position of its own decode: (tokens, n, codes)."""
+    head = pipeline.ar.head
+    assert isinstance(head, CategoricalHead)
+    tokens = trace(pipeline.steps(labels, settings)).tokens
+    return head(pipeline.ar(tokens, labels)).softmax(dim=-1).transpose(0, 1)
+
+
+@dataclass(frozen=True)
+class TokenVariances:
+    """Variance of tokens over images. per_dim: averaged over positions, (dim,).  per_token: over dimensions."""
+
+    per_dim: Float[Tensor, " dim"]
+    per_token: Float[Tensor, " tokens"]
+
+    @property
+    def unevenness(self) -> float:
+        """Largest over smallest variance of a dimension: 1 where all have one scale."""
+        return float(self.per_dim.max() / self.per_dim.min())
+
+
+@dataclass(frozen=True)
+class WrongLength:
+    """One image's tokens decoded after all were made `factor` times as long.
+
+    images: (factors, 3, size, size).  errors: mean absolute difference from the image at factor 1, a factor each.
+    """
+
+    factors: tuple[float, ...]
+    images: Float[Tensor, "factors 3 size size"]
+    errors: list[float]
+
+
+def token_variances(tokens: Float[Tensor, "images tokens dim"]) -> TokenVariances:
+    """Variance of every number of every token over the images, averaged both ways. Fewer than two: ValueError."""
+    require(len(tokens) >= 2, f"tokens are of {len(tokens)} images; expected at least 2")
+    variance = tokens.double().var(dim=0)  # (tokens, dim)
+    return TokenVariances(variance.mean(dim=0), variance.mean(dim=1))
+
+
+@torch.no_grad()
+def wrong_length(vae: VAE, image: Float[Tensor, "3 size size"], factors: Sequence[float]) -> WrongLength:
+    """Encode an image, multiply its tokens by every factor, decode: what a decoder makes of a wrong length."""
+    require(min(factors) > 0, f"factors are {list(factors)}; expected numbers above 0")
+    tokens = vae.encode(image[None]).mode
+    right = vae.decode(tokens)
+    images = torch.cat([vae.decode(factor * tokens) for factor in factors])
+    return WrongLength(tuple(factors), images, (images - right).abs().mean(dim=(1, 2, 3)).tolist())

@@ -1,0 +1,217 @@
+"""From noise to a token: the solver's path, the velocities along it, and one image's passage through all models."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from spherear.models.config import require
+from spherear.models.head import VelocityHead
+from spherear.sampling.decode import trace
+from spherear.sampling.draw import guide
+from spherear.sampling.noise import seeded_noise
+from spherear.sampling.pipeline import Pipeline
+from spherear.sampling.settings import SamplingSettings
+from spherear.sampling.solvers import Velocity
+
+
+def record(velocity: Velocity, noise: Tensor, settings: SamplingSettings) -> Float[Tensor, "points batch dim"]:
+    """Where a solver was at every time of its grid: the state it evaluated last at that time, and where it ended."""
+    states: dict[float, Tensor] = {}
+
+    def recorded(x: Tensor, t: float) -> Tensor:
+        states[t] = x
+        return velocity(x, t)
+
+    times = settings.times()
+    end = settings.method.integrate(recorded, noise, times)
+    return torch.stack([*(states[t] for t in times[:-1]), end])
+
+
+def _velocity_head(pipeline: Pipeline, position: int) -> VelocityHead:
+    """The head, once it and the position are known to have a path."""
+    head, tokens = pipeline.ar.head, pipeline.ar.config.tokens
+    if not isinstance(head, VelocityHead):
+        raise TypeError(f"the head is a {type(head).__name__}; expected a VelocityHead")
+    require(0 <= position < tokens, f"position is {position}; expected 0 to {tokens - 1}")
+    return head
+
+
+@dataclass(frozen=True)
+class TokenPath:
+    """Token `position` of one image, drawn in n steps.
+
+    times: n + 1 moments, from 0 to 1.  points: where the token was at those times, raw at the end.
+    conditional, null, guided: velocities at the first n points, guided = null + scale (conditional - null).
+    token: the end as it is handed on.  unguided: the path from the same noise and past without guidance.
+    scale: of this position.
+    """
+
+    times: Float[Tensor, " moments"]
+    points: Float[Tensor, "moments dim"]
+    conditional: Float[Tensor, "n dim"]
+    null: Float[Tensor, "n dim"]
+    guided: Float[Tensor, "n dim"]
+    token: Float[Tensor, " dim"]
+    unguided: Float[Tensor, "moments dim"]
+    scale: float
+
+
+@torch.no_grad()
+def token_path(
+    pipeline: Pipeline,
+    label: int,
+    position: int,
+    settings: SamplingSettings,
+    seed: int,
+    stopped: Callable[[], bool] = lambda: False,
+) -> TokenPath | None:
+    """The path that a decode of (label, seed) takes at `position`, with the velocities on it.
+
+    stopped: asked before every token; once it says so, the result is None.
+    A position beyond the last: ValueError. A head without a velocity: TypeError.
+    """
+    tokens, head = pipeline.ar.config.tokens, _velocity_head(pipeline, position)
+    scale = settings.scale_at(position, tokens)
+    conditions = _conditions(pipeline, label, position, settings, seed, stopped)  # (2, width)
+    if conditions is None:
+        return None
+    noise = seeded_noise([seed])(position, (settings.draws, 1, head.final_linear.out_features))
+    noise = noise.to(conditions.device, head.state_dtype) * settings.temperature
+
+    def velocities(x: Tensor, t: float) -> Tensor:
+        return head(x.expand(2, -1), x.new_full((2,), t), conditions)  # conditional, null
+
+    points = record(lambda x, t: guide(velocities(x, t), scale), noise, settings)[:, 0]
+    unguided = record(lambda x, t: velocities(x, t)[:1], noise, settings)[:, 0]
+    times = settings.times()
+    both = torch.stack([velocities(x[None], t) for x, t in zip(points[:-1], times, strict=False)])  # (n, 2, dim)
+    conditional, null = both[:, 0], both[:, 1]
+    token = pipeline.vae.project(points[-1]) if settings.project else points[-1]
+    return TokenPath(
+        torch.tensor(times), points, conditional, null, null + scale * (conditional - null), token, unguided, scale
+    )
+
+
+def _conditions(
+    pipeline: Pipeline, label: int, position: int, settings: SamplingSettings, seed: int, stopped: Callable[[], bool]
+) -> Float[Tensor, "2 width"] | None:
+    """The conditions of token `position` under the label and under the null class.
+
+    Both branches of a guided decode have the same past, except for tokens at scale 1: there the null branch drew its
+    own.
+    """
+    ar = pipeline.ar
+    shape = (2, ar.config.tokens, ar.config.latent_dim)
+    past = torch.zeros(shape, device=ar.proj_in.weight.device, dtype=ar.head.state_dtype)
+    unguided = replace(settings, guidance_scale=1.0)
+    branches = pipeline.steps([label], settings, seed), pipeline.steps([ar.null_label], unguided, seed)
+    for conditional, null in islice(zip(*branches, strict=True), position):
+        if stopped():
+            return None
+        past[0, conditional.index] = conditional.token[0]
+        past[1, conditional.index] = null.token[0] if conditional.guidance_scale == 1.0 else conditional.token[0]
+    labels = torch.tensor([label, ar.null_label], device=past.device)
+    return ar(past, labels)[:, position]
+
+
+def arrow_tips(path: TokenPath, step: int) -> Float[Tensor, "3 dim"]:
+    """x + (1 - t) v at a step, for the conditional, null and guided velocity: where each alone would end."""
+    steps = len(path.guided)
+    require(0 <= step < steps, f"step is {step}; expected 0 to {steps - 1}")
+    left = 1 - float(path.times[step])
+    return path.points[step] + left * torch.stack((path.conditional[step], path.null[step], path.guided[step]))
+
+
+@dataclass(frozen=True)
+class Trajectories:
+    """Paths from noise to one token, one per seed. times: (points,).  points: (points, seeds, dim).
+
+    radius: of the sphere, or None.
+    """
+
+    times: Float[Tensor, " points"]
+    points: Float[Tensor, "points seeds dim"]
+    radius: float | None
+
+
+@torch.no_grad()
+def trajectories(
+    pipeline: Pipeline, label: int, position: int, seeds: Sequence[int], steps: int = 40, scale: float = 1.0
+) -> Trajectories:
+    """Euler's paths from many noises to token `position` of one image (seed 0 before that token).
+
+    scale: of guidance, at this token alone. A head without a velocity: TypeError. A position beyond: ValueError.
+    """
+    ar, head = pipeline.ar, _velocity_head(pipeline, position)
+    settings = SamplingSettings(guidance_scale=1.0, solver="euler", steps=steps)
+    past = trace(pipeline.steps([label], settings)).tokens.repeat(2, 1, 1)
+    condition = ar(past, torch.tensor([label, ar.null_label]))[:, position]  # (2, width)
+    noise = seeded_noise(seeds)(position, (1, len(seeds), ar.config.latent_dim))
+    rows = condition.repeat_interleave(len(seeds), dim=0)
+
+    def velocity(x: Tensor, t: float) -> Tensor:
+        return guide(head(x.repeat(2, 1), torch.full((len(rows),), t), rows), scale)
+
+    times = torch.tensor(settings.times())
+    return Trajectories(times, record(velocity, noise, settings), pipeline.vae.bottleneck.radius)
+
+
+@dataclass(frozen=True)
+class Overview:
+    """Numbers of one image's passage through the models.
+
+    image: the real one, (3, size, size).  reconstruction: its tokens decoded.  tokens: its tokens, (tokens, dim).
+    condition: (width,), of token `position` when an image of the same label is drawn.
+    times, path: the solver's path from noise to that token, (points,) and (points, dim).
+    raw, token: where it ends, and after projection.  radius: of the sphere, or None.
+    drawn: the image drawn, (3, size, size).
+    """
+
+    image: Float[Tensor, "3 size size"]
+    reconstruction: Float[Tensor, "3 size size"]
+    tokens: Float[Tensor, "tokens dim"]
+    position: int
+    condition: Float[Tensor, " width"]
+    times: Float[Tensor, " points"]
+    path: Float[Tensor, "points dim"]
+    raw: Float[Tensor, " dim"]
+    token: Float[Tensor, " dim"]
+    radius: float | None
+    drawn: Float[Tensor, "3 size size"]
+
+
+@torch.no_grad()
+def overview(
+    pipeline: Pipeline,
+    image: Float[Tensor, "3 size size"],
+    label: int,
+    position: int,
+    steps: int = 40,
+    seed: int = 0,
+) -> Overview:
+    """Encode and decode `image`; draw one of the same label, unguided, by Euler steps; record token `position`'s path.
+
+    A head without a velocity: TypeError. A position beyond the last: ValueError.
+    """
+    ar, vae, head = pipeline.ar, pipeline.vae, _velocity_head(pipeline, position)
+    tokens = vae.encode(image[None]).mode
+    settings = SamplingSettings(guidance_scale=1.0, solver="euler", steps=steps)
+    drawn = trace(pipeline.steps([label], settings, seed))
+    condition = ar(drawn.tokens, torch.tensor([label]))[:, position]  # (1, width), as in the decode
+    path = _path(head, condition, seeded_noise([seed])(position, (1, 1, ar.config.latent_dim)), settings)
+    return Overview(
+        image, vae.decode(tokens)[0], tokens[0], position, condition[0], torch.tensor(settings.times()), path,
+        drawn.raw[0, position], drawn.tokens[0, position], vae.bottleneck.radius, pipeline.images(drawn.tokens)[0],
+    )  # fmt: skip
+
+
+def _path(head: VelocityHead, condition: Tensor, noise: Tensor, settings: SamplingSettings) -> Tensor:
+    """Where the solver passes from noise to token: (points, dim)."""
+    times = settings.times()
+    clock = dict(zip(times, head.embed_time(torch.tensor(times, dtype=head.state_dtype)), strict=True))
+    embedded = head.embed_condition(condition)
+    return record(lambda x, t: head.velocity(x, clock[t], embedded), noise, settings)[:, 0]

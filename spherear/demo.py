@@ -1,0 +1,78 @@
+"""The two-minute demonstration: train on digits from nothing, draw new digits, judge them. Needs matplotlib."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from spherear.evaluation.judge import Judgement
+from spherear.figures.diagnostics import sheets_figure
+from spherear.figures.style import save_figure
+from spherear.models.files import write_json
+from spherear.models.presets import preset
+from spherear.sampling.pipeline import Pipeline
+from spherear.sampling.settings import SamplingSettings
+from spherear.study.reference import Reference
+from spherear.train import Watch, train_pipeline
+from spherear.training.data import load_data
+from spherear.training.recipes import course
+
+PRESET = "digits"
+PER_CLASS = 10
+LABELS = torch.arange(10).repeat_interleave(PER_CLASS)
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """One guidance scale of the demonstration: its images, ten per class, and their judgement."""
+
+    scale: float
+    images: Tensor
+    judgement: Judgement
+
+
+def train_digits(
+    folder: Path,
+    watch: Watch,
+    seed: int,
+    bottleneck: str,
+    steps: tuple[int | None, int | None],
+    device: torch.device,
+) -> Pipeline | None:
+    """Train VAE and AR model in `folder`, going on from what is there; None when `watch` was stopped.
+
+    steps: of the VAE and of the AR model; None for the recipe's.
+    """
+    sizes, plan = preset(PRESET, bottleneck), course(PRESET)
+    data = load_data(plan.data, sizes.vae.image_size)
+    vae_recipe = replace(plan.vae, seed=seed, steps=steps[0] or plan.vae.steps)
+    ar_recipe = replace(plan.ar, seed=seed, steps=steps[1] or plan.ar.steps)
+    return train_pipeline(sizes, data, (vae_recipe, ar_recipe), folder, device, watch)
+
+
+def sample_and_judge(pipeline: Pipeline, scales: tuple[float, ...], seed: int) -> Iterator[Sheet]:
+    """Ten digits per class at every guidance scale, from the same seeds, each sheet with its judgement.
+
+    The judge compares with held-out digits, which no model here was trained on.
+    """
+    real = Reference.of(PRESET)
+    for scale in scales:
+        images = pipeline.sample(LABELS, SamplingSettings(guidance_scale=scale), seeds=seed).cpu()
+        yield Sheet(scale, images, real.judge(images, LABELS))
+
+
+def save_results(folder: Path, sheets: list[Sheet], command: str) -> None:
+    """Write `results.json`, and `samples.png`: real held-out digits beside the drawn ones."""
+    results = [{"guidance_scale": sheet.scale, **asdict(sheet.judgement)} for sheet in sheets]
+    write_json(folder / "results.json", {"command": command, "images": len(LABELS), "results": results})
+    real = Reference.of(PRESET)
+    rows = [real.images[real.labels == digit][:PER_CLASS] for digit in range(10)]
+    panels, captions = {"real": torch.cat(rows)}, {"real": "held out of all training"}
+    for sheet in sheets:
+        name, judgement = f"guidance {sheet.scale:g}", sheet.judgement
+        panels[name] = sheet.images
+        captions[name] = f"recognised {judgement.accuracy:.0%}, diversity {judgement.diversity:.2f}"
+    figure = sheets_figure(panels, captions, PER_CLASS, [str(digit) for digit in range(10)])
+    save_figure(figure, folder / "samples.png", dpi=120)

@@ -1,0 +1,98 @@
+"""Notebook outputs: figures and sheets of images as PNG, tables, interactive figures.
+
+Every picture carries a description, for readers who cannot see it and for plain text.
+"""
+
+import base64
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import plotly.graph_objects as go
+from jaxtyping import Float
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
+
+from spherear.models.config import require
+from spherear.sampling.pixels import tile
+
+PNG = "image/png"
+PLOTLY = "application/vnd.plotly.v1+json"
+MARKDOWN = "text/markdown"
+DPI = 72
+
+Bundle = tuple[dict[str, Any], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class NotebookOutput:
+    """One output in several formats, as a notebook stores it. text: for readers who cannot see it."""
+
+    text: str
+    formats: Mapping[str, Any]
+
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> Bundle:
+        data = {**self.formats, "text/plain": self.text}
+        return data, {PNG: {"alt": self.text}} if PNG in data else {}
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+def picture(figure: Figure, text: str) -> NotebookOutput:
+    """A matplotlib figure as PNG, described by `text`."""
+    require(bool(text.strip()), "text is empty; expected a description of the figure")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+    return NotebookOutput(text, {PNG: _base64(buffer.getvalue())})
+
+
+def sheet(images: Float[Tensor, "n 3 size size"], columns: int, text: str, zoom: int = 3) -> NotebookOutput:
+    """Images in rows of `columns`, every pixel `zoom` wide."""
+    require(zoom >= 1 and bool(text.strip()), f"zoom is {zoom} and text {text!r}; expected at least 1 and some text")
+    pixels = Image.fromarray(tile(images, columns).numpy())
+    size = (pixels.width * zoom, pixels.height * zoom)
+    buffer = io.BytesIO()
+    pixels.resize(size, Image.Resampling.NEAREST).save(buffer, format="PNG")
+    return NotebookOutput(text, {PNG: _base64(buffer.getvalue())})
+
+
+def still(panel: Any, text: str) -> NotebookOutput:
+    """What a live panel shows once it has drawn, as PNG: a file keeps no widgets. Waits for it; its error is raised."""
+    require(bool(text.strip()), "text is empty; expected a description of the panel")
+    return NotebookOutput(text, {PNG: _base64(panel.snapshot().data)})
+
+
+def interactive(figure: go.Figure, static: NotebookOutput) -> NotebookOutput:
+    """A plotly figure, with a static picture beside it for pages that cannot run plotly."""
+    require(PNG in static.formats, "the static output has no PNG; expected what `picture` makes")
+    return NotebookOutput(static.text, {PLOTLY: json.loads(figure.to_json()), PNG: static.formats[PNG]})
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> NotebookOutput:
+    """A table. Numbers that are not whole are rounded to three significant digits."""
+    require(len(columns) > 0, "there are no columns; expected some")
+    for row in rows:
+        require(len(row) == len(columns), f"a row has {len(row)} cells; expected {len(columns)}, one per column")
+    cells = [[_cell(value) for value in row] for row in rows]
+    lines = [columns, ["---"] * len(columns), *cells]
+    plain = "\n".join("  ".join(row) for row in ([*columns], *cells))
+    return NotebookOutput(plain, {MARKDOWN: "\n".join(f"| {' | '.join(line)} |" for line in lines)})
+
+
+def markdown(text: str) -> NotebookOutput:
+    """Markdown that the library wrote."""
+    return NotebookOutput(text, {MARKDOWN: text})
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")

@@ -1,0 +1,185 @@
+"""Every figure of the kit, drawn from shipped models, shipped records and laws; nothing is trained.
+
+python -m spherear.figures.gallery notebooks/figures
+"""
+
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from spherear.analysis.densities import direction_laws
+from spherear.analysis.diagnostics import (
+    effective_rank,
+    prediction_error,
+    projection_jacobian,
+    radial_share,
+    spread_histogram,
+)
+from spherear.analysis.latents import collapse_row, real_latents, token_laws
+from spherear.analysis.perturbation import KINDS, Perturbation, error_growth
+from spherear.analysis.trajectories import overview
+from spherear.bench.growth import Growth
+from spherear.figures.diagnostics import (
+    collapse_figure,
+    jacobian_figure,
+    perturbation_growth_figure,
+    radial_share_figure,
+    rank_figure,
+    spread_figure,
+)
+from spherear.figures.paper import direction_laws_figure, overview_figure, published_fid_figure, token_laws_figure
+from spherear.figures.study import (
+    ablation_figure,
+    decode_time_figure,
+    drift_figure,
+    guidance_figure,
+    report,
+    sweep_figure,
+)
+from spherear.figures.style import save_figure
+from spherear.models.config import one_of, require
+from spherear.models.files import read_json, write_text
+from spherear.models.pretrained import shipped_families, shipped_name
+from spherear.sampling.decode import trace
+from spherear.sampling.pipeline import Pipeline, cached_pipeline
+from spherear.sampling.settings import SamplingSettings
+from spherear.sphere.families import BY_LETTER
+from spherear.study.records import RESULTS, shipped_records
+from spherear.study.reference import held_out
+from spherear.study.solvers import rows, shipped_sweep, sweep_report
+from spherear.training.data import load_data
+
+SCALES = (1.0, 4.5, 8.0, 12.0)
+GROWTH = RESULTS.with_name("growth.json")
+SIZES = (1e-4, 1e-3, 1e-2, 1e-1)
+
+
+def shipped(family: str, preset: str = "digits") -> Pipeline:
+    """The shipped model of a family, loaded once."""
+    return cached_pipeline(shipped_name(family, preset))
+
+
+def velocity_families() -> list[str]:
+    """The families of shipped digits models whose tokens are continuous."""
+    return [family for family in shipped_families("digits") if not shipped(family).ar.config.codes]
+
+
+@cache
+def latents_of(family: str) -> tuple[Float[Tensor, "n tokens dim"], Int[Tensor, " n"]]:
+    """Posterior samples of the training images, and their labels."""
+    vae = shipped(family).vae
+    return real_latents(vae, load_data("digits", vae.config.image_size), seed=0)
+
+
+def overview_of_a_seven() -> Figure:
+    """A held-out 7, its tokens, and another one drawn."""
+    images, labels = held_out("digits", 16)
+    seven = images[labels == 7][0]
+    return overview_figure(overview(shipped("power_spherical"), seven, label=7, position=6, seed=2))
+
+
+def tokens_in_space() -> Figure:
+    """The three models whose tokens have three numbers; images of a 2."""
+    discrete, gaussian, sphere = (shipped(family, "digits3") for family in ("vq", "gaussian", "power_spherical"))
+    return token_laws_figure(token_laws(discrete, gaussian, sphere, (1, 6, 9), label=2))
+
+
+def collapse() -> Figure:
+    """Length of raw tokens under guidance, beside the images."""
+    return collapse_figure([collapse_row(shipped(f), latents_of(f)[0], SCALES) for f in velocity_families()])
+
+
+def growth() -> Figure:
+    """Perturbations of token 5 of four images, in float64."""
+    pipeline = Pipeline.from_pretrained("digits-power_spherical")
+    pipeline.vae.double()
+    pipeline.ar.double()
+    settings = SamplingSettings(guidance_scale=2.0, solver="euler", steps=10)
+    growths = [
+        error_growth(pipeline, Perturbation((1, 3, 5, 7), 0, settings, 4, kind, size), projected)
+        for kind in KINDS
+        for size in SIZES
+        for projected in (True, False)
+    ]
+    return perturbation_growth_figure(growths)
+
+
+def spread() -> Figure:
+    """Posterior spread of held-out digits."""
+    images, _ = held_out("digits", 16)
+    families = [BY_LETTER[letter].name for letter in "SNG"]
+    return spread_figure({f: spread_histogram(shipped(f).vae.encode(images).spread) for f in families})
+
+
+def rank() -> Figure:
+    """Effective rank of generated tokens at guidance 2."""
+    labels, settings = torch.arange(200) % 10, SamplingSettings(guidance_scale=2.0, steps=25)
+    families = shipped_families("digits")
+    return rank_figure({f: effective_rank(trace(shipped(f).steps(labels, settings)).tokens) for f in families})
+
+
+def share() -> Figure:
+    """Radial share of a one-step prediction error at t = 1/2."""
+    shares = {}
+    for family in velocity_families():
+        tokens, labels = (x[:500] for x in latents_of(family))
+        noise = torch.randn(tokens.shape, generator=torch.Generator().manual_seed(0))
+        shares[family] = radial_share(prediction_error(shipped(family).ar, tokens, labels, 0.5, noise), tokens)
+    return radial_share_figure(shares)
+
+
+def shipped_growth() -> Growth:
+    """The shipped result of `spherear bench growth --out` for SphereAR-B on two cores."""
+    (row,) = read_json(GROWTH)["rows"]
+    return Growth(**row)
+
+
+def jacobian() -> Figure:
+    """Of the projection, at a raw token."""
+    pipeline = shipped("power_spherical")
+    raw = trace(pipeline.steps([3], SamplingSettings(guidance_scale=8.0, steps=25))).raw[0, 9]
+    return jacobian_figure(projection_jacobian(pipeline.vae.project, raw))
+
+
+FIGURES: dict[str, Callable[[], Figure]] = {
+    "figure1-published": published_fid_figure,
+    "figure2-overview": overview_of_a_seven,
+    "figure3-tokens": tokens_in_space,
+    "figure4-guidance": lambda: guidance_figure(shipped_records()),
+    "figure5-directions": lambda: direction_laws_figure(direction_laws()),
+    "drift": lambda: drift_figure(shipped_records()),
+    "ablation": lambda: ablation_figure(shipped_records()),
+    "collapse": collapse,
+    "growth": growth,
+    "spread": spread,
+    "rank": rank,
+    "radial-share": share,
+    "jacobian": jacobian,
+    "sweep": lambda: sweep_figure(rows(shipped_sweep())),
+    "decode-growth": lambda: decode_time_figure(shipped_growth()),
+}
+
+
+def main(out: str, *names: str) -> None:
+    """Draw the figures (those named, or all) into the folder `out`, and the tables beside them.
+
+    A name of no figure, or an option where a folder is expected: ValueError, nothing drawn.
+    """
+    require(not out.startswith("-"), f"out is {out!r}; expected a folder, and names of figures behind it")
+    for name in names:
+        one_of("figure", name, FIGURES)
+    for name in names or FIGURES:
+        save_figure(FIGURES[name](), Path(out) / f"{name}.png")
+        print(f"{out}/{name}.png")
+    write_text(Path(out) / "claims.md", report(shipped_records()))
+    write_text(Path(out) / "sweep.md", sweep_report(shipped_sweep()))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,250 @@
+"""Figures and tables of a study: metrics against guidance, the ablation, solvers, the time of a decode.
+
+Bands are plus and minus one standard deviation over seeds.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from spherear.bench.growth import Growth
+from spherear.figures.style import FONT, GREY, name_axes, new_figure, save_figure
+from spherear.models.config import require
+from spherear.models.files import write_text
+from spherear.sphere.families import FAMILIES, family_label
+from spherear.study.claims import best, by_seed, claims, claims_table, default_sampling, has, spread
+from spherear.study.published import ABLATION
+from spherear.study.records import Record, select
+from spherear.study.solvers import METRICS as SWEEP_METRICS
+from spherear.study.solvers import REFERENCE, Row
+
+METRIC_NAMES = {
+    "frechet": "Frechet distance",
+    "accuracy": "recognised",
+    "diversity": "diversity (real = 1)",
+    "precision": "precision",
+    "recall": "recall",
+    "norm_change_late": "length of late raw tokens,\nrelative to real ones",
+    "raw_variance_ratio": "variance of raw tokens,\ngenerated / real",
+    "variance_ratio": "variance of tokens,\ngenerated / real",
+    "effective_rank": "effective rank",
+}
+
+SOLVER_LOOKS = {
+    "euler_maruyama": ("Euler-Maruyama", "#000000", "o", "-"),
+    "euler": ("Euler", "#E69F00", "^", "--"),
+    "heun": ("Heun", "#0072B2", "s", "-."),
+    "adams_bashforth": ("Adams-Bashforth", "#D55E00", "D", ":"),
+}
+
+Curve = tuple[list[float], list[float], list[float]]
+
+
+def curve(records: Sequence[Record], variant: str, metric: str) -> Curve:
+    """(guidance scales, means, standard deviations) of a metric over seeds. No such records: ValueError."""
+    mine = default_sampling(records, variant=variant, metric=metric)
+    known = sorted({r.metric for r in records})
+    require(len(mine) > 0, f"there are no records of {metric!r} of {variant}; there are some of {known}")
+    scales = sorted({r.guidance_scale for r in mine})
+    values = [list(by_seed(select(mine, guidance_scale=scale)).values()) for scale in scales]
+    return scales, [fmean(v) for v in values], [stdev(v) if len(v) > 1 else 0.0 for v in values]
+
+
+def guidance_figure(records: Sequence[Record], metric: str = "frechet") -> Figure:
+    """One panel per family: its variants in colour with bands, the best variants of the others in grey."""
+    families = _drawn_families(records)
+    require(len(families) > 0, "there are no records of any family; expected some")
+    tops = {family: best(records, family).variant for family in families}
+    columns = min(3, len(families))
+    rows = -(-len(families) // columns)
+    figure = new_figure(4.2 * columns, 3.6 * rows)
+    axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten()
+    for axis, family in zip(axes, families, strict=False):
+        for other in families:
+            if other != family:
+                scales, means, _ = curve(records, tops[other], metric)
+                axis.plot(scales, means, color=GREY, alpha=0.5, linewidth=1)
+        _draw_variants(axis, records, family, metric)
+        name_axes(axis, "guidance scale", METRIC_NAMES.get(metric, metric), family_label(family))
+    for axis in axes[len(families) :]:
+        axis.set_visible(False)
+    return figure
+
+
+def _drawn_families(records: Sequence[Record]) -> list[str]:
+    """The families that were measured, in the table's order, but those of the ablation alone."""
+    return [name for name, row in FAMILIES.items() if not row.ablation and select(records, family=name)]
+
+
+def _draw_variants(axis: Axes, records: Sequence[Record], family: str, metric: str) -> None:
+    """Every variant of a family, distinguished by line and marker filling; the number of seeds in the legend."""
+    look = FAMILIES[family]
+    mine = select(records, family=family, metric=metric)
+    for variant, line, fill in zip(
+        sorted({r.variant for r in mine}), ("-", "--", ":"), ("full", "none", "left"), strict=False
+    ):
+        scales, means, deviations = curve(records, variant, metric)
+        seeds = len({r.seed for r in select(mine, variant=variant)})
+        axis.plot(
+            scales,
+            means,
+            line,
+            color=look.color,
+            marker=look.marker,
+            fillstyle=fill,
+            label=f"{variant} ({seeds} seeds)",
+        )
+        _band(axis, scales, means, deviations, look.color)
+    axis.set_xticks(scales, [f"{scale:g}" for scale in scales])
+    axis.legend(fontsize=FONT - 2)
+
+
+def _band(axis: Axes, x: list[float], means: list[float], deviations: list[float], color: str) -> None:
+    low, high = ([m + sign * d for m, d in zip(means, deviations, strict=True)] for sign in (-1, 1))
+    axis.fill_between(x, low, high, color=color, alpha=0.18, linewidth=0)
+
+
+def drift_figure(
+    records: Sequence[Record], metrics: Sequence[str] = ("norm_change_late", "raw_variance_ratio", "frechet")
+) -> Figure:
+    """One panel per metric: every family's best variant against the guidance scale, with bands over seeds."""
+    families = _drawn_families(records)
+    figure = new_figure(4.8 * len(metrics), 4.6)
+    axes = figure.subplots(1, len(metrics), squeeze=False)[0]
+    for axis, metric in zip(axes, metrics, strict=True):
+        for family in families:
+            look, variant = FAMILIES[family], best(records, family).variant
+            scales, means, deviations = curve(records, variant, metric)
+            axis.plot(scales, means, color=look.color, marker=look.marker, label=f"{variant} {look.title}")
+            _band(axis, scales, means, deviations, look.color)
+        name_axes(axis, "guidance scale", METRIC_NAMES.get(metric, metric))
+        axis.set_xticks(scales, [f"{scale:g}" for scale in scales])
+    handles, labels = axes[0].get_legend_handles_labels()
+    seeds = len({r.seed for r in records})
+    figure.legend(
+        handles,
+        labels,
+        loc="outside lower center",
+        ncols=3,
+        fontsize=FONT,
+        title=f"{seeds} seeds, band: one standard deviation",
+    )
+    return figure
+
+
+def ablation_figure(records: Sequence[Record], kl_weight: float = 0.004) -> Figure:
+    """Frechet distance of the four rows of the paper's ablation, every seed a point; published FID beside it."""
+    figure = new_figure(10, 3.8)
+    measured, published = figure.subplots(1, 2, sharey=True)
+    for place, family in enumerate(ABLATION):
+        look, top = FAMILIES[family], best(records, family, kl_weight=kl_weight)
+        values = list(top.values.values())
+        measured.plot(values, [place] * len(values), look.marker, color=look.color, alpha=0.5)
+        measured.plot([fmean(values)], [place], "|", color=look.color, markersize=26, markeredgewidth=3)
+        published.plot([ABLATION[family][1]], [place], look.marker, color=look.color, markersize=9)
+    measured.set_yticks(range(len(ABLATION)), [title for title, _ in ABLATION.values()])
+    measured.invert_yaxis()
+    seeds = len({r.seed for r in records})
+    name_axes(measured, "Frechet distance at best guidance", "normalisation", f"here: digits, {seeds} seeds, bar: mean")
+    name_axes(published, "FID", "", "published: ImageNet 256, SphereAR-L")
+    return figure
+
+
+def has_ablation(records: Sequence[Record]) -> bool:
+    """Whether all rows of the ablation were measured."""
+    return has(records, *ABLATION)
+
+
+def ablation_table(records: Sequence[Record], kl_weight: float = 0.004) -> str:
+    """The ablation as a Markdown table: mean and standard deviation over seeds, published FID beside."""
+    columns = ("normalisation", "best guidance", "Frechet distance (digits)", "published FID (ImageNet 256, L)")
+    head = f"| {' | '.join(columns)} |\n|---|---|---|---|\n"
+    rows = []
+    for family, (name, published) in ABLATION.items():
+        top = best(records, family, kl_weight=kl_weight)
+        rows.append(f"| {name}: {top.variant} | {top.guidance_scale:g} | {spread(top.values)} | {published} |\n")
+    return head + "".join(rows)
+
+
+def decode_time_figure(growth: Growth) -> Figure:
+    """Time since the start over tokens drawn, the straight line through it, and the time of each token."""
+    figure = new_figure(12, 4.2)
+    total, each = figure.subplots(1, 2)
+    tokens = range(1, len(growth.upto) + 1)
+    total.plot(tokens, growth.upto, color="#0072B2", label="measured")
+    start = sum(growth.upto) / len(growth.upto) - growth.slope * (len(growth.upto) + 1) / 2
+    line = [start + growth.slope * n for n in tokens]
+    label = f"{1000 * growth.slope:.3g} ms per token, r2 = {growth.r2:.4f}"
+    total.plot(tokens, line, color="#D55E00", linestyle="--", label=label)
+    name_axes(total, "tokens drawn", "seconds", f"{growth.preset}, batch {growth.batch}")
+    total.legend(fontsize=FONT - 1)
+    steps = [1000 * (b - a) for a, b in zip(growth.upto, growth.upto[1:], strict=False)]
+    each.plot(tokens[1:], steps, ".", color="#0072B2")
+    each.set_ylim(0, 1.05 * max(steps))
+    name_axes(each, "token", "milliseconds", "each token")
+    return figure
+
+
+def sweep_figure(rows: Sequence[Row]) -> Figure:
+    """Each metric over evaluations per token (even spacing), one column per model and scale; band: the reference."""
+    points = sorted({(row.model, row.guidance_scale) for row in rows})
+    figure = new_figure(3.6 * len(points), 3.0 * len(SWEEP_METRICS) + 0.6)
+    axes = figure.subplots(len(SWEEP_METRICS), len(points), squeeze=False, sharex=True)
+    for column, point in enumerate(points):
+        here = [row for row in rows if (row.model, row.guidance_scale) == point and row.settings.spacing == "even"]
+        (ideal,) = [r for r in here if (r.settings.solver, r.settings.steps) == (REFERENCE.solver, REFERENCE.steps)]
+        for line, metric in enumerate(SWEEP_METRICS):
+            axis = axes[line, column]
+            mean, deviation = ideal.mean[metric], 2 * ideal.deviation[metric]
+            axis.axhspan(mean - deviation, mean + deviation, color=GREY, alpha=0.25)
+            for solver, (name, color, marker, dash) in SOLVER_LOOKS.items():
+                points_of = sorted(
+                    (r.settings.evaluations, r.mean[metric]) for r in here if r.settings.solver == solver
+                )
+                axis.plot(*zip(*points_of, strict=True), color=color, marker=marker, linestyle=dash, label=name)
+            axis.set_xscale("log")
+            title = f"{point[0].removeprefix('digits-')}, guidance {point[1]:g}" if line == 0 else ""
+            name_axes(axis, "evaluations per token", METRIC_NAMES[metric], title)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=FONT,
+                  title="grey: 100 Euler-Maruyama steps, two standard deviations over blocks of images")  # fmt: skip
+    return figure
+
+
+NOTE = """Made by `{command}`: {cells} trained models, {seeds} seeds, {vae} VAE and {ar} AR steps each.
+
+All families have the same backbone, budget, data, labels and sampling seeds; none was tuned alone. A family's best
+point is the variant and guidance scale with the lowest Frechet distance to held-out images, mean over seeds (mean ±
+standard deviation over seeds is shown). A statement is *confirmed* where the difference has the stated sign in every
+seed, *contradicted* where it has the other sign in every seed, *undecided* otherwise. With three seeds, chance alone
+would confirm one statement in eight.
+
+"""
+
+
+def write_report(records: Sequence[Record], folder: Path) -> list[Path]:
+    """Write what the records allow of guidance.png, drift.png, ablation.png and claims.md; returns their paths."""
+    figures = {"guidance.png": guidance_figure(records), "drift.png": drift_figure(records)}
+    if has_ablation(records):
+        figures["ablation.png"] = ablation_figure(records)
+    for name, figure in figures.items():
+        save_figure(figure, folder / name)
+    write_text(folder / "claims.md", report(records))
+    return [folder / name for name in (*figures, "claims.md")]
+
+
+def report(records: Sequence[Record]) -> str:
+    """The statements and the ablation as Markdown, with how they were measured."""
+    first = records[0]
+    cells = {(r.variant, r.seed) for r in records}
+    seeds = sorted({r.seed for r in records})
+    text = NOTE.format(
+        command=first.command, cells=len(cells), seeds=len(seeds), vae=first.vae_steps, ar=first.ar_steps
+    )
+    high = max(r.guidance_scale for r in select(records, schedule="linear"))
+    without = {r.guidance_scale for r in select(records, project_ar=False)}
+    text += claims_table(claims(records, high, max(without, default=high)))
+    return text + ("\n" + ablation_table(records) if has_ablation(records) else "")

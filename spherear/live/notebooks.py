@@ -1,0 +1,180 @@
+"""The notebooks as files: run under one environment, written so that two runs differ only where results do.
+
+spherear notebooks              what is wrong with them, if anything
+spherear notebooks --refresh    run them all and rewrite their outputs
+"""
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+
+from spherear.figures.display import PLOTLY, PNG
+from spherear.models.files import write_text
+
+PINNED = {
+    "ATEN_CPU_CAPABILITY": "avx2",
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+    "MKL_CBWR": "COMPATIBLE",
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "CUDA_VISIBLE_DEVICES": "",
+    "TQDM_DISABLE": "1",
+    "HF_HUB_OFFLINE": "1",
+    "PLOTLY_RENDERER": "plotly_mimetype",
+}
+"""One thread, one set of instructions, no GPU, no network: the same numbers on every machine, as far as it goes."""
+
+CELL_TIMEOUT = 300  # seconds
+MAX_BYTES = 1_000_000  # of a notebook
+MAX_WORDS = 120  # of text without a picture or a cell in between
+WIDGET = "application/vnd.jupyter.widget-view+json"
+KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
+RAW = re.compile(r"<[\w.]+(?: object)? at 0x[0-9a-f]+>|<IPython\.core\.|^tensor\(|^VBox\(|^Figure\(", re.MULTILINE)
+
+
+@contextmanager
+def pinned() -> Iterator[None]:
+    """The environment of `PINNED`, for processes started inside the block; what was there before comes back."""
+    before = {name: os.environ.get(name) for name in PINNED}
+    os.environ.update(PINNED)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name)
+            else:
+                os.environ[name] = value
+
+
+def find_notebooks(folder: Path) -> list[Path]:
+    """All notebooks below `folder`, in order. None: FileNotFoundError."""
+    found = sorted(p for p in folder.rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
+    if not found:
+        raise FileNotFoundError(f"{folder} holds no notebooks; expected some, as in the repository's notebooks/")
+    return found
+
+
+def refresh(path: Path) -> None:
+    """Run a notebook from top to bottom in its own folder and rewrite it; an error leaves the file as it was.
+
+    A cell that raises or takes too long: ValueError that names the notebook.
+    """
+    notebook = nbformat.read(path, as_version=4)
+    client = NotebookClient(
+        notebook,
+        timeout=CELL_TIMEOUT,
+        kernel_name=KERNEL["name"],
+        resources={"metadata": {"path": str(path.parent)}},
+        extra_arguments=["--log-level=ERROR"],
+    )
+    with pinned():
+        try:
+            client.execute()
+        except (CellExecutionError, TimeoutError) as error:
+            raise ValueError(f"{path} was left as it was: {error}") from error
+    write(path, notebook)
+
+
+def write(path: Path, notebook: Any) -> None:
+    """Write a notebook with nothing in it that changes from run to run, whole or not at all."""
+    write_text(path, nbformat.writes(clean(notebook)) + "\n")
+
+
+def clean(notebook: Any) -> Any:
+    """The notebook without times, versions, widget state and raw texts of pictures; streams in one piece."""
+    notebook.metadata = nbformat.from_dict({"kernelspec": KERNEL, "language_info": {"name": "python"}})
+    count = 0
+    for cell in notebook.cells:
+        tags = cell.metadata.get("tags")
+        cell.metadata = nbformat.from_dict({"tags": tags} if tags else {})
+        if cell.cell_type == "code":
+            count += 1
+            cell.execution_count = count
+            cell.outputs = [_cleaned(output, count) for output in _joined(cell.outputs) if not _is_widget(output)]
+    return notebook
+
+
+def _is_widget(output: Any) -> bool:
+    """A live control, of which a file holds nothing but an identifier."""
+    return WIDGET in output.get("data", {})
+
+
+def _joined(outputs: Sequence[Any]) -> list[Any]:
+    """Pieces of one stream as one: how many there are is chance."""
+    joined: list[Any] = []
+    for output in outputs:
+        last = joined[-1] if joined else None
+        if last is not None and output.output_type == last.output_type == "stream" and output.name == last.name:
+            last.text += output.text
+        else:
+            joined.append(output)
+    return joined
+
+
+def _cleaned(output: Any, count: int) -> Any:
+    if "execution_count" in output:
+        output.execution_count = count
+    data = output.get("data", {})
+    if PNG in data and RAW.search(str(data.get("text/plain", ""))):
+        data["text/plain"] = output.metadata.get(PNG, {}).get("alt", "a picture")
+    return output
+
+
+def problems(path: Path) -> list[str]:
+    """What is wrong with a notebook's form, one line each: nothing, if it can be shipped and tested."""
+    notebook = nbformat.read(path, as_version=4)
+    size = path.stat().st_size
+    found = [f"is {size} bytes; expected at most {MAX_BYTES}"] if size > MAX_BYTES else []
+    if "widgets" in notebook.metadata:
+        found.append("stores the state of widgets; expected none")
+    if notebook.metadata.get("kernelspec", {}).get("name") != KERNEL["name"]:
+        found.append("names no kernel, or another than python3")
+    counts = [cell.execution_count for cell in notebook.cells if cell.cell_type == "code"]
+    if counts != list(range(1, len(counts) + 1)):
+        found.append(f"has execution counts {counts}; expected 1, 2, 3, ... : run it whole, by --refresh")
+    if not any(cell.get("outputs") for cell in notebook.cells):
+        found.append("shows nothing; expected what its cells print and draw: run it, by --refresh")
+    found += [f"cell {number} {problem}" for number, problem in _cell_problems(notebook.cells)]
+    return found + [f"has {words} words on end: {start!r}" for words, start in _long_texts(notebook.cells)]
+
+
+def _cell_problems(cells: Sequence[Any]) -> Iterator[tuple[int, str]]:
+    """Problems of code cells and their outputs, by number from 0 as nbval counts them."""
+    for number, cell in enumerate(cell for cell in cells if cell.cell_type == "code"):
+        if re.search(r"^\s*class |^from __future__", cell.source, re.MULTILINE):
+            yield number, "defines a class; expected that in the library"
+        for output in cell.outputs:
+            data = output.get("data", {})
+            if output.output_type == "error":
+                yield number, f"ends in {output.ename}"
+            if output.get("name") == "stderr":
+                yield number, f"writes to stderr: {output.text[:60]!r}"
+            if _is_widget(output):
+                yield number, "stores a widget"
+            if PLOTLY in data and PNG not in data:
+                yield number, "shows a plotly figure without a PNG beside it"
+            if RAW.search(str(output.get("text", data.get("text/plain", "")))):
+                yield number, "shows a raw object"
+            if PNG in data and not output.metadata.get(PNG, {}).get("alt"):
+                yield number, "shows a picture without a description"
+
+
+def _long_texts(cells: Sequence[Any]) -> Iterator[tuple[int, str]]:
+    """(words, their beginning) of stretches of text longer than `MAX_WORDS`, between cells and pictures."""
+    text = ""
+    for cell in [*cells, None]:
+        if cell is not None and cell.cell_type == "markdown":
+            text += cell.source + "\n"
+            continue
+        words = re.findall(r"\w\S*", re.sub(r"```.*?```|^\s*\|.*?$", " ", text, flags=re.DOTALL | re.MULTILINE))
+        if len(words) > MAX_WORDS:
+            yield len(words), " ".join(words[:8])
+        text = ""

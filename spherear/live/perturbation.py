@@ -1,0 +1,174 @@
+"""The perturbation panel: one token moved by hand, decoded with the projection and without, side by side."""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import ipywidgets as widgets
+import numpy as np
+import plotly.graph_objects as go
+import torch
+from matplotlib.figure import Figure
+
+from spherear.analysis.perturbation import KINDS, Perturbation, PerturbedPair, perturbed_decode
+from spherear.figures.panels import SIDES, perturbation_figure
+from spherear.live import controls
+from spherear.live.latest_wins import Turn
+from spherear.live.sheet import png_bytes, sheet
+from spherear.models.config import one_of, require
+from spherear.models.pretrained import shipped_families, shipped_name
+from spherear.sampling.pipeline import cached_pipeline
+from spherear.sampling.settings import NAMED_SETTINGS, SamplingSettings
+from spherear.sphere.families import family_label
+
+FRAME = 0.1
+FLOOR = 1e-7
+"""Changes below this are rounding, and drawn at it."""
+
+
+@dataclass(frozen=True)
+class PerturbationRequest:
+    """A model and a perturbation of its decode. zoom: pixels of the picture per pixel of an image."""
+
+    model: str
+    perturbation: Perturbation
+    zoom: int
+
+
+class PerturbationExplorer(controls.Panel[PerturbationRequest]):
+    """Move one token and watch the rest of the sequence: does the error remain?
+
+    family: whose model.  position: of the moved token, from 0.  kind, size: of the perturbation.
+    images: how many of the class.  settings: a row of NAMED_SETTINGS.
+    """
+
+    def __init__(
+        self,
+        family: str = "power_spherical",
+        *,
+        label: int = 3,
+        position: int = 4,
+        kind: str = "radial",
+        size: float | int = 1.0,
+        guidance_scale: float | int = 2.0,
+        settings: str = "fast",
+        images: int = 4,
+        seed: int = 0,
+        preset: str = "digits",
+    ) -> None:
+        families = shipped_families(preset)
+        one_of("family", family, families)
+        one_of("kind", kind, KINDS)
+        SamplingSettings.named(settings)
+        require(images >= 1, f"images is {images}; expected at least 1")
+        self.preset, self.images = preset, images
+        config = cached_pipeline(shipped_name(family, preset)).ar.config
+        require(0 <= position < config.tokens, f"position is {position}; expected 0 to {config.tokens - 1}")
+        labelled = [(family_label(f), f) for f in families]
+        self.family = controls.dropdown("family", labelled, family, "perturbation-family")
+        self.label = controls.toggle_buttons(
+            "class", [(str(i), i) for i in range(config.num_classes)], label, "perturbation-label"
+        )
+        self.position = controls.int_slider("perturbed token", position + 1, 1, config.tokens, "perturbation-position")
+        self.kind = controls.toggle_buttons("perturbation", list(KINDS), kind, "perturbation-kind")
+        self.amount = controls.float_slider("size of the perturbation", size, 0.0, 3.0, 0.05, "perturbation-size")
+        self.scale = controls.float_slider("guidance scale", guidance_scale, 0.0, 15.0, 0.1, "perturbation-scale")
+        self.named = controls.dropdown("settings", list(NAMED_SETTINGS), settings, "perturbation-named")
+        self.seed = controls.int_field("seed", seed, 2**31 - 1, "perturbation-seed")
+        self.stop_button = controls.button(
+            "stop", lambda _: self.stop(), "perturbation-stop", "keep what is drawn so far"
+        )
+        self.status = controls.text("perturbation-status")
+        self.sides = [controls.image(f"perturbation-grid-{i}") for i in range(len(SIDES))]
+        self.numbers = [controls.text(f"perturbation-numbers-{i}") for i in range(2)]
+        self.growth = _growth()
+        self._pairs: tuple[PerturbationRequest, tuple[PerturbedPair, ...]] | None = None
+        super().__init__(
+            self._arranged(),
+            (self.family, self.label, self.position, self.kind, self.amount, self.scale, self.named, self.seed),
+        )
+        self.changed()
+
+    def _arranged(self) -> list[widgets.Widget]:
+        columns = [
+            controls.column(widgets.HTML(f"<b>{name}</b>"), image, numbers, width="380px")
+            for name, image, numbers in zip(SIDES, self.sides, self.numbers, strict=True)
+        ]
+        return [
+            controls.row(self.label),
+            controls.row(self.kind, self.amount, self.position),
+            controls.row(self.scale, self.family, self.named, self.seed),
+            controls.row(self.stop_button, self.status),
+            widgets.HTML("<small>rows: unperturbed, perturbed, their difference (grey is none)</small>"),
+            controls.row(*columns, controls.column(self.growth, width="480px")),
+        ]
+
+    def read(self) -> PerturbationRequest:
+        """What the controls describe."""
+        model = shipped_name(self.family.value, self.preset)
+        settings = SamplingSettings.named(self.named.value, guidance_scale=round(self.scale.value, 6))
+        labels, size = (self.label.value,) * self.images, round(self.amount.value, 6)
+        perturbation = Perturbation(labels, self.seed.value, settings, self.position.value - 1, self.kind.value, size)
+        return PerturbationRequest(
+            model, perturbation, max(1, round(360 / (self.images * (cached_pipeline(model).vae.config.image_size + 1))))
+        )
+
+    def draw(self, request: PerturbationRequest, turn: Turn) -> None:
+        """Token by token, both sides at once."""
+        self._pairs = None
+        began, shown = time.perf_counter(), 0.0
+        pipeline, perturbation = cached_pipeline(request.model), request.perturbation
+        decodes = [perturbed_decode(pipeline, perturbation, projected) for projected in (True, False)]
+        for pairs in zip(*decodes, strict=True):
+            drawn, now, over = pairs[0].before.drawn, time.perf_counter(), turn.over
+            if over or pairs[0].before.done or drawn == 1 or (drawn > 1 and now - shown >= FRAME):
+                if turn.stale:
+                    return
+                self._show(pairs, request)
+                shown = time.perf_counter()
+                self._report(pairs[0], shown - began, over)
+            if over:
+                return
+        self._pairs = (request, pairs)
+
+    def _show(self, pairs: tuple[PerturbedPair, ...], request: PerturbationRequest) -> None:
+        for pair, image, numbers in zip(pairs, self.sides, self.numbers, strict=True):
+            image.value = png_bytes(rows(pair, request.zoom))
+            numbers.value = f"change of a pixel (root mean square): {pair.pixels():.3g}"
+        places = np.arange(1, pairs[0].before.tokens.shape[1] + 1, dtype=np.int32)
+        with self.growth.batch_update():
+            for trace, pair in zip(self.growth.data, pairs, strict=False):
+                trace.x, trace.y = places, pair.change().clamp(min=FLOOR).float().numpy()
+            self.growth.data[2].x = np.full(2, request.perturbation.position + 1, np.int32)
+            self.growth.data[2].y = np.array([FLOOR, 10.0], np.float32)
+
+    def _report(self, pair: PerturbedPair, seconds: float, over: bool) -> None:
+        drawn, total = pair.before.drawn, pair.before.tokens.shape[1]
+        state = "done" if pair.before.done else ("stopped" if over else "drawing")
+        self.status.value = f"{state}: token {drawn} of {total}, {seconds:.2f} s, picture {self.runner.turns}"
+
+    def still(self) -> Figure:
+        """Both sides, and the change by position."""
+        require(self._pairs is not None, "there is no finished picture; expected one (it was stopped)")
+        assert self._pairs is not None
+        request, pairs = self._pairs
+        p = request.perturbation
+        caption = f"a {p.kind} perturbation of {p.size:g} at token {p.position + 1}"
+        sheets, changes = [rows(pair, request.zoom) for pair in pairs], [pair.change() for pair in pairs]
+        return perturbation_figure(sheets, changes, [pair.pixels() for pair in pairs], p.position, caption, FLOOR)
+
+
+def rows(pair: PerturbedPair, zoom: int) -> np.ndarray:
+    """Unperturbed, perturbed, and their difference about grey."""
+    before, after = pair.before.images().clamp(-1, 1), pair.after.images().clamp(-1, 1)
+    return sheet(torch.cat((before, after, (after - before) / 2)), len(before), zoom)
+
+
+def _growth() -> go.FigureWidget:
+    traces: list[Any] = []
+    for name, (color, dash, symbol) in SIDES.items():
+        stroke, marker = {"color": color, "dash": dash, "width": 3}, {"symbol": symbol, "size": 9, "color": color}
+        traces.append(go.Scatter(mode="lines+markers", line=stroke, marker=marker, name=name))
+    traces.append(go.Scatter(mode="lines", line={"color": "black", "width": 1}, name="the perturbation"))
+    axis = {"title": {"text": "change of the token"}, "type": "log", "exponentformat": "power"}
+    return controls.live_figure("perturbation-growth", traces, "token", "", height=360, yaxis=axis)

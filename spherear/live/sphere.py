@@ -1,0 +1,167 @@
+"""The sphere panel: samples of three laws on the sphere under one slider, and their densities over angle."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import ipywidgets as widgets
+import numpy as np
+import plotly.graph_objects as go
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from spherear.analysis.densities import BINS, NAMES, AngleLaw, AngleLaws, angle_histogram, angle_laws, sphere_mesh
+from spherear.figures.panels import LAW_LOOKS, angle_laws_figure
+from spherear.live import controls
+from spherear.live.latest_wins import Turn
+
+APART = 2.6
+LOWEST, HIGHEST = 0.1, 300.0
+
+
+@dataclass(frozen=True)
+class SphereRequest:
+    """concentration: of the Power Spherical law; matched: whether the others have its mean cosine."""
+
+    concentration: float
+    matched: bool
+    samples: int
+    seed: int
+
+
+class SphereExplorer(controls.Panel[SphereRequest]):
+    """Power Spherical against von Mises-Fisher against a projected Gaussian, from broad to narrow.
+
+    concentration: of the Power Spherical law to begin with, 0.1 to 300.  samples: points on each sphere.
+    """
+
+    def __init__(self, concentration: float | int = 10.0, *, samples: int = 200, seed: int = 0) -> None:
+        angle_laws(concentration, samples=1)  # what cannot be drawn is refused here
+        controls.within("concentration", concentration, LOWEST, HIGHEST)
+        self.concentration = controls.tagged(
+            widgets.FloatLogSlider(
+                value=concentration, base=10, min=np.log10(LOWEST), max=np.log10(HIGHEST), step=0.02,
+                description="concentration", style=controls.WIDE,
+                layout=widgets.Layout(width="420px", max_width="100%"),
+            ),
+            "concentration",
+        )  # fmt: skip
+        self.matched = controls.checkbox("same mean cosine (else the same kappa)", True, "matched")
+        self.samples = controls.int_slider("samples", samples, 10, 1000, "samples")
+        self.seed = controls.int_field("seed", seed, 2**31 - 1, "sphere-seed")
+        self.turn = controls.int_slider("turn the view", 0, -180, 180, "turn")
+        self.numbers = controls.text("sphere-numbers")
+        self.spheres = _spheres()
+        self.density = _density()
+        self._laws: AngleLaws | None = None
+        children = [
+            controls.row(self.concentration, self.matched),
+            controls.row(self.samples, self.seed, self.turn),
+            self.numbers,
+            controls.row(controls.scrolled(self.spheres, "425px"), controls.column(self.density, width="410px")),
+        ]
+        super().__init__(children, (self.concentration, self.matched, self.samples, self.seed))
+        self.turn.observe(self._turn, "value")
+        self.changed()
+
+    def read(self) -> SphereRequest:
+        """What the controls describe."""
+        return SphereRequest(self.concentration.value, self.matched.value, self.samples.value, self.seed.value)
+
+    def draw(self, request: SphereRequest, turn: Turn) -> None:
+        """New colours, points and lines on the same spheres."""
+        laws = angle_laws(request.concentration, request.matched, request.samples, request.seed)
+        if turn.stale:
+            return
+        heights = sphere_mesh()[0][:, 2].clamp(-1, 1).arccos().numpy()
+        with self.spheres.batch_update():  # colours and points apart: a batch erases what it does not set everywhere
+            for mesh, law in zip(self.spheres.data, laws.laws, strict=False):
+                shares = law.density / law.density.max()
+                mesh.intensity = np.interp(heights, laws.angles.numpy(), shares.numpy()).astype(np.float32)
+        with self.spheres.batch_update():
+            for place, law in enumerate(laws.laws):
+                x, y, z = (1.02 * law.samples).float().numpy().T
+                cloud = self.spheres.data[3 + place]
+                cloud.x, cloud.y, cloud.z = x + APART * (place - 1), np.ascontiguousarray(y), np.ascontiguousarray(z)
+        with self.density.batch_update():
+            for place, law in enumerate(laws.laws):
+                centres, shares = angle_histogram(law.samples)
+                line, marks = self.density.data[place], self.density.data[3 + place]
+                line.x, line.y = np.rad2deg(_single(laws.angles)), _single(law.by_angle)
+                marks.x, marks.y = np.rad2deg(_single(centres)), _single(shares)
+        self._laws = laws
+        self.numbers.value = "<br>".join(describe(law) for law in laws.laws)
+
+    def _turn(self, change: Any) -> None:
+        """The view by keyboard: the pointer turns it as well."""
+        with self.showing_errors():
+            self.spheres.layout.scene.camera.eye = _eye(change["new"])
+
+    def still(self) -> Figure:
+        """Spheres and densities as they are."""
+        assert self._laws is not None
+        return angle_laws_figure(self._laws)
+
+
+def _single(values: Tensor) -> np.ndarray:
+    """As plotly sends it fastest."""
+    return values.float().numpy()
+
+
+def describe(law: AngleLaw) -> str:
+    """A law and its parameter in words."""
+    sign = "sigma" if law.name == "projected_gaussian" else "kappa"
+    look = LAW_LOOKS[law.name]
+    return f"{look.glyph} <b>{look.name}</b>: {sign} = {law.parameter:.3g}, mean cosine {law.mean_cosine:.3f}"
+
+
+def _eye(degrees: float | int) -> dict[str, float]:
+    """Where the camera stands: in front, turned about the vertical."""
+    around = np.deg2rad(degrees - 90)
+    return {"x": 1.7 * float(np.cos(around)), "y": 1.7 * float(np.sin(around)), "z": 0.7}
+
+
+def _spheres() -> go.FigureWidget:
+    """Three meshes, three clouds, three names; nothing of them is made again."""
+    vertices, faces = sphere_mesh()
+    corners = {name: side.numpy().astype(np.int32) for name, side in zip("ijk", faces.unbind(-1), strict=True)}
+    meshes, clouds = [], []
+    bar = {"title": {"text": "density / its top"}, "len": 0.7, "thickness": 12}
+    bar |= {"orientation": "h", "y": -0.05, "yanchor": "top"}
+    for place, name in enumerate(NAMES):
+        look = LAW_LOOKS[name]
+        x, y, z = vertices.float().numpy().T
+        meshes.append(
+            go.Mesh3d(
+                x=x + APART * (place - 1), y=np.ascontiguousarray(y), z=np.ascontiguousarray(z), **corners,
+                intensity=np.zeros(len(vertices), np.float32), cmin=0, cmax=1, colorscale="Viridis",
+                showscale=place == 2, colorbar=bar, name=look.name,
+                opacity=1, hoverinfo="name",
+            )
+        )  # fmt: skip
+        marker = {"size": 2.5, "color": "white", "line": {"color": "black", "width": 1}}
+        clouds.append(go.Scatter3d(mode="markers", marker=marker, name=look.name, showlegend=False))
+    names = go.Scatter3d(
+        x=[-APART, 0, APART], y=[0, 0, 0], z=[1.5] * 3, mode="text", showlegend=False, hoverinfo="skip",
+        text=[LAW_LOOKS[name].name for name in NAMES], textfont={"size": 14, "color": "black"},
+    )  # fmt: skip
+    hidden = {f"{axis}axis": {"visible": False} for axis in "xyz"}
+    scene = {**hidden, "aspectmode": "data", "camera": {"eye": _eye(0)}}
+    margin = {"l": 0, "r": 0, "t": 0, "b": 60}
+    return controls.live_figure("spheres", [*meshes, *clouds, names], "", "", height=340, scene=scene, margin=margin)
+
+
+def _density() -> go.FigureWidget:
+    lines, points = [], []
+    for name in NAMES:
+        look = LAW_LOOKS[name]
+        lines.append(
+            go.Scatter(mode="lines", line={"color": look.color, "dash": look.dash, "width": 3}, name=look.name)
+        )
+        marker = {"color": look.color, "symbol": look.symbol, "size": 8}
+        points.append(
+            go.Scatter(x=np.zeros(BINS, np.float32), mode="markers", marker=marker, showlegend=False,
+                       name=f"{look.name}, samples")
+        )  # fmt: skip
+    return controls.live_figure(
+        "density", [*lines, *points], "angle from the axis, degrees", "density (line), samples (marks)", height=340
+    )

@@ -1,0 +1,237 @@
+"""The token panel: one token in space, from noise to the sphere, with the velocities along its path."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+import torch
+from jaxtyping import Float
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from spherear.analysis.canvas import expected_length, length_symbol
+from spherear.analysis.densities import sphere_mesh
+from spherear.analysis.trajectories import TokenPath, arrow_tips, token_path
+from spherear.figures.panels import ARROWS, PATHS, token_path_figure
+from spherear.figures.style import GREY
+from spherear.live import controls
+from spherear.live.latest_wins import Turn
+from spherear.models.config import one_of, require
+from spherear.models.pretrained import shipped_families, shipped_name
+from spherear.sampling.pipeline import cached_pipeline
+from spherear.sampling.settings import SCHEDULES, SamplingSettings
+from spherear.sampling.solvers import SOLVERS
+from spherear.sphere.families import family_label
+
+PRESET = "digits3"
+
+
+@dataclass(frozen=True)
+class TokenRequest:
+    """A token of one image, and the solver's step whose velocities are shown, from 0."""
+
+    model: str
+    label: int
+    position: int
+    seed: int
+    settings: SamplingSettings
+    step: int
+
+    def same_path(self, other: "TokenRequest") -> bool:
+        """Whether both are about the same path; their steps may differ."""
+        return replace(self, step=other.step) == other
+
+
+class TokenExplorer(controls.Panel[TokenRequest]):
+    """A token of three numbers on its way: where guidance leaves the sphere, where the projection puts it back.
+
+    family: power_spherical or gaussian (of the models whose tokens have three numbers).  position: of the
+    token, from 0.  step: of the solver, from 0, at which the velocities are shown as arrows.
+    """
+
+    def __init__(
+        self,
+        family: str = "power_spherical",
+        *,
+        label: int = 3,
+        position: int = 9,
+        seed: int = 0,
+        guidance_scale: float | int = 4.0,
+        solver: str = "euler",
+        steps: int = 12,
+        step: int = 3,
+    ) -> None:
+        families = [f for f in shipped_families(PRESET) if not cached_pipeline(shipped_name(f, PRESET)).ar.config.codes]
+        one_of("family", family, families)
+        config = cached_pipeline(shipped_name(family, PRESET)).ar.config
+        require(0 <= position < config.tokens, f"position is {position}; expected 0 to {config.tokens - 1}")
+        require(0 <= step < steps <= 50, f"step and steps are {step} and {steps}; expected 0 <= step < steps <= 50")
+        self.family = controls.dropdown("family", [(family_label(f), f) for f in families], family, "token-family")
+        self.label = controls.toggle_buttons(
+            "class", [(str(i), i) for i in range(config.num_classes)], label, "token-label"
+        )
+        self.token = controls.int_slider("token", position + 1, 1, config.tokens, "token")
+        self.scale = controls.float_slider("guidance scale", guidance_scale, 0.0, 15.0, 0.1, "token-scale")
+        self.schedule = controls.dropdown("schedule", list(SCHEDULES), "constant", "token-schedule")
+        self.solver = controls.dropdown("solver", list(SOLVERS), solver, "token-solver")
+        self.steps = controls.int_slider("solver steps", steps, 1, 50, "token-steps")
+        self.step = controls.int_slider("arrows at step", step + 1, 1, steps, "token-step")
+        self.project = controls.checkbox("project tokens onto the sphere", True, "token-project")
+        self.seed = controls.int_field("seed", seed, 2**31 - 1, "token-seed")
+        self.turn = controls.int_slider("turn the view", 35, 0, 360, "token-turn")
+        self.numbers = controls.text("token-numbers")
+        self.space, self.lengths = _space(), _lengths()
+        self._path: tuple[TokenRequest, TokenPath] | None = None
+        children = [
+            controls.row(self.label),
+            controls.row(self.scale, self.token, self.step),
+            controls.row(self.steps, self.solver, self.schedule, self.family),
+            controls.row(self.seed, self.project, self.turn),
+            self.numbers,
+            controls.row(controls.column(self.space, width="425px"), controls.column(self.lengths, width="410px")),
+        ]
+        watched = (
+            self.family,
+            self.label,
+            self.token,
+            self.scale,
+            self.schedule,
+            self.solver,
+            self.steps,
+            self.project,
+        )
+        super().__init__(children, (*watched, self.seed, self.step))
+        self.steps.observe(self._bound_step, "value")
+        self.turn.observe(self._turn, "value")
+        self.changed()
+
+    def _bound_step(self, change: Any) -> None:
+        with self.showing_errors(), self.together():
+            self.step.max = change["new"]
+
+    def _turn(self, change: Any) -> None:
+        """The view by keyboard: the pointer turns it as well."""
+        with self.showing_errors():
+            self.space.layout.scene.camera.eye = _eye(change["new"])
+
+    def read(self) -> TokenRequest:
+        """What the controls describe."""
+        settings = SamplingSettings(
+            guidance_scale=round(self.scale.value, 6),
+            schedule=self.schedule.value,
+            solver=self.solver.value,
+            steps=self.steps.value,
+            project=self.project.value,
+        )
+        model = shipped_name(self.family.value, PRESET)
+        step = min(self.step.value, self.steps.value) - 1
+        return TokenRequest(model, self.label.value, self.token.value - 1, self.seed.value, settings, step)
+
+    def draw(self, request: TokenRequest, turn: Turn) -> None:
+        """A path as lines, three velocities as arrows, both lengths over time."""
+        pipeline = cached_pipeline(request.model)
+        path = self._path[1] if self._path is not None and self._path[0].same_path(request) else None
+        if path is None:
+            path = token_path(
+                pipeline, request.label, request.position, request.settings, request.seed, lambda: turn.over
+            )
+        if path is None or turn.stale:
+            return
+        self._path, radius = (request, path), expected_length(pipeline)
+        self._draw_space(path, request.step, radius)
+        self._draw_lengths(path, request.step, radius)
+        self.numbers.value = describe(path, radius, length_symbol(pipeline))
+
+    def _draw_space(self, path: TokenPath, step: int, radius: float) -> None:
+        sphere, _ = sphere_mesh()
+        tips = arrow_tips(path, step)
+        lines = [path.points, path.unguided, torch.stack((path.points[-1], path.token)), path.points[:1]]
+        lines += [torch.stack((path.points[step], tip)) for tip in tips]
+        with self.space.batch_update():
+            _place(self.space.data[0], radius * sphere)
+            for trace, points in zip(self.space.data[1:], lines, strict=True):
+                _place(trace, points)
+
+    def _draw_lengths(self, path: TokenPath, step: int, radius: float) -> None:
+        times = path.times.numpy().astype(np.float32)
+        with self.lengths.batch_update():
+            for trace, points in zip(self.lengths.data, (path.points, path.unguided), strict=False):
+                trace.x, trace.y = times, points.norm(dim=-1).float().numpy()
+            end = np.array([1.0], np.float32)
+            self.lengths.data[2].x, self.lengths.data[2].y = end, path.token.norm()[None].float().numpy()
+            self.lengths.data[3].x = np.array([0.0, 1.0], np.float32)
+            self.lengths.data[3].y = np.array([radius, radius], np.float32)
+            self.lengths.data[4].x = np.full(2, times[step])
+            self.lengths.data[4].y = np.array(
+                [0.0, 1.2 * max(radius, float(path.points.norm(dim=-1).max()))], np.float32
+            )
+
+    def still(self) -> Figure:
+        """The path in space, and its length over time."""
+        assert self._path is not None
+        request, path = self._path
+        return token_path_figure(path, request.step, expected_length(cached_pipeline(request.model)), request.position)
+
+
+def describe(path: TokenPath, radius: float, name: str) -> str:
+    """The path's end in numbers. name: of the expected length."""
+    raw, token = path.points[-1], path.token
+    return (
+        f"raw length {float(raw.norm()):.3f}, unguided {float(path.unguided[-1].norm()):.3f}, "
+        f"handed on {float(token.norm()):.3f} ({name} = {radius:.3f}); the projection moves it by "
+        f"{float((raw - token).norm()):.3f}; guidance at this token: {path.scale:.2f}"
+    )
+
+
+def _place(trace: Any, points: Float[Tensor, "n 3"]) -> None:
+    trace.x, trace.y, trace.z = (np.ascontiguousarray(numbers) for numbers in points.float().cpu().numpy().T)
+
+
+def _eye(degrees: float | int) -> dict[str, float]:
+    around = np.deg2rad(degrees)
+    return {"x": 1.8 * float(np.cos(around)), "y": 1.8 * float(np.sin(around)), "z": 0.8}
+
+
+def _space() -> go.FigureWidget:
+    """The sphere, paths and arrows; nothing of them is made again."""
+    _, faces = sphere_mesh()
+    corners = {name: side.numpy().astype(np.int32) for name, side in zip("ijk", faces.unbind(-1), strict=True)}
+    traces: list[Any] = [
+        go.Mesh3d(**corners, color=GREY, opacity=0.2, hoverinfo="skip", name="sphere of radius R"),
+    ]
+    for look in PATHS:
+        marker = {"size": look.size, "color": look.color, "symbol": look.symbol}
+        stroke = {"color": look.color, "width": look.width, "dash": look.dash}
+        traces.append(go.Scatter3d(mode="lines+markers", line=stroke, marker=marker, name=look.name))
+    for look in ARROWS:
+        marker = {"size": [0, 6], "color": look.color, "symbol": look.symbol}
+        stroke = {"color": look.color, "width": look.width}
+        traces.append(
+            go.Scatter3d(mode="lines+markers+text", line=stroke, marker=marker, name=look.name, text=["", look.name],
+                         textfont={"size": 14, "color": look.color}, textposition=look.text)
+        )  # fmt: skip
+    axes = {f"{axis}axis": {"title": {"text": ""}, "showticklabels": False} for axis in "xyz"}
+    scene = {**axes, "aspectmode": "data", "camera": {"eye": _eye(35)}}
+    return controls.live_figure(
+        "space", traces, "", "", height=460, scene=scene, margin={"l": 0, "r": 0, "t": 0, "b": 0}
+    )
+
+
+def _lengths() -> go.FigureWidget:
+    guided, unguided, projected, _ = PATHS
+    return controls.live_figure(
+        "token-lengths",
+        [
+            go.Scatter(mode="lines+markers", line={"color": guided.color, "width": 3}, name=guided.name),
+            go.Scatter(mode="lines+markers", line={"color": unguided.color, "dash": "dash"}, name=unguided.name),
+            go.Scatter(
+                mode="markers", marker={"color": projected.color, "size": 12, "symbol": "square"}, name="handed on"
+            ),
+            go.Scatter(mode="lines", line={"color": GREY, "dash": "dash", "width": 3}, name="R"),
+            go.Scatter(mode="lines", line={"color": "black", "width": 1}, name="arrows' step", showlegend=False),
+        ],
+        "time, from noise (0) to token (1)",
+        "length",
+        height=400,
+    )

@@ -1,0 +1,177 @@
+"""The training panel: a loop while it runs, its losses, its rate and previews; paused or stopped between steps."""
+
+import asyncio
+import math
+import threading
+import time
+from collections.abc import Generator
+from contextlib import closing
+
+import ipywidgets as widgets
+import numpy as np
+import plotly.graph_objects as go
+from matplotlib.figure import Figure
+from torch import nn
+
+from spherear.figures.panels import LOSSES, training_figure
+from spherear.live import controls
+from spherear.live.latest_wins import Turn
+from spherear.live.sheet import png_bytes, sheet
+from spherear.models.config import require
+from spherear.training.observers import Preview
+from spherear.training.run import TrainState
+
+POLL = 0.1
+
+
+class TrainingMonitor(controls.Panel[None]):
+    """Watch `states`, a generator of `train_vae` or `train_ar`, from its first step on.
+
+    total: its steps.  preview: images of the model as it is (`reconstructions`, `samples`), in `columns`.
+    every: steps between readings of the losses.  between: seconds between previews, at least.
+
+    Stop leaves the loop between two steps, where a run with a folder writes its checkpoint; after the last there is
+    nothing to leave. `ended` says how the loop did: done, stopped or failed.
+    """
+
+    def __init__(
+        self,
+        states: Generator[TrainState, None, None],
+        total: int,
+        preview: Preview | None = None,
+        *,
+        columns: int = 5,
+        every: int = 10,
+        between: float | int = 2.0,
+    ) -> None:
+        require(total >= 1 and every >= 1, f"total and every are {total} and {every}; expected at least 1")
+        self.states, self.total, self.preview = states, total, preview
+        self.columns, self.every, self.between = columns, every, between
+        self.steps: list[int] = []
+        self.losses: dict[str, list[float]] = {}
+        self.ended = ""
+        self.sheet: np.ndarray | None = None
+        self._go = threading.Event()
+        self._go.set()
+        self.bar = controls.tagged(
+            widgets.IntProgress(min=0, max=total, description="steps", style=controls.WIDE), "progress"
+        )
+        self.pause = controls.button("pause", lambda _: self._pause(), "pause", "wait between two steps")
+        self.stop_button = controls.button(
+            "stop", lambda _: self._stop(), "train-stop", "leave the loop; a run with a folder can go on"
+        )
+        self.status = controls.text("train-status")
+        self.curve = _curve()
+        self.image = controls.image("preview")
+        self.title = widgets.HTML("" if preview is None else "<b>what the model makes</b>")
+        self._latest: TrainState | None = None
+        super().__init__(
+            [
+                controls.row(self.bar, self.pause, self.stop_button),
+                self.status,
+                controls.row(
+                    controls.column(self.curve, width="440px"), controls.column(self.title, self.image, width="400px")
+                ),
+            ],
+            (),
+        )
+        self.runner.submit(None)
+
+    def draw(self, request: None, turn: Turn) -> None:
+        """The whole loop: one request."""
+        previewed = -float("inf")
+        self.ended = "failed"
+        with closing(self.states):
+            for state in self.states:
+                due = time.monotonic() - previewed >= self.between
+                if state.step % self.every == 0 or state.step == self.total or not self.steps:
+                    self._take(state)
+                    if due or state.step == self.total:
+                        self._show_preview(state.model)
+                        previewed = time.monotonic()
+                    self._show(state, "training")
+                self._rest(turn)
+                if turn.over and state.step < self.total:
+                    self.ended = "stopped"
+                    break
+            else:
+                self.ended = "done"
+        if not turn.stale:
+            self._finish(state.step if self.steps else self.total)
+
+    def _finish(self, step: int) -> None:
+        self.bar.value = step
+        self.status.value = f"{self.ended} at step {step} of {self.total}"
+
+    def _rest(self, turn: Turn) -> None:
+        """While paused."""
+        while not self._go.wait(POLL) and not turn.over:
+            pass
+
+    def _take(self, state: TrainState) -> None:
+        found = state.metrics()
+        for name in found:
+            self.losses.setdefault(name, [math.nan] * len(self.steps))  # some begin late
+        for name, values in self.losses.items():
+            values.append(found.get(name, math.nan))
+        self.steps.append(state.step)
+
+    def _show(self, state: TrainState, doing: str) -> None:
+        self.bar.value = state.step
+        steps = np.array(self.steps, np.int32)
+        with self.curve.batch_update():
+            for trace, (name, values) in zip(self.curve.data, self.losses.items(), strict=False):
+                trace.x, trace.y, trace.name, trace.visible = steps, np.array(values, np.float32), name, True
+        loss = self.losses["loss"][-1]
+        self.status.value = (
+            f"{doing}: step {state.step} of {self.total}, loss {loss:.4g}, learning rate {state.learning_rate:.2g}, "
+            f"{state.rate:.1f} steps/s, {state.seconds_left:.0f} s left"
+        )
+
+    def _show_preview(self, model: nn.Module) -> None:
+        if self.preview is None:
+            return
+        training = model.training
+        images = self.preview(model.eval()).detach().float().cpu()
+        model.train(training)
+        zoom = max(1, round(400 / (self.columns * (images.shape[-1] + 1))))
+        self.sheet = sheet(images, self.columns, zoom)
+        self.image.value = png_bytes(self.sheet)
+
+    def _pause(self) -> None:
+        """Pause, or go on. (While a cell awaits, clicks reach the kernel; of a toggle's values only the first.)"""
+        with self.showing_errors():
+            going = self._go.is_set()
+            (self._go.clear if going else self._go.set)()
+            self.pause.description = "go on" if going else "pause"
+
+    def _stop(self) -> None:
+        self.runner.stop()
+        self._go.set()
+
+    async def finished(self) -> None:
+        """Until the loop ended. A cell that is interrupted while it awaits this ends the training too."""
+        try:
+            await super().finished()
+        except asyncio.CancelledError:
+            self._stop()
+            raise
+
+    def still(self) -> Figure:
+        """Losses so far, and the last preview."""
+        return training_figure(self.steps, self.losses, self.sheet, self.total)
+
+    def close(self) -> None:
+        """Leave the loop, as `stop` does, then end everything."""
+        if not self._closed:
+            self._stop()
+        super().close()
+
+
+def _curve() -> go.FigureWidget:
+    traces = [
+        go.Scatter(mode="lines+markers", visible=False, line={"color": color, "dash": dash, "width": 3},
+                   marker={"symbol": symbol, "size": 6})
+        for color, dash, symbol, _ in LOSSES
+    ]  # fmt: skip
+    return controls.live_figure("curve", traces, "step", "loss", height=320, showlegend=True)

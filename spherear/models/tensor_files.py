@@ -1,0 +1,31 @@
+"""Safetensors files that are whole or not there, and reads that say what is wrong."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from spherear.models.files import atomic_path
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file, whole or not at all."""
+    with atomic_path(path) as part:
+        part.touch()
+        mode = part.stat().st_mode  # what the user's umask asks for; safetensors writes files none else may read
+        save_file({name: t.detach().contiguous() for name, t in tensors.items()}, part, metadata)
+        part.chmod(mode)
+
+
+def read_tensors(path: Path, device: torch.device | str = "cpu") -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read a safetensors file -> (tensors, metadata). A truncated or foreign file is a ValueError."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; expected a safetensors file there")
+    try:
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a complete safetensors file ({error})") from error

@@ -1,0 +1,34 @@
+"""How a seed becomes noise: one counter-based stream per image, drawn on the CPU."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from spherear.models.config import require
+
+Noise = Callable[[int, tuple[int, int, int]], Tensor]
+"""noise(token_index, (draws, batch, dim)) -> all noise of one token, standard normal."""
+
+
+def seeded_noise(seeds: Sequence[int]) -> Noise:
+    """N(0, I) from one stream per image, keyed by (seed, token): Philox counters, so tokens can be drawn in any order.
+
+    An image's noise depends on its seed alone, not on its batch mates, its device, or (row 0) its solver.
+    Seeds are integers from 0 to 2^64 - 1.
+    """
+    for seed in seeds:
+        require(0 <= seed < 2**64, f"seed is {seed}; expected an integer from 0 to 2^64 - 1")
+
+    def noise(token_index: int, shape: tuple[int, int, int]) -> Float[Tensor, "draws batch dim"]:
+        draws, batch, dim = shape
+        require(batch == len(seeds), f"noise was asked for a batch of {batch}; expected {len(seeds)} seeds")
+        out = np.empty(shape, dtype=np.float32)
+        for row, seed in enumerate(seeds):
+            stream = np.random.Generator(np.random.Philox(key=[seed, token_index]))
+            out[:, row] = stream.standard_normal((draws, dim), dtype=np.float32)
+        return torch.from_numpy(out)
+
+    return noise

@@ -1,0 +1,193 @@
+"""The paper's statements, held against a study's records: confirmed, contradicted or undecided, by one rule.
+
+The rule is the same for all. A family's best point is the variant and guidance scale (linear schedule, all
+projections) with the lowest Frechet distance, mean over seeds. Two sides are compared seed by seed: a
+statement is confirmed where the difference has the stated sign in every seed, contradicted where it has the
+other sign in every seed, and undecided otherwise. With three seeds, chance alone confirms one in eight.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+
+from spherear.models.config import require
+from spherear.sphere.families import BY_LETTER, FAMILIES
+from spherear.study.records import Record, select
+
+BySeed = Mapping[int, float]
+
+
+@dataclass(frozen=True)
+class Best:
+    """A family's best point, and its metric by seed there."""
+
+    family: str
+    variant: str
+    guidance_scale: float
+    values: BySeed
+
+
+@dataclass(frozen=True)
+class Claim:
+    """statement: of the paper.  left, right: what is compared; left should be the smaller.  verdict: by the rule."""
+
+    statement: str
+    left: str
+    right: str
+    verdict: str
+
+
+def by_seed(records: Sequence[Record]) -> BySeed:
+    """One value per seed. Two records of one seed: ValueError."""
+    values = {r.seed: r.value for r in records}
+    require(len(values) == len(records), f"{len(records)} records of {len(values)} seeds; expected one per seed")
+    return values
+
+
+def spread(values: BySeed) -> str:
+    """mean ± standard deviation over seeds, with their number."""
+    numbers = list(values.values())
+    deviation = stdev(numbers) if len(numbers) > 1 else math.nan
+    return f"{fmean(numbers):.3g} ± {deviation:.2g}"
+
+
+def default_sampling(records: Sequence[Record], **fields: object) -> list[Record]:
+    """Records under the linear schedule with every projection in place."""
+    return select(records, schedule="linear", project_ar=True, project_decoder=True, **fields)
+
+
+def best(records: Sequence[Record], family: str, metric: str = "frechet", **fields: object) -> Best:
+    """The point of lowest mean metric. A family without records: ValueError."""
+    mine = default_sampling(records, family=family, metric=metric, **fields)
+    require(len(mine) > 0, f"there are no records of {metric} of {family!r}; expected some")
+    points = sorted({(r.variant, r.guidance_scale) for r in mine})
+    at = {point: by_seed(select(mine, variant=point[0], guidance_scale=point[1])) for point in points}
+    variant, scale = min(points, key=lambda point: fmean(at[point].values()))
+    return Best(family, variant, scale, at[variant, scale])
+
+
+def verdict(smaller: BySeed, larger: BySeed) -> str:
+    """confirmed, contradicted or undecided: is `smaller` below `larger` in every seed both have?"""
+    seeds = sorted(smaller.keys() & larger.keys())
+    require(len(seeds) > 0, f"seeds are {sorted(smaller)} and {sorted(larger)}; expected some in common")
+    signs = {smaller[seed] < larger[seed] for seed in seeds}
+    if len(signs) == 2:
+        return "undecided"
+    return "confirmed" if signs == {True} else "contradicted"
+
+
+def claims(records: Sequence[Record], high: float, ablation: float) -> list[Claim]:
+    """Every statement that the records can speak to: those whose families and points were measured.
+
+    high: the guidance scale called high.  ablation: the one at which projections are left out.
+    """
+    return [
+        *_order(records),
+        *_degradation(records, high),
+        *_drift(records, high),
+        *_sides(records, ablation),
+        *_ablation(records),
+    ]
+
+
+def has(records: Sequence[Record], *families: str, metric: str = "frechet", **fields: object) -> bool:
+    """Whether each of the families was measured there."""
+    return all(select(records, family=family, metric=metric, **fields) for family in families)
+
+
+S, N, G, F, D = (BY_LETTER[letter].name for letter in ("S", "N", "G", "F", "D"))
+
+
+def _order(records: Sequence[Record]) -> list[Claim]:
+    pairs = (
+        (S, N, "S is below N, each at its best guidance"),
+        (N, G, "N is below G, each at its best guidance"),
+        (S, G, "S is below G, each at its best guidance"),
+        (G, F, "F is no better than G, each at its best guidance"),
+    )
+    return [_compared(text, best(records, a), best(records, b)) for a, b, text in pairs if has(records, a, b)]
+
+
+def _compared(statement: str, left: Best, right: Best) -> Claim:
+    summaries = [f"{side.variant} at {side.guidance_scale:g}: {spread(side.values)}" for side in (left, right)]
+    return Claim(statement, summaries[0], summaries[1], verdict(left.values, right.values))
+
+
+def degradation(records: Sequence[Record], family: str, high: float) -> BySeed:
+    """Frechet at the high guidance scale / at the best, of the best variant, seed by seed."""
+    top = best(records, family)
+    there = by_seed(
+        default_sampling(records, family=family, metric="frechet", variant=top.variant, guidance_scale=high)
+    )
+    return {seed: there[seed] / value for seed, value in top.values.items() if seed in there}
+
+
+def _degradation(records: Sequence[Record], high: float) -> list[Claim]:
+    out = []
+    for steady in (S, N):
+        for loose in (G, F):
+            if not has(records, steady, loose, guidance_scale=high):
+                continue
+            left, right = (degradation(records, family, high) for family in (steady, loose))
+            text = f"{FAMILIES[loose].letter} degrades faster than {FAMILIES[steady].letter}: "
+            text += f"Frechet at guidance {high:g} / at best"
+            out.append(Claim(text, spread(left), spread(right), verdict(left, right)))
+    return out
+
+
+def drift(records: Sequence[Record], family: str, high: float) -> BySeed:
+    """|mean length of raw tokens / of real ones - 1|, last quarter of positions, best variant, high scale."""
+    at = {"variant": best(records, family).variant, "guidance_scale": high}
+    values = by_seed(default_sampling(records, family=family, metric="norm_change_late", **at))
+    return {seed: abs(value) for seed, value in values.items()}
+
+
+def _drift(records: Sequence[Record], high: float) -> list[Claim]:
+    out = []
+    for steady in (S, N):
+        for loose in (G, F):
+            if has(records, steady, loose, guidance_scale=high, metric="norm_change_late"):
+                left, right = (drift(records, family, high) for family in (steady, loose))
+                text = (
+                    f"Guidance makes lengths drift in {FAMILIES[loose].letter} more than in {FAMILIES[steady].letter}"
+                )
+                text += f": late raw tokens at {high:g}"
+                out.append(Claim(text, spread(left), spread(right), verdict(left, right)))
+    return out
+
+
+def _sides(records: Sequence[Record], scale: float) -> list[Claim]:
+    out = []
+    for family in (S, N):
+        if not has(records, family, guidance_scale=scale, project_ar=False):
+            continue
+        top = best(records, family).variant
+        here = {"family": family, "variant": top, "metric": "frechet", "schedule": "linear", "guidance_scale": scale}
+        without_decoder = by_seed(select(records, **here, project_ar=True, project_decoder=False))
+        without_ar = by_seed(select(records, **here, project_ar=False, project_decoder=True))
+        text = (
+            f"AR-side projection matters more than decoder-side: {top} at {scale:g}, decoder's left out / AR's left out"
+        )
+        summaries = spread(without_decoder), spread(without_ar)
+        out.append(Claim(text, *summaries, verdict(without_decoder, without_ar)))
+    return out
+
+
+def _ablation(records: Sequence[Record], kl_weight: float = 0.004) -> list[Claim]:
+    steps = (
+        (D, G, "Normalising on the decoder's side helps"),
+        (N, D, "Normalising on the AR side too helps more"),
+        (S, N, "A spherical posterior helps beyond that"),
+    )
+    return [
+        _compared(f"{text} (KL weight {kl_weight:g})", *(best(records, f, kl_weight=kl_weight) for f in (a, b)))
+        for a, b, text in steps
+        if has(records, a, b, kl_weight=kl_weight)
+    ]
+
+
+def claims_table(rows: Sequence[Claim]) -> str:
+    """The claims as a Markdown table."""
+    head = "| statement of the paper | left | right | here |\n|---|---|---|---|\n"
+    return head + "".join(f"| {c.statement} | {c.left} | {c.right} | **{c.verdict}** |\n" for c in rows)

@@ -1,0 +1,133 @@
+"""What a study compares: variants of the latents, seeds and sampling settings, declared as data, without torch."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from itertools import zip_longest
+from typing import Any
+
+from spherear.models.config import Config, one_of, require
+from spherear.sphere.families import BY_LETTER, FAMILIES
+
+MIN_STEPS = 20  # of training, however small the budget
+MIN_IMAGES = 100
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A family at one strength, named as in the paper's figure 4.
+
+    S-04, vMF-04, G-04, N-04, D-04: KL weight 0.004.  F-02: noise scale 0.2.  VQ-64: 64 codes.
+    """
+
+    name: str
+    family: str
+    kl_weight: float = 0.004
+    noise_scale: float = 0.0
+    codes: int = 0
+
+    @classmethod
+    def named(cls, name: str) -> "Variant":
+        """The variant of that name. Anything else: ValueError."""
+        letter, _, digits = name.partition("-")
+        one_of("family", letter, BY_LETTER)
+        require(digits.isdigit() and int(digits) > 0, f"variant is {name!r}; expected a name like S-04, F-02 or VQ-64")
+        row = BY_LETTER[letter]
+        strength: dict[str, Any] = {row.strength: int(digits) if row.unit == 1 else round(int(digits) * row.unit, 9)}
+        return cls(name, row.name, **strength)
+
+
+def default_variants(families: Iterable[str] = FAMILIES) -> tuple[str, ...]:
+    """The variants that the table of families names: first the first of every family, then the second, and so on."""
+    rounds = zip_longest(*([f"{FAMILIES[f].letter}-{v}" for v in FAMILIES[f].variants] for f in families))
+    return tuple(name for names in rounds for name in names if name is not None)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One setting of sampling. project_ar, project_decoder: whether tokens are projected before each."""
+
+    guidance_scale: float
+    schedule: str = "linear"
+    project_ar: bool = True
+    project_decoder: bool = True
+
+
+@dataclass(frozen=True)
+class Grid(Config):
+    """What is compared: variants x seeds, each cell trained once and sampled with every setting below.
+
+    scales: guidance scales under the linear schedule.  constant_scales: under the constant one.
+    ablation_scales: where projection is left out on one side or both, in families that have one.
+    """
+
+    name: str
+    preset: str
+    variants: tuple[str, ...]
+    seeds: tuple[int, ...]
+    vae_steps: int
+    ar_steps: int
+    images: int
+    solver_steps: int
+    scales: tuple[float, ...]
+    constant_scales: tuple[float, ...] = ()
+    ablation_scales: tuple[float, ...] = ()
+
+    def check(self) -> None:
+        for name in self.variants:
+            Variant.named(name)
+        for name in ("vae_steps", "ar_steps", "solver_steps"):
+            require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; expected at least 1")
+        require(self.images >= 20, f"images is {self.images}; expected at least 20")
+        for name in ("variants", "seeds", "scales"):
+            require(len(getattr(self, name)) > 0, f"{name} is empty; expected at least one")
+
+    @property
+    def cells(self) -> list[tuple[str, int]]:
+        """(variant, seed), seed by seed, so that what is done first is already balanced."""
+        return [(variant, seed) for seed in self.seeds for variant in self.variants]
+
+    def points(self, has_projection: bool) -> list[Point]:
+        """Every setting that a cell is sampled with."""
+        points = [Point(scale) for scale in self.scales]
+        points += [Point(scale, "constant") for scale in self.constant_scales]
+        if has_projection:
+            sides = ((False, True), (True, False), (False, False))
+            points += [Point(s, "linear", ar, decoder) for s in self.ablation_scales for ar, decoder in sides]
+        return points
+
+    def scaled(self, factor: float) -> "Grid":
+        """Less training and fewer images, by one factor for every cell."""
+        return replace(
+            self,
+            vae_steps=max(MIN_STEPS, round(factor * self.vae_steps)),
+            ar_steps=max(MIN_STEPS, round(factor * self.ar_steps)),
+            images=max(MIN_IMAGES, round(factor * self.images)),
+        )
+
+
+GRIDS = {
+    "quick": Grid(
+        "quick", "digits", ("S-04", "N-04", "G-04", "F-02"), seeds=(0, 1), vae_steps=300, ar_steps=500, images=200,
+        solver_steps=25, scales=(1.0, 2.0, 4.5, 8.0), ablation_scales=(4.5,),
+    ),
+    "full": Grid(
+        "full", "digits", default_variants(), seeds=(0, 1, 2), vae_steps=600, ar_steps=1000, images=500,
+        solver_steps=25,
+        scales=(1.0, 2.0, 3.0, 4.5, 8.0, 12.0), constant_scales=(2.0, 4.5), ablation_scales=(2.0, 4.5, 8.0),
+    ),
+    "shapes": Grid(
+        "shapes", "shapes", tuple("VQ-256" if name == "VQ-64" else name for name in default_variants()),
+        seeds=(0, 1, 2), vae_steps=20_000, ar_steps=60_000, images=2000, solver_steps=100,
+        scales=(1.0, 2.0, 3.0, 4.5, 8.0, 12.0), constant_scales=(2.0, 4.5), ablation_scales=(2.0, 4.5, 8.0),
+    ),
+    "laws": Grid(
+        "laws", "digits3", ("S-04", "G-04", "VQ-3"), seeds=(0,), vae_steps=600, ar_steps=1000, images=100,
+        solver_steps=25, scales=(1.0, 2.0),
+    ),
+}  # fmt: skip
+
+
+def grid_named(name: str) -> Grid:
+    """The grid of that name. Unknown names: ValueError with the known."""
+    one_of("grid", name, GRIDS)
+    return GRIDS[name]

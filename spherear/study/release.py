@@ -1,0 +1,103 @@
+"""The shipped models: copied from finished studies in half precision with their logs, and measured again.
+
+python -m spherear.study.release runs/study/full      # and the records of `full`
+python -m spherear.study.release runs/study/laws
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from spherear.analysis.latents import real_latents
+from spherear.models.config import require
+from spherear.models.files import read_json, write_text
+from spherear.models.pretrained import SHIPPED
+from spherear.sampling.pipeline import Pipeline
+from spherear.study.claims import default_sampling
+from spherear.study.design import GRIDS, Grid, Variant
+from spherear.study.records import RESULTS, Record, read_records, write_records
+from spherear.study.reference import Reference
+from spherear.study.runner import RESULTS_FILE
+from spherear.study.trial import GRID_FILE, cell_folder, measure_prediction, measure_vae
+from spherear.training.data import load_data
+from spherear.training.recipes import course
+from spherear.training.run import METRICS_FILE, RUN_FILE
+
+SHIPS = {
+    "full": ("S-04", "G-04", "F-02", "N-04", "VQ-64"),
+    "laws": ("S-04", "G-04", "VQ-3"),
+}
+SEED = 0
+LINES = 8  # of a training log
+
+
+def name_of(grid: Grid, variant: str) -> str:
+    """digits-power_spherical, digits3-vq and the like."""
+    return f"{grid.preset}-{Variant.named(variant).family}"
+
+
+def release(study: Path, out: Path = SHIPPED) -> list[Path]:
+    """Write the models of a finished study below `out`; returns their folders. Unknown studies: ValueError."""
+    saved = read_json(study / GRID_FILE)
+    grid = Grid.from_dict(saved["grid"])
+    require(grid.name in SHIPS, f"the study is {grid.name!r}; expected one of {sorted(SHIPS)}")
+    return [_release(study, grid, variant, saved["command"], out) for variant in SHIPS[grid.name]]
+
+
+def _release(study: Path, grid: Grid, variant: str, command: str, out: Path) -> Path:
+    source, target = cell_folder(study, variant, SEED), out / name_of(grid, variant)
+    Pipeline.from_pretrained(source).save_pretrained(target, torch.float16)
+    for part in ("vae", "ar"):
+        write_text(target / part / "model.log", _log(source / part, f"{command}  # cell {variant}, seed {SEED}"))
+    return target
+
+
+def _log(run: Path, command: str) -> str:
+    """The command, the recipe, and some lines of metrics from first to last."""
+    lines = (run / METRICS_FILE).read_text(encoding="utf-8").splitlines()
+    every = max(1, len(lines) // LINES)
+    recipe = json.dumps(read_json(run / RUN_FILE)["recipe"])
+    return "\n".join([f"command: {command}", f"recipe: {recipe}", *lines[::-every][::-1]]) + "\n"
+
+
+@dataclass(frozen=True)
+class Remeasured:
+    """One number of a shipped model, measured again, beside the study's record of it."""
+
+    family: str
+    metric: str
+    now: float
+    recorded: float
+
+    @property
+    def difference(self) -> float:
+        """Relative difference: half precision's rounding, if the model is the one it says it is."""
+        return abs(self.now / self.recorded - 1)
+
+
+def remeasure(pipeline: Pipeline, family: str, records: Sequence[Record]) -> list[Remeasured]:
+    """Measure the VAE and the predictions of a shipped model as its study did, beside the records."""
+    (variant,) = (v for v in SHIPS["full"] if Variant.named(v).family == family)
+    data = load_data(course("digits").data, pipeline.vae.config.image_size)
+    latents, labels = real_latents(pipeline.vae, data, SEED)
+    now = measure_vae(pipeline.vae, Reference.of(GRIDS["full"].preset), SEED)
+    now |= measure_prediction(pipeline, latents, labels, SEED)
+    recorded = {r.metric: r.value for r in default_sampling(records, variant=variant, seed=SEED, guidance_scale=1.0)}
+    names = [name for name in ("kl", "reconstruction_l1", "radial_share") if name in now]
+    return [Remeasured(family, name, now[name], recorded[name]) for name in names]
+
+
+def main(study: str) -> None:
+    """Copy a study's models, and its records if it is the full one."""
+    for folder in release(Path(study)):
+        print(folder)
+    if Grid.from_dict(read_json(Path(study) / GRID_FILE)["grid"]).name == "full":
+        write_records(RESULTS, read_records(Path(study) / RESULTS_FILE))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

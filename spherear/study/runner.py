@@ -1,0 +1,159 @@
+"""Run a study: its cells as independent processes, their records gathered, going on where it stopped.
+
+A study's folder holds `grid.json` (grid and command), a folder per cell (`<variant>/seed-<k>`: vae/, ar/, log.txt,
+records.jsonl) and `results.jsonl`, the records of all cells together.
+"""
+
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from spherear.analysis.latents import real_latents
+from spherear.models.config import require
+from spherear.models.files import read_json, write_json
+from spherear.study.design import MIN_IMAGES, Grid, Point, Variant
+from spherear.study.records import Record, read_records, write_records
+from spherear.study.reference import Reference
+from spherear.study.trial import CELL_FILE, GRID_FILE, cell_folder, measure_point, run_cell
+from spherear.train import pick_device
+from spherear.training.data import load_data
+from spherear.training.recipes import course
+
+RESULTS_FILE = "results.jsonl"
+MARGIN = 0.8  # share of a budget that is planned for
+PROBE = 10  # steps of each training that are timed
+PAUSE = 0.2  # seconds between looks at the processes
+
+
+@dataclass(frozen=True)
+class Job:
+    """A command to run, and the file that takes what it prints."""
+
+    name: str
+    command: Sequence[str]
+    log: Path
+
+
+@dataclass(frozen=True)
+class JobResult:
+    """A job that ended. status: its exit status.  last_line: of its log.  seconds: it took."""
+
+    job: Job
+    status: int
+    last_line: str
+    seconds: float
+
+
+def run_jobs(jobs: Sequence[Job], at_once: int) -> Generator[JobResult, None, None]:
+    """Run the jobs in order, `at_once` at a time, and yield each as it ends; leaving the loop ends the rest.
+
+    A job must call `exit_with_parent` first (see `study.trial`), so that none outlives this process.
+    """
+    waiting, running = list(jobs)[::-1], dict[subprocess.Popen, tuple[Job, float]]()
+    try:
+        while waiting or running:
+            while waiting and len(running) < at_once:
+                job = waiting.pop()
+                running[_start(job)] = (job, time.monotonic())
+            for process in [p for p in running if p.poll() is not None]:
+                job, began = running.pop(process)
+                _close(process)
+                yield JobResult(job, process.returncode, _last_line(job.log), time.monotonic() - began)
+            time.sleep(PAUSE)
+    finally:
+        for process in running:
+            process.kill()
+            _close(process)
+
+
+def _start(job: Job) -> subprocess.Popen:
+    job.log.parent.mkdir(parents=True, exist_ok=True)
+    with job.log.open("ab") as log:
+        return subprocess.Popen(job.command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT)
+
+
+def _close(process: subprocess.Popen) -> None:
+    """Wait for a process that has ended or will at once, and close its pipe."""
+    with process:
+        pass
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return lines[-1] if lines else ""
+
+
+def open_study(grid: Grid, folder: Path, command: str) -> Grid:
+    """The grid that `folder` holds, or this one, written there first. Another study's folder: ValueError."""
+    path = folder / GRID_FILE
+    if not path.exists():
+        write_json(path, {"command": command, "grid": grid.to_dict()})
+        return grid
+    found = Grid.from_dict(read_json(path)["grid"])
+    require(found.name == grid.name, f"{folder} holds the study {found.name!r}; expected {grid.name!r}")
+    return found
+
+
+def waiting_cells(grid: Grid, folder: Path) -> list[tuple[str, int]]:
+    """The cells whose records are not there yet."""
+    return [cell for cell in grid.cells if not (cell_folder(folder, *cell) / CELL_FILE).exists()]
+
+
+def run_study(grid: Grid, folder: Path, at_once: int, threads: int) -> Iterator[JobResult]:
+    """Run the waiting cells, each in a process of its own; `results.jsonl` grows as they end.
+
+    Calling it again on the same folder goes on: finished cells are kept, others resume from their checkpoints.
+    """
+    jobs = [_job(folder, variant, seed, threads) for variant, seed in waiting_cells(grid, folder)]
+    gather(grid, folder)
+    with closing(run_jobs(jobs, at_once)) as ended:
+        for job in ended:
+            gather(grid, folder)
+            yield job
+
+
+def _job(folder: Path, variant: str, seed: int, threads: int) -> Job:
+    command = (sys.executable, "-m", "spherear.study.trial", str(folder), variant, str(seed), str(threads))
+    return Job(f"{variant} seed {seed}", command, cell_folder(folder, variant, seed) / "log.txt")
+
+
+def gather(grid: Grid, folder: Path) -> list[Record]:
+    """All finished cells' records, written to `results.jsonl` together."""
+    files = [cell_folder(folder, *cell) / CELL_FILE for cell in grid.cells]
+    records = [record for file in files if file.exists() for record in read_records(file)]
+    write_records(folder / RESULTS_FILE, records)
+    return records
+
+
+def within_budget(grid: Grid, minutes: float, at_once: int, threads: int) -> Grid:
+    """The grid, its training and images scaled down by one factor where it would take longer here. Rough."""
+    require(minutes > 0, f"budget is {minutes} minutes; expected more than 0")
+    factor = MARGIN * minutes / estimate_minutes(grid, at_once, threads)
+    return grid if factor >= 1 else grid.scaled(factor)
+
+
+def estimate_minutes(grid: Grid, at_once: int, threads: int) -> float:
+    """How long a grid takes here, from a few steps of its first variant and one small sheet of images."""
+    tiny = replace(grid, vae_steps=PROBE, ar_steps=PROBE, images=MIN_IMAGES)
+    variant, threads_before = Variant.named(grid.variants[0]), torch.get_num_threads()
+    torch.set_num_threads(threads)
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        pipeline = run_cell(tiny, variant, 0, Path(folder), pick_device("auto"))
+    trained = time.monotonic()
+    data = load_data(course(grid.preset).data, pipeline.vae.config.image_size)
+    measure_point(
+        tiny, pipeline, Point(2.0), Reference.of(tiny.preset), real_latents(pipeline.vae, data, 0, limit=100)[0]
+    )
+    sampled = time.monotonic()
+    torch.set_num_threads(threads_before)
+    training = (trained - began) * (grid.vae_steps + grid.ar_steps) / (2 * PROBE)
+    sampling = (sampled - trained) * grid.images / MIN_IMAGES * len(grid.points(has_projection=True))
+    return (training + sampling) * len(grid.cells) / at_once / 60

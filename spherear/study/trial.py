@@ -1,0 +1,163 @@
+"""One cell of a study: a variant of the latents, trained with one seed and measured.
+
+    python -m spherear.study.trial FOLDER VARIANT SEED THREADS
+
+runs one cell of the study at FOLDER; `spherear study` starts these. Every cell gets the same backbone, budget, labels,
+sampling seeds and reference images.
+"""
+
+import math
+import os
+import sys
+import threading
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from spherear.analysis.diagnostics import compare_norms, effective_rank, prediction_error, radial_share, variance_ratio
+from spherear.analysis.latents import real_latents
+from spherear.evaluation.metrics import inception_score
+from spherear.models.files import read_json
+from spherear.models.presets import Preset, preset, with_vae
+from spherear.models.vae import VAE
+from spherear.sampling.decode import trace
+from spherear.sampling.pipeline import Pipeline
+from spherear.sampling.settings import SamplingSettings
+from spherear.study.design import Grid, Point, Variant
+from spherear.study.records import Record, provenance, write_records
+from spherear.study.reference import Reference
+from spherear.train import pick_device, train_pipeline
+from spherear.training.data import load_data
+from spherear.training.recipes import course
+from spherear.training.run import keyed_generator
+
+GRID_FILE = "grid.json"
+CELL_FILE = "records.jsonl"
+
+
+def cell_folder(folder: Path, variant: str, seed: int) -> Path:
+    """The folder of a cell's models and records."""
+    return folder / variant / f"seed-{seed}"
+
+
+def sizes_of(grid: Grid, variant: Variant) -> Preset:
+    """The preset with the variant's bottleneck."""
+    row = preset(grid.preset, variant.family)
+    options = {name: getattr(variant, name) for name in ("noise_scale", "codes") if getattr(variant, name)}
+    return with_vae(row, replace(row.vae, **options))
+
+
+def run_cell(grid: Grid, variant: Variant, seed: int, folder: Path, device: torch.device | str) -> Pipeline:
+    """Train the cell's VAE and AR model in `folder`, going on from what is there."""
+    sizes, plan = sizes_of(grid, variant), course(grid.preset)
+    data = load_data(plan.data, sizes.vae.image_size)
+    vae_recipe = replace(plan.vae, steps=grid.vae_steps, kl_weight=variant.kl_weight, seed=seed)
+    ar_recipe = replace(plan.ar, steps=grid.ar_steps, seed=seed)
+    pipeline = train_pipeline(sizes, data, (vae_recipe, ar_recipe), folder, device)
+    assert pipeline is not None
+    return pipeline
+
+
+def measure_cell(grid: Grid, variant: Variant, seed: int, pipeline: Pipeline, command: str) -> list[Record]:
+    """All records of a trained cell."""
+    real = Reference.of(grid.preset)
+    data = load_data(course(grid.preset).data, pipeline.vae.config.image_size)
+    latents, labels = real_latents(pipeline.vae, data, seed=seed)
+    blank = Record(
+        variant.name, variant.family, variant.kl_weight, variant.noise_scale, seed, 1.0, "linear", True, True,
+        metric="", value=0.0, images=grid.images, data=data.spec, command=command, **provenance(),
+        vae_steps=grid.vae_steps, ar_steps=grid.ar_steps,
+    )  # fmt: skip
+
+    def filled(values: Mapping[str, float], **where: Any) -> list[Record]:
+        return [replace(blank, **where, metric=name, value=value) for name, value in values.items()]
+
+    records = filled(measure_vae(pipeline.vae, real, seed), images=len(real.images))
+    records += filled(measure_prediction(pipeline, latents, labels, seed), images=len(latents))
+    for point in grid.points(pipeline.vae.bottleneck.radius is not None):
+        records += filled(measure_point(grid, pipeline, point, real, latents), **asdict(point))
+    return records
+
+
+@torch.no_grad()
+def measure_vae(vae: VAE, real: Reference, seed: int) -> dict[str, float]:
+    """How well the VAE alone reconstructs held-out images: the best that any AR model on it can reach."""
+    device = vae.quant_proj.weight.device
+    latent = vae.encode(real.images.to(device), keyed_generator(seed, 2, device))
+    images = vae.decode(latent.sample).float().cpu()
+    judged = real.judge(images, real.labels)
+    return {
+        "reconstruction_l1": float((images - real.images).abs().mean()),
+        "reconstruction_frechet": judged.frechet,
+        "reconstruction_accuracy": judged.accuracy,
+        "kl": float(latent.kl.mean()),
+        "latent_scale": vae.config.latent_scale,
+    }
+
+
+def measure_prediction(
+    pipeline: Pipeline, latents: Float[Tensor, "n tokens dim"], labels: Int[Tensor, " n"], seed: int
+) -> dict[str, float]:
+    """The radial share of a one-step prediction error at t = 1/2; empty for a head without a velocity."""
+    if pipeline.ar.config.codes:
+        return {}
+    noise = torch.randn(latents.shape, generator=keyed_generator(seed, 3))
+    device = pipeline.ar.proj_in.weight.device
+    error = prediction_error(pipeline.ar, latents.to(device), labels.to(device), 0.5, noise.to(device))
+    share = radial_share(error.cpu(), latents)
+    return {"radial_share": share.mean, "radial_share_isotropic": share.isotropic}
+
+
+@torch.no_grad()
+def measure_point(
+    grid: Grid, pipeline: Pipeline, point: Point, real: Reference, latents: Float[Tensor, "n tokens dim"]
+) -> dict[str, float]:
+    """Every metric of the images drawn with one setting; labels and seeds are the same in every cell."""
+    labels = torch.arange(grid.images) % pipeline.ar.config.num_classes
+    settings = SamplingSettings(point.guidance_scale, point.schedule, steps=grid.solver_steps, project=point.project_ar)
+    drawn = trace(pipeline.steps(labels, settings, seeds=0))
+    raw, tokens = drawn.raw, drawn.tokens  # (images, tokens, dim)
+    images = pipeline.images(pipeline.vae.project(raw) if point.project_decoder else raw).cpu()
+    judged = real.judge(images, labels)
+    norms = compare_norms(raw.cpu(), latents)
+    last = math.ceil(len(norms.relative) / 4)
+    return {
+        **asdict(judged),
+        "inception_score": inception_score(real.classifier(images).softmax(dim=-1)),
+        "norm_change_late": float(norms.relative[-last:].mean()),
+        "norm_change": float(norms.relative.mean()),
+        "variance_ratio": variance_ratio(tokens.cpu(), latents).total,
+        "raw_variance_ratio": variance_ratio(raw.cpu(), latents).total,
+        "effective_rank": effective_rank(tokens.cpu()).rank,
+    }
+
+
+def exit_with_parent() -> None:
+    """End this process when the one at the other end of its standard input ends, for whatever reason."""
+
+    def wait() -> None:
+        while os.read(sys.stdin.fileno(), 1):  # not sys.stdin.read(), whose lock an exiting process would wait for
+            pass
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def main(folder: str, variant: str, seed: str, threads: str) -> None:
+    """Run a cell to its end: train, measure, write records. What is done already is kept."""
+    exit_with_parent()
+    torch.set_num_threads(int(threads))
+    grid = Grid.from_dict(read_json(Path(folder) / GRID_FILE)["grid"])
+    command = read_json(Path(folder) / GRID_FILE)["command"]
+    own, row = cell_folder(Path(folder), variant, int(seed)), Variant.named(variant)
+    pipeline = run_cell(grid, row, int(seed), own, pick_device("auto"))
+    write_records(own / CELL_FILE, measure_cell(grid, row, int(seed), pipeline, command))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

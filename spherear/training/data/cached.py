@@ -1,0 +1,141 @@
+"""What the encoder says of a data set, kept: tokens are drawn from it afresh at every step.
+
+Knows: how images become the numbers a bottleneck draws from, and where these are kept.
+Does not know: what the tokens are for.
+
+Kept are a VAE's features, the direction and concentration (or mean and deviation) of every token, from
+which any family of latents draws. With the same generator the tokens are those of encoding at every step.
+"""
+
+import math
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from spherear.models.config import require
+from spherear.models.files import atomic_path, read_json, write_json
+from spherear.models.vae import VAE
+from spherear.training.augment import PLAIN_VIEW, Augmentation
+from spherear.training.data.dataset import ImageData
+from spherear.training.data.tar import locked
+
+CHUNK = 128  # images encoded at a time
+DTYPES = {"torch.float32": torch.float32, "torch.bfloat16": torch.bfloat16}
+
+
+class Posteriors(ImageData):
+    """A data set whose `batch` gives features, (n, tokens, channels), in place of images.
+
+    `copies` epochs are kept: epoch e meets copy e modulo `copies`, as index e * len + i of the unlimited data
+    it is. features: (copies * len, tokens, channels).  labels: one for each.
+    """
+
+    unlimited = True
+
+    def __init__(self, source: ImageData, features: Tensor, labels: Int[Tensor, " n"]) -> None:
+        require(
+            len(features) == len(labels) and len(labels) % len(source) == 0,
+            f"there are {len(features)} posteriors and {len(labels)} labels; expected a multiple of {len(source)}",
+        )
+        self.spec, self.classes, self.image_size = source.spec, source.classes, source.image_size
+        self.length, self.broken = len(source), source.broken
+        self.features, self.labels = features, labels
+
+    def __len__(self) -> int:
+        return self.length
+
+    def batch(
+        self, indices: Int[Tensor, " n"], look: Augmentation = PLAIN_VIEW
+    ) -> tuple[Float[Tensor, "n tokens channels"], Int[Tensor, " n"]]:
+        """Features and labels; any index that is not negative has its copy."""
+        rows = indices % len(self.labels)
+        return self.features[rows], self.labels[rows]
+
+
+def encode_all(
+    vae: VAE,
+    data: ImageData,
+    copies: int = 1,
+    device: torch.device | str = "cpu",
+    precision: str = "float32",
+    keep: Path | None = None,
+    facts: Mapping[str, Any] | None = None,
+    look_at: Callable[[int], Augmentation] = lambda epoch: PLAIN_VIEW,
+) -> Posteriors:
+    """Encode `copies` epochs of a data set, once -> `Posteriors`, in the precision the encoder works in.
+
+    look_at: epoch -> how its images are looked at; copy c is what epoch c would have met.
+
+    keep: a folder for them, to be mapped into memory instead of held in it, and found again by whoever asks
+    for the same `facts`; a folder of others is a ValueError.
+    """
+    require(copies >= 1, f"copies is {copies}; expected at least 1")
+    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+    shape = (copies * len(data), vae.config.tokens, vae.bottleneck.channels)
+    if keep is None:
+        features = torch.empty(shape, dtype=dtype)
+        return Posteriors(data, features, _fill(features, vae, data, copies, device, look_at))
+    facts = {**(facts or {}), "shape": list(shape), "dtype": str(dtype), "data": data.spec}
+    keep.parent.mkdir(parents=True, exist_ok=True)
+    with locked(keep):  # one process encodes, others wait
+        if not (keep / "posteriors.json").exists():
+            _write(keep, facts, vae, data, copies, device, look_at)
+    found = read_json(keep / "posteriors.json")
+    differ = [name for name in sorted(found.keys() | facts.keys()) if found.get(name) != facts.get(name)]
+    require(not differ, f"{keep} holds other posteriors ({', '.join(differ)} differ); expected the same, or none")
+    features = _mapped(keep / "features.bin", shape, dtype)
+    return Posteriors(data, features, _mapped(keep / "labels.bin", shape[:1], torch.int64))
+
+
+def _write(
+    keep: Path,
+    facts: Mapping[str, Any],
+    vae: VAE,
+    data: ImageData,
+    copies: int,
+    device: torch.device | str,
+    look_at: Callable[[int], Augmentation],
+) -> None:
+    """Features and labels first, whole; the file that says what they are last."""
+    shape, dtype = facts["shape"], DTYPES[facts["dtype"]]
+    with atomic_path(keep / "features.bin") as part:
+        features = _mapped(part, shape, dtype, create=True)
+        labels = _fill(features, vae, data, copies, device, look_at)
+    with atomic_path(keep / "labels.bin") as part:
+        part.write_bytes(labels.numpy().tobytes())
+    write_json(keep / "posteriors.json", facts)
+
+
+def _mapped(path: Path, shape: tuple[int, ...] | list[int], dtype: torch.dtype, create: bool = False) -> Tensor:
+    """A file as a tensor that is read as it is used. A file of another size: ValueError."""
+    count = math.prod(shape)
+    if not create:
+        found = os.path.getsize(path)
+        require(found == count * dtype.itemsize, f"{path} has {found} bytes; expected {count * dtype.itemsize}")
+    return torch.from_file(str(path), shared=create, size=count, dtype=dtype).view(*shape)
+
+
+@torch.no_grad()
+def _fill(
+    features: Tensor,
+    vae: VAE,
+    data: ImageData,
+    copies: int,
+    device: torch.device | str,
+    look_at: Callable[[int], Augmentation],
+) -> Int[Tensor, " n"]:
+    """Write the features of every copy's images, in order -> their labels."""
+    labels = []
+    kind = torch.device(device).type
+    for copy in range(copies):
+        for indices in torch.arange(len(data)).split(CHUNK):
+            images, kinds = data.batch(indices + copy * len(data) if data.unlimited else indices, look_at(copy))
+            with torch.autocast(kind, torch.bfloat16, enabled=features.dtype == torch.bfloat16):
+                features[copy * len(data) + indices] = vae.features(images.to(device)).to("cpu", features.dtype)
+            labels.append(kinds)
+    return torch.cat(labels)

@@ -1,0 +1,150 @@
+"""Images and labels by index: a spec string names a data set, an index names an image.
+
+Knows: the data sets (`digits`, `shapes`; photographs by their place) and the order in which a run meets their images.
+Does not know: models, devices, or what is trained.
+
+Every data set is deterministic by index, and every order by (seed, step): a run that resumes in the
+middle of an epoch goes on with the images it would have met.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Int
+from torch import Tensor
+
+from spherear.models.config import one_of, require
+from spherear.training.augment import Augmentation
+from spherear.training.data.dataset import TEST_START, ImageData
+from spherear.training.data.hub import load_hub
+from spherear.training.data.images import Folder
+from spherear.training.data.shapes import CLASSES as SHAPES
+from spherear.training.data.shapes import render
+from spherear.training.data.tar import Tar
+
+TEST_EVERY = 5  # of the digits of a class, in scikit-learn's order, one in so many is held out
+EPOCH = 50_000  # images of the unlimited `shapes` that count as one epoch
+
+
+class Digits(ImageData):
+    """scikit-learn's 1,797 handwritten digits of 8x8 pixels, bright on dark, resized bicubically.
+
+    Split by a rule, not by chance: of each class, in scikit-learn's order, every fifth is held out.
+    """
+
+    classes = tuple("0123456789")
+
+    def __init__(self, split: str, image_size: int) -> None:
+        from sklearn.datasets import load_digits
+
+        source = load_digits()
+        labels = torch.from_numpy(source.target).long()
+        kept = _split(labels, split)
+        native = torch.from_numpy(source.images).float()[kept, None] / 8 - 1  # (n, 1, 8, 8)
+        resized = F.interpolate(native, (image_size, image_size), mode="bicubic", align_corners=False)
+        self.spec = "digits" if split == "train" else f"digits:{split}"
+        self.image_size = image_size
+        self.images = resized.clamp(-1, 1).expand(-1, 3, -1, -1)
+        self.labels = labels[kept]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def _read(self, indices: Tensor, look: Augmentation) -> tuple[Tensor, Tensor]:
+        return self.images[indices], self.labels[indices]
+
+
+def _split(labels: Int[Tensor, " n"], split: str) -> Int[Tensor, " m"]:
+    """Which images belong to a split, in order."""
+    rank = torch.zeros_like(labels)
+    for label in range(10):
+        mine = labels == label
+        rank[mine] = torch.arange(int(mine.sum()))
+    held_out = rank % TEST_EVERY == TEST_EVERY - 1
+    keep = {"train": ~held_out, "test": held_out, "all": torch.ones_like(held_out)}[split]
+    return keep.nonzero().flatten()
+
+
+class Shapes(ImageData):
+    """Procedural pictures (see `training.shapes`), unlimited; the test split starts where no epoch gets."""
+
+    classes = SHAPES
+    unlimited = True
+
+    def __init__(self, split: str, image_size: int) -> None:
+        self.spec = "shapes" if split == "train" else f"shapes:{split}"
+        self.image_size = image_size
+        self.start = TEST_START if split == "test" else 0
+
+    def __len__(self) -> int:
+        return EPOCH
+
+    def _read(self, indices: Tensor, look: Augmentation) -> tuple[Tensor, Tensor]:
+        return render(indices + self.start, self.image_size)
+
+
+def _folder(path: str, spec: str, image_size: int) -> ImageData:
+    return Folder(Path(path).expanduser(), spec, image_size)
+
+
+def _tar(path: str, spec: str, image_size: int) -> ImageData:
+    return Tar(Path(path).expanduser(), spec, image_size)
+
+
+def _hub(name: str, spec: str, image_size: int) -> ImageData:
+    return load_hub(name, spec, image_size)
+
+
+PLACES: dict[str, Callable[[str, str, int], ImageData]] = {"folder": _folder, "tar": _tar, "hub": _hub}
+"""Where photographs come from: folder:PATH, tar:PATH, hub:OWNER/NAME[@REVISION][#SPLIT][?stream]."""
+
+LOADERS: dict[str, tuple[Callable[[str, int], ImageData], tuple[str, ...]]] = {
+    "digits": (Digits, ("train", "test", "all")),
+    "shapes": (Shapes, ("train", "test")),
+}
+
+
+def load_data(spec: str, image_size: int) -> ImageData:
+    """The data set that `spec` names, at `image_size` pixels: `digits` or `shapes` with or without `:split`, or
+    photographs in one of PLACES.
+
+    Unknown names or splits, a size below 1, or nothing to be found there: ValueError.
+    """
+    name, _, split = spec.partition(":")
+    one_of("data", name, (*LOADERS, *PLACES))
+    require(image_size >= 1, f"image_size is {image_size}; expected at least 1")
+    if name in PLACES:
+        require(bool(split), f"data is {spec!r}; expected {name}: and then where")
+        return PLACES[name](split, spec, image_size)
+    loader, splits = LOADERS[name]
+    one_of(f"split of {name}", split or "train", splits)
+    return loader(split or "train", image_size)
+
+
+def epoch_order(length: int, seed: int, epoch: int) -> Int[Tensor, " length"]:
+    """A permutation of 0 .. length - 1 that depends on (seed, epoch) alone."""
+    stream = np.random.Generator(np.random.Philox(key=[seed, epoch]))
+    return torch.from_numpy(stream.permutation(length))
+
+
+def batches(data: ImageData, batch_size: int, seed: int, steps: range) -> Iterator[Int[Tensor, " batch"]]:
+    """The indices of each of `steps`: every epoch in its own order, its last incomplete batch left out.
+
+    Unlimited data have new images in every epoch. A step's indices depend on (seed, step) alone. Fewer
+    images than a batch: ValueError.
+    """
+    length = len(data)
+    require(length >= batch_size, f"the data set has {length} images; expected at least one batch, {batch_size}")
+    return _batches(length, batch_size, seed, steps, length if data.unlimited else 0)
+
+
+def _batches(length: int, batch_size: int, seed: int, steps: range, stride: int) -> Iterator[Tensor]:
+    shuffled, order = -1, torch.empty(0)
+    for step in steps:
+        epoch, place = divmod(step, length // batch_size)
+        if epoch != shuffled:
+            shuffled, order = epoch, epoch_order(length, seed, epoch) + epoch * stride
+        yield order[place * batch_size : (place + 1) * batch_size]

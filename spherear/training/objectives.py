@@ -1,0 +1,74 @@
+"""What a VAE and an AR model minimise.
+
+The AR objective is a module, because compilers and wrappers for several processes work on a module's call. Its random
+numbers are drawn outside the model's part, because compiled code cannot draw from a generator that is handed in.
+"""
+
+from collections.abc import Callable
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from spherear.models.ar import SphereAR
+from spherear.sphere.bottlenecks import Latent
+from spherear.training.recipes import ARRecipe, VAERecipe
+
+
+def vae_losses(
+    images: Float[Tensor, "batch 3 height width"],
+    reconstruction: Float[Tensor, "batch 3 height width"],
+    latent: Latent,
+    recipe: VAERecipe,
+) -> dict[str, Tensor]:
+    """loss = l1_weight |x - y| + kl_weight KL + penalty: scalars `loss`, `l1` (a pixel's mean), `kl` (nats a token).
+
+    penalty: the bottleneck's own, where it has one.
+    """
+    l1 = F.l1_loss(reconstruction.float(), images)
+    kl = latent.kl.mean()
+    loss = recipe.l1_weight * l1 + recipe.kl_weight * kl
+    if latent.penalty is not None:
+        loss = loss + latent.penalty.mean()
+    return {"loss": loss, "l1": l1, "kl": kl}
+
+
+class ARObjective(nn.Module):
+    """`model.loss` with the recipe's repeats and label dropout, number for number."""
+
+    def __init__(self, model: SphereAR, recipe: ARRecipe) -> None:
+        super().__init__()
+        self.model = model
+        self.recipe = recipe
+        self.pure: Callable[..., Tensor] = model.loss
+
+    def compile(self, *args: object, **kwargs: object) -> None:
+        """Compile the model's part, for the shapes it will meet; without a compiler the first step says so."""
+        self.pure = cast(Callable[..., Tensor], torch.compile(self.model.loss, *args, **kwargs))  # type: ignore[call-overload]
+
+    def forward(
+        self, tokens: Float[Tensor, "batch tokens dim"], labels: Int[Tensor, " batch"], generator: torch.Generator
+    ) -> Float[Tensor, ""]:
+        """The mean loss of a token; all randomness from `generator`."""
+        labels = self.drop(labels, generator)
+        times, noise = self.draws(tokens, generator)
+        return self.pure(tokens, labels, times, noise, repeats=self.recipe.repeats, label_dropout=0.0)
+
+    def drop(self, labels: Int[Tensor, " batch"], generator: torch.Generator) -> Int[Tensor, " batch"]:
+        """A share of labels becomes the null class."""
+        share = self.recipe.label_dropout
+        if share == 0:
+            return labels
+        dropped = torch.rand(labels.shape, generator=generator, device=labels.device) < share
+        return torch.where(dropped, self.model.null_label, labels)
+
+    def draws(self, tokens: Tensor, generator: torch.Generator) -> tuple[Tensor | None, Tensor | None]:
+        """Times sigmoid(N(0, 1)) and noise N(0, I), fresh `repeats` times for every token; none for codes."""
+        if self.model.config.codes:
+            return None, None
+        rows = self.recipe.repeats * tokens.shape[0] * tokens.shape[1]
+        times = torch.sigmoid(torch.randn(rows, generator=generator, device=tokens.device))
+        shape = (rows, tokens.shape[2])
+        return times, torch.randn(shape, generator=generator, device=tokens.device, dtype=tokens.dtype)

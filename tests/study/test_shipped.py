@@ -1,0 +1,119 @@
+"""What ships: models that load offline by name, records that figures are drawn from, and how both were made."""
+
+import re
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from spherear import Pipeline, SamplingSettings
+from spherear.figures.gallery import main as draw
+from spherear.models.files import read_json
+from spherear.models.pretrained import SHIPPED, shipped
+from spherear.models.tensor_files import read_tensors
+from spherear.study.design import GRIDS, Grid
+from spherear.study.records import select, shipped_records
+from spherear.study.reference import Reference
+from spherear.study.release import LINES, SHIPS, name_of, release
+from spherear.study.runner import open_study
+from spherear.study.trial import GRID_FILE, cell_folder
+
+NAMES = sorted(name_of(GRIDS[grid], variant) for grid, variants in SHIPS.items() for variant in variants)
+
+
+def test_what_should_ship_does():
+    assert shipped() == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_models_come_with_config_and_log(name):
+    for part in ("vae", "ar"):
+        log = (SHIPPED / name / part / "model.log").read_text().splitlines()
+        assert re.fullmatch(r"command: spherear study (full|laws)  # cell .*, seed 0", log[0])
+        assert '"step": 600' in log[-1] or '"step": 1000' in log[-1]
+        weights, _ = read_tensors(SHIPPED / name / part / "model.safetensors")
+        assert {t.dtype for t in weights.values()} == {torch.float16}
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("digits-")])
+def test_models_draw_the_digits_asked_for(name):
+    pipeline, labels = Pipeline.from_pretrained(name), torch.arange(100) % 10
+    real = Reference.of(GRIDS["full"])
+    images = pipeline.sample(labels, SamplingSettings(guidance_scale=2.0, steps=25))
+    assert real.judge(images, labels).accuracy >= 0.9
+
+
+def test_records_are_those_of_the_full_grid():
+    records, grid = shipped_records(), GRIDS["full"]
+    assert {(r.variant, r.seed) for r in records} == set(grid.cells)
+    assert {(r.vae_steps, r.ar_steps) for r in records} == {(grid.vae_steps, grid.ar_steps)}
+    assert {r.command for r in records} == {"spherear study full"}
+    frechet = select(records, metric="frechet", variant="S-04", seed=0)
+    assert len(frechet) == len(grid.points(has_projection=True))
+
+
+@pytest.mark.slow
+def test_a_shipped_model_is_the_one_of_its_records():
+    """In half precision, with the cell's own labels and seeds: the same numbers but for a few images."""
+    grid, real = GRIDS["full"], Reference.of(GRIDS["full"])
+    labels = torch.arange(grid.images) % 10
+    images = Pipeline.from_pretrained("digits-power_spherical").sample(
+        labels, SamplingSettings(guidance_scale=2.0, steps=grid.solver_steps)
+    )
+    ours = real.judge(images, labels)
+    at = {"variant": "S-04", "seed": 0, "guidance_scale": 2.0, "schedule": "linear"}
+    at |= {"project_ar": True, "project_decoder": True}
+    filed = {r.metric: r.value for r in select(shipped_records(), **at)}
+    assert ours.accuracy == pytest.approx(filed["accuracy"], abs=0.01)
+    assert ours.frechet == pytest.approx(filed["frechet"], rel=0.05)
+
+
+def test_shipping_writes_half_precision_and_a_log(tmp_path):
+    study, out = tmp_path / "study", tmp_path / "out"
+    open_study(GRIDS["laws"], study, "spherear study laws")
+    source = Pipeline.from_pretrained("digits3-gaussian")
+    for variant in SHIPS["laws"]:
+        folder = cell_folder(study, variant, 0)
+        source.save_pretrained(folder)
+        for part in ("vae", "ar"):
+            lines = "".join(f'{{"step": {step}}}\n' for step in range(1, 41))
+            (folder / part / "metrics.jsonl").write_text(lines)
+            (folder / part / "run.json").write_text('{"recipe": {"steps": 40}}')
+    assert [path.name for path in release(study, out)] == ["digits3-power_spherical", "digits3-gaussian", "digits3-vq"]
+    again = Pipeline.from_pretrained(out / "digits3-gaussian")
+    assert_close(again.sample([3]), source.sample([3]), atol=0, rtol=0)  # from half precision it came
+    log = (out / "digits3-vq" / "ar" / "model.log").read_text().splitlines()
+    assert log[0] == "command: spherear study laws  # cell VQ-3, seed 0"
+    assert len(log) == 2 + LINES
+    assert log[-1] == '{"step": 40}'
+    open_study(GRIDS["quick"], tmp_path / "quick", "spherear study quick")
+    with pytest.raises(ValueError, match=r"the study is 'quick'; expected one of \['full', 'laws'\]"):
+        release(tmp_path / "quick", out)
+
+
+def test_grid_file_says_how_the_study_was_asked_for(tmp_path):
+    open_study(GRIDS["laws"], tmp_path, "spherear study laws")
+    told = read_json(tmp_path / GRID_FILE)
+    assert told["command"] == "spherear study laws"
+    assert Grid.from_dict(told["grid"]) == GRIDS["laws"]
+
+
+@pytest.mark.slow
+def test_the_gallery_is_files(tmp_path, capsys):
+    draw(str(tmp_path), "figure1-published", "figure4-guidance")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "claims.md", "figure1-published.png", "figure4-guidance.png", "sweep.md",
+    ]  # fmt: skip
+    assert "45 trained models, 3 seeds" in (tmp_path / "claims.md").read_text()
+    assert capsys.readouterr().out.count(".png") == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(("--help",), "out is '--help'; expected a folder"), (("out", "rnak"), "figure is 'rnak'")],
+)
+def test_what_the_gallery_cannot_draw_leaves_nothing(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        draw(*arguments)
+    assert list(tmp_path.iterdir()) == []

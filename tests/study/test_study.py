@@ -1,0 +1,255 @@
+"""Studies: what is compared, jobs that fail alone, and folders that go on where they stopped."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from itertools import product
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from spherear import Pipeline, SamplingSettings
+from spherear.models.files import read_json
+from spherear.sphere.bottlenecks import BOTTLENECKS
+from spherear.sphere.families import BY_LETTER
+from spherear.study.design import GRIDS, Grid, Point, Variant, grid_named
+from spherear.study.records import read_records, select, write_records
+from spherear.study.reference import Reference
+from spherear.study.runner import RESULTS_FILE, Job, open_study, run_jobs, run_study, waiting_cells, within_budget
+from spherear.study.trial import CELL_FILE, cell_folder, sizes_of
+from tests.conftest import until
+
+TINY = Grid(
+    "tiny", "digits", ("S-04", "VQ-16"), seeds=(3,), vae_steps=2, ar_steps=2, images=40, solver_steps=2,
+    scales=(1.0, 3.0), constant_scales=(2.0,), ablation_scales=(3.0,),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("S-04", Variant("S-04", "power_spherical", kl_weight=0.004)),
+        ("vMF-16", Variant("vMF-16", "vmf", kl_weight=0.016)),
+        ("F-05", Variant("F-05", "fixed_variance", noise_scale=0.5)),
+        ("VQ-64", Variant("VQ-64", "vq", codes=64)),
+    ],
+)
+def test_variants_are_named_as_in_the_paper(name, expected):
+    assert Variant.named(name) == expected
+
+
+@pytest.mark.parametrize("name", ["S", "S-", "S-x", "Q-04", "S-00"])
+def test_names_that_are_none(name):
+    with pytest.raises(ValueError, match=r"expected (one of|a name like S-04)"):
+        Variant.named(name)
+
+
+def test_every_family_has_a_letter_and_the_full_grid_has_every_family():
+    assert sorted(BY_LETTER.values()) == sorted(BOTTLENECKS)
+    full = [Variant.named(name) for name in GRIDS["full"].variants]
+    assert {variant.family for variant in full} == set(BOTTLENECKS)
+    for family in ("power_spherical", "gaussian", "normalized_gaussian", "fixed_variance"):
+        assert len({v for v in full if v.family == family}) == 3
+    assert len(GRIDS["full"].seeds) >= 3
+
+
+def test_cells_are_balanced_and_points_are_all_there():
+    assert TINY.cells == [("S-04", 3), ("VQ-16", 3)]
+    two = replace(TINY, seeds=(0, 1))
+    assert two.cells == [(v, s) for s, v in product((0, 1), TINY.variants)]
+    plain = [Point(1.0), Point(3.0), Point(2.0, "constant")]
+    assert TINY.points(has_projection=False) == plain
+    sides = {(p.project_ar, p.project_decoder) for p in TINY.points(has_projection=True)[3:]}
+    assert sides == {(False, True), (True, False), (False, False)}
+
+
+def test_every_cell_gets_the_same_backbone():
+    preset_ar = sizes_of(TINY, Variant.named("S-04")).ar
+    for name in GRIDS["full"].variants:
+        row = sizes_of(GRIDS["full"], Variant.named(name))
+        assert replace(row.ar, codes=0) == preset_ar
+    assert sizes_of(TINY, Variant.named("F-05")).vae.noise_scale == 0.5
+    assert sizes_of(TINY, Variant.named("VQ-16")).ar.codes == 16
+
+
+def test_grids_survive_json_and_scale():
+    for grid in GRIDS.values():
+        assert Grid.from_dict(json.loads(json.dumps(grid.to_dict()))) == grid
+    half = GRIDS["full"].scaled(0.5)
+    assert (half.vae_steps, half.ar_steps, half.images) == (300, 500, 250)
+    assert half.scaled(1e-9).vae_steps == 20
+    with pytest.raises(ValueError, match="grid is 'huge'; expected one of"):
+        grid_named("huge")
+    with pytest.raises(ValueError, match="seeds is empty"):
+        replace(TINY, seeds=())
+
+
+def job(tmp_path, name, code):
+    return Job(name, (sys.executable, "-c", code), tmp_path / name / "log.txt")
+
+
+def test_jobs_fail_alone_and_say_how(tmp_path):
+    codes = {"a": "print('fine')", "b": "raise ValueError('no luck')", "c": "print('fine too')"}
+    ended = {e.job.name: e for e in run_jobs([job(tmp_path, *row) for row in codes.items()], at_once=2)}
+    assert {name: e.status for name, e in ended.items()} == {"a": 0, "b": 1, "c": 0}
+    assert ended["b"].last_line == "ValueError: no luck"
+    assert ended["c"].last_line == "fine too"
+
+
+def test_leaving_the_loop_ends_the_rest(tmp_path):
+    jobs = [job(tmp_path, "quick", ""), job(tmp_path, "slow", "import time; print('up', flush=True); time.sleep(600)")]
+    ended = run_jobs(jobs, at_once=2)
+    assert next(ended).job.name == "quick"
+    began = time.monotonic()
+    ended.close()  # waits for the killed process: had it not been killed, ten minutes
+    assert time.monotonic() - began < 60
+
+
+PARENT = """
+import sys, pathlib
+from spherear.study.jobs import Job, run_jobs
+code = "import os, time; from spherear.study.jobs import end_with_parent; end_with_parent(); "
+code += "print(os.getpid(), flush=True); time.sleep(600)"
+list(run_jobs([Job("child", (sys.executable, "-c", code), pathlib.Path(sys.argv[1]))], at_once=1))
+"""
+
+
+@pytest.mark.slow
+def test_no_job_outlives_a_killed_parent(tmp_path):
+    log = tmp_path / "log.txt"
+    parent = subprocess.Popen((sys.executable, "-c", PARENT, str(log)))
+    child = int(until(lambda: log.exists() and log.read_text().strip()))
+    parent.kill()
+    parent.wait()
+    assert until(lambda: not alive(child))
+
+
+def alive(process_id):
+    try:
+        os.kill(process_id, 0)
+    except ProcessLookupError:
+        return False
+    # an orphan that has ended and that no one has waited for is a zombie
+    state = subprocess.run(("ps", "-o", "stat=", "-p", str(process_id)), capture_output=True, text=True, check=False)
+    return bool(state.stdout.strip()) and not state.stdout.strip().startswith("Z")
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """A tiny study, run to its end."""
+    folder = tmp_path_factory.mktemp("study")
+    grid = open_study(TINY, folder, "spherear study tiny")
+    ended = list(run_study(grid, folder, at_once=2, threads=1))
+    assert [e.status for e in ended] == [0, 0], [e.last_line for e in ended]
+    return folder
+
+
+@pytest.mark.slow
+def test_records_are_complete_and_tidy(study):
+    records = read_records(study / RESULTS_FILE)
+    keys = [
+        (r.variant, r.seed, r.guidance_scale, r.schedule, r.project_ar, r.project_decoder, r.metric) for r in records
+    ]
+    assert len(set(keys)) == len(keys)
+    frechet = select(records, metric="frechet")
+    assert len(select(frechet, variant="S-04")) == 6
+    assert len(select(frechet, variant="VQ-16")) == 3  # no projection to leave out
+    assert {(r.vae_steps, r.ar_steps, r.images) for r in frechet} == {(2, 2, 40)}
+    assert {r.command for r in records} == {"spherear study tiny"}
+    assert all(r.hardware for r in records)
+    assert len(select(records, metric="radial_share")) == 1  # of the family with a velocity
+    assert {r.value for r in select(records, metric="latent_scale", variant="S-04")} == {1.0}
+
+
+@pytest.mark.slow
+def test_a_record_is_what_python_measures(study):
+    pipeline = Pipeline.from_pretrained(cell_folder(study, "S-04", 3))
+    labels = torch.arange(40) % 10
+    images = pipeline.sample(labels, SamplingSettings(guidance_scale=3.0, steps=2), seeds=0)
+    real = Reference.of(TINY)
+    expected = real.judge(images, labels)
+    at = {"variant": "S-04", "guidance_scale": 3.0, "project_ar": True, "project_decoder": True}
+    records = {r.metric: r.value for r in select(read_records(study / RESULTS_FILE), **at)}
+    assert_close(records["frechet"], expected.frechet, rtol=1e-4, atol=0)
+    assert records["accuracy"] == expected.accuracy
+
+
+@pytest.mark.slow
+def test_what_is_done_is_skipped(study):
+    before = (study / RESULTS_FILE).read_bytes()
+    times = {path: path.stat().st_mtime_ns for path in study.glob(f"*/*/{CELL_FILE}")}
+    assert waiting_cells(TINY, study) == []
+    assert list(run_study(TINY, study, at_once=1, threads=1)) == []
+    assert (study / RESULTS_FILE).read_bytes() == before
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+
+
+@pytest.mark.slow
+def test_a_broken_cell_loses_itself_only(tmp_path):
+    grid = open_study(TINY, tmp_path, "spherear study tiny")
+    broken = cell_folder(tmp_path, "S-04", 3) / "vae" / "run.json"
+    broken.parent.mkdir(parents=True)
+    broken.write_text('{"kind": "another run"}')
+    ended = {e.job.name: e for e in run_study(grid, tmp_path, at_once=2, threads=1)}
+    assert ended["VQ-16 seed 3"].status == 0
+    assert ended["S-04 seed 3"].status != 0
+    assert "holds another run" in ended["S-04 seed 3"].last_line
+    assert {r.variant for r in read_records(tmp_path / RESULTS_FILE)} == {"VQ-16"}
+    broken.unlink()
+    assert [e.status for e in run_study(grid, tmp_path, at_once=2, threads=1)] == [0]
+    assert {r.variant for r in read_records(tmp_path / RESULTS_FILE)} == {"S-04", "VQ-16"}
+
+
+@pytest.mark.slow
+def test_kill_9_and_the_same_command_again(study, tmp_path):
+    """A study killed in the middle of a cell ends with the records of one that never was."""
+    code = (
+        "import sys, pathlib; from tests.study.test_study import TINY; from spherear.study.runner import *; "
+        "folder = pathlib.Path(sys.argv[1]); grid = open_study(TINY, folder, 'spherear study tiny'); "
+        "list(run_study(grid, folder, 1, 1))"
+    )
+    running = subprocess.Popen((sys.executable, "-c", code, str(tmp_path)))
+    until(lambda: (cell_folder(tmp_path, "S-04", 3) / "vae" / "run.json").exists(), seconds=120)
+    os.kill(running.pid, signal.SIGKILL)
+    running.wait()
+    assert waiting_cells(TINY, tmp_path) == TINY.cells
+    time.sleep(2)  # for its job to end with it
+    assert [e.status for e in run_study(TINY, tmp_path, at_once=2, threads=1)] == [0, 0]
+    whole, again = (read_records(folder / RESULTS_FILE) for folder in (study, tmp_path))
+    assert [replace(r, value=0.0) for r in whole] == [replace(r, value=0.0) for r in again]
+    assert_close([r.value for r in whole], [r.value for r in again], rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.slow
+def test_a_budget_scales_training_down():
+    smaller = within_budget(GRIDS["full"], minutes=1.0, at_once=1, threads=1)
+    assert smaller.ar_steps < GRIDS["full"].ar_steps
+    assert smaller.ar_steps / GRIDS["full"].ar_steps == pytest.approx(
+        max(20, smaller.vae_steps / GRIDS["full"].vae_steps * 1000) / 1000, abs=0.03
+    )
+    assert within_budget(TINY, minutes=1e6, at_once=1, threads=1) == TINY
+    with pytest.raises(ValueError, match=r"budget is 0.0 minutes; expected more than 0"):
+        within_budget(TINY, minutes=0.0, at_once=1, threads=1)
+
+
+def test_another_studys_folder_is_refused(tmp_path):
+    open_study(TINY, tmp_path, "spherear study tiny")
+    with pytest.raises(ValueError, match="holds the study 'tiny'; expected 'quick'"):
+        open_study(GRIDS["quick"], tmp_path, "spherear study quick")
+    assert read_json(tmp_path / "grid.json")["command"] == "spherear study tiny"
+    scaled = open_study(TINY.scaled(0.5), tmp_path, "again")
+    assert scaled == TINY  # a study that has begun goes on as it began
+
+
+def test_a_file_that_is_no_records(tmp_path):
+    path = tmp_path / "results.jsonl"
+    path.write_text('{"variant": 3}\n')
+    with pytest.raises(ValueError, match=r"results.jsonl, line 1 is not a record"):
+        read_records(path)
+    write_records(path, [])
+    assert read_records(path) == []
