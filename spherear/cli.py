@@ -217,7 +217,7 @@ def sample(
 
     pipeline = Pipeline.from_pretrained(run, device=pick_device(device))
     steps = pipeline.steps(list(labels) * count, settings, seed)
-    tokens = trace(tqdm(steps, "sampling", pipeline.vae.config.tokens, unit="token")).tokens
+    tokens = trace(iter(tqdm(steps, "sampling", pipeline.vae.config.tokens, unit="token"))).tokens
     sheet = tile(pipeline.images(tokens), columns=len(labels))
     save_png(out, sheet, zoom)
     print(out)

@@ -15,6 +15,7 @@ from PIL import Image
 from spherear import VAE, Pipeline, cli, train
 from spherear.models.files import read_json
 from spherear.study.design import GRIDS
+from spherear.training.jobs import parse_job
 
 SHORT = ["--vae-steps", "4", "--ar-steps", "4", "--guidance", "3"]
 
@@ -118,14 +119,14 @@ def test_a_recipe_that_cannot_be_is_refused(capsys):
 
 
 def test_train_commands_and_their_defaults(tmp_path):
-    job = train._parse(["vae", "--preset", "shapes", "--batch-size", "3", "--run", str(tmp_path)])
+    job = parse_job(["vae", "--preset", "shapes", "--batch-size", "3", "--run", str(tmp_path)])
     assert (job.preset, job.data, job.recipe.batch_size, job.recipe.steps) == ("shapes", "shapes", 3, 20_000)
-    assert train._parse(["vae", "--out", str(tmp_path)]).run == tmp_path
-    assert train._parse(["vae", f"--out={tmp_path}"]).run == tmp_path
-    big = train._parse(["vae", "--preset", "imagenet256", "--workers", "4", "--sharded"])
+    assert parse_job(["vae", "--out", str(tmp_path)]).run == tmp_path
+    assert parse_job(["vae", f"--out={tmp_path}"]).run == tmp_path
+    big = parse_job(["vae", "--preset", "imagenet256", "--workers", "4", "--sharded"])
     assert (big.recipe.lpips_weight, big.recipe.gan_weight, big.recipe.gan_start) == (1.0, 0.5, 20_000)
     assert (big.execution.workers, big.execution.sharded) == (4, True)
-    job = train._parse(["ar", "--preset=imagenet256-L"])
+    job = parse_job(["ar", "--preset=imagenet256-L"])
     assert (str(job.vae), job.recipe.batch_size) == ("runs/imagenet256-L/vae", 512)
 
 
@@ -145,7 +146,7 @@ def test_ctrl_c_leaves_a_run_that_resumes(tmp_path):
     assert process.returncode == 130
     assert "the same command goes on" in out
     done = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    job = train._parse([*args[1:], "--steps", "100000"])
+    job = parse_job([*args[1:], "--steps", "100000"])
     assert next(train.vae_states(job)).step == done[-1] + 1
 
 

@@ -1,29 +1,26 @@
-"""What the live panels show, against other ways to the same numbers."""
+"""Laws of a direction against scipy, quadrature and each other."""
 
-import itertools
 import math
 
 import numpy as np
 import pytest
 import torch
 from scipy import integrate, stats
+from torch.testing import assert_close
 
-from spherear.analysis.canvas import expected_length
 from spherear.analysis.densities import (
     angle_histogram,
     angle_laws,
+    cosine_density,
     gaussian_cosine,
     projected_gaussian_log_density,
     solve,
     sphere_mesh,
     vmf_cosine,
 )
-from spherear.analysis.perturbation import Perturbation, error_growth, perturbed_decode
-from spherear.analysis.trajectories import arrow_tips, token_path
-from spherear.live.length_overlay import overlay_lengths
-from spherear.live.sheet import Picture, free_path, paint
-from spherear.sampling.pipeline import cached_pipeline
-from spherear.sampling.settings import SamplingSettings
+from spherear.sphere.distributions import PowerSpherical, VonMisesFisher
+
+F64 = torch.float64
 
 
 @pytest.mark.parametrize("concentration", [0.1, 5.0, 50.0])
@@ -80,94 +77,14 @@ def test_the_mesh_is_the_sphere():
     assert float(area) == pytest.approx(4 * math.pi, rel=0.01)
 
 
-@pytest.mark.parametrize("family", ["digits3-power_spherical", "digits3-gaussian", "digits-power_spherical"])
-@pytest.mark.parametrize(
-    ("scale", "solver", "schedule"),
-    [
-        *itertools.product((1.0, 6.0), ("euler", "heun", "euler_maruyama"), ("linear",)),
-        (6.0, "euler", "constant"),
-    ],
-)
-def test_a_path_ends_where_the_decode_does(family, scale, solver, schedule):
-    pipeline = cached_pipeline(family)
-    settings = SamplingSettings(guidance_scale=scale, solver=solver, steps=5, schedule=schedule)
-    steps = list(pipeline.steps([4], settings, 5))
-    for position in (0, 1, 9, 15):
-        path = token_path(pipeline, 4, position, settings, 5)
-        torch.testing.assert_close(path.points[-1], steps[position].raw[0], rtol=0, atol=3e-5)
-        torch.testing.assert_close(path.token, steps[position].token[0], rtol=0, atol=3e-5)
-        assert len(path.points) == len(path.times) == len(path.guided) + 1
-        torch.testing.assert_close(path.guided, path.null + path.scale * (path.conditional - path.null))
-
-
-def test_eulers_path_follows_its_velocities():
-    path = token_path(
-        cached_pipeline("digits3-gaussian"), 2, 7, SamplingSettings(guidance_scale=5.0, solver="euler", steps=8), 1
-    )
-    torch.testing.assert_close(path.points[1:], path.points[:-1] + path.guided / 8, rtol=0, atol=1e-5)
-    torch.testing.assert_close(arrow_tips(path, 7)[2], path.points[-1], rtol=0, atol=1e-5)
-    with pytest.raises(ValueError, match="step is 8"):
-        arrow_tips(path, 8)
-
-
-def test_a_path_needs_a_velocity_and_a_position():
-    with pytest.raises(ValueError, match="expected one with a velocity"):
-        token_path(cached_pipeline("digits3-vq"), 2, 7, SamplingSettings(), 1)
-    with pytest.raises(ValueError, match="position is 16"):
-        token_path(cached_pipeline("digits3-gaussian"), 2, 16, SamplingSettings(), 1)
-
-
-@pytest.mark.parametrize("kind", ["radial", "tangential"])
-def test_a_kick_is_followed_as_error_growth_does(kind):
-    pipeline, settings = (
-        cached_pipeline("digits-power_spherical"),
-        SamplingSettings(guidance_scale=2.0, solver="euler", steps=4),
-    )
-    kick = Perturbation("digits-power_spherical", (1, 3), 4, settings, 5, kind, 0.5)
-    *_, pairs = perturbed_decode(pipeline, kick)
-    for pair in pairs:
-        growth = error_growth(pipeline, [1, 3], settings, [4, 5], 5, kind, 0.5, pair.projected)
-        torch.testing.assert_close(pair.change(), growth.latents, rtol=1e-3, atol=1e-6)
-        assert pair.pixels() == pytest.approx(growth.pixels, rel=1e-3, abs=1e-6)
-
-
-def test_painting_fills_in_token_by_token():
-    settings = SamplingSettings(guidance_scale=2.0, solver="euler", steps=2)
-    picture = Picture(("digits-power_spherical", "digits-gaussian"), (1, 2), 3, settings, 2)
-    states = list(paint(picture))
-    assert [canvases[0].drawn for canvases in states] == list(range(17))
-    for canvas, name in zip(states[-1], picture.models, strict=True):
-        torch.testing.assert_close(
-            canvas.images(), cached_pipeline(name).sample([1, 2], settings, seeds=3), rtol=0, atol=0
-        )
-    frames = list(cached_pipeline(picture.models[0]).stream([1, 2], settings, seeds=3))
-    for frame, canvases in zip(frames, states[1:], strict=True):
-        torch.testing.assert_close(canvases[0].images(), frame.images, rtol=0, atol=0)
-    raw, _ = states[4][0].lengths()
-    assert bool(raw[:, :4].isfinite().all())
-    assert bool(raw[:, 4:].isnan().all())
-    assert expected_length(cached_pipeline("digits-gaussian")) == pytest.approx(math.sqrt(8))
-
-
-def test_lengths_tint_their_own_patch_alone():
-    white = np.full((2 * 17 * 2 + 2, 17 * 2 + 2, 3), 255, np.uint8)  # two images of 16 px below each other, zoom 2
-    lengths = torch.full((2, 16), math.nan)
-    lengths[1, 5] = 1.5
-    tinted = overlay_lengths(white, lengths, 1.0, 1, 2)
-    rows, columns = np.nonzero((tinted != white).any(axis=2))
-    assert (rows.min(), rows.max()) == (2 + 34 + 8, 2 + 34 + 15)
-    assert (columns.min(), columns.max()) == (2 + 8, 2 + 15)
-    red, _, blue = tinted[2 + 34 + 8, 2 + 8].astype(int)
-    assert red > blue  # longer is orange
-    lengths[1, 5] = 0.5
-    red, _, blue = overlay_lengths(white, lengths, 1.0, 1, 2)[2 + 34 + 8, 2 + 8].astype(int)
-    assert blue > red  # shorter is blue
-    assert (white == 255).all()
-
-
-def test_a_free_path_is_free(tmp_path):
-    path = tmp_path / "a.png"
-    assert free_path(path) == path
-    path.touch()
-    (tmp_path / "a-2.png").touch()
-    assert free_path(path) == tmp_path / "a-3.png"
+def test_cosine_density_is_that_of_the_law():
+    axis = torch.tensor([0.6, 0.0, -0.8, 0.0], dtype=F64)
+    t = torch.linspace(-1 + 1e-6, 1 - 1e-6, 20_001, dtype=F64)
+    flat = PowerSpherical(axis, torch.tensor(0.0, dtype=F64))
+    # uniform in 4 dimensions: (1 + t)/2 ~ Beta(3/2, 3/2)
+    expected = torch.from_numpy(stats.beta(1.5, 1.5).pdf((1 + t.numpy()) / 2)) / 2
+    assert_close(cosine_density(flat, t), expected, rtol=1e-6, atol=1e-9)
+    for law in (PowerSpherical(axis, torch.tensor(7.0, dtype=F64)), VonMisesFisher(axis, torch.tensor(7.0, dtype=F64))):
+        density = cosine_density(law, t)
+        assert float(torch.trapezoid(density, t)) == pytest.approx(1, abs=1e-4)
+        assert float(torch.trapezoid(t * density, t)) == pytest.approx(float(law.mean_length), abs=1e-4)

@@ -5,7 +5,17 @@ import torch
 from torch.testing import assert_close
 
 from spherear import Pipeline, SamplingSettings
-from spherear.analysis.perturbation import KINDS, directions, error_growth, growth_slope, perturbed
+from spherear.analysis.perturbation import (
+    KINDS,
+    Perturbation,
+    directions,
+    error_growth,
+    growth_slope,
+    perturbed,
+    perturbed_decode,
+)
+from spherear.sampling.decode import decode, trace
+from spherear.sampling.noise import seeded_noise
 from spherear.sphere.geometry import project
 
 SETTINGS = SamplingSettings(guidance_scale=2.0, solver="euler", steps=4)
@@ -22,7 +32,9 @@ def trained():
 
 
 def growths(pipeline, kind, projected, position=4):
-    return [error_growth(pipeline, [3, 7], SETTINGS, [0, 1], position, kind, size, projected) for size in SIZES]
+    return [
+        error_growth(pipeline, Perturbation((3, 7), 0, SETTINGS, position, kind, size), projected) for size in SIZES
+    ]
 
 
 @pytest.mark.parametrize(
@@ -51,7 +63,7 @@ def test_an_exactly_radial_error_is_removed_to_all_orders(trained):
 
 
 def test_nothing_changes_before_the_perturbation(trained):
-    grown = error_growth(trained, [3, 7], SETTINGS, [0, 1], 6, "tangential", 0.1)
+    grown = error_growth(trained, Perturbation((3, 7), 0, SETTINGS, 6, "tangential", 0.1))
     assert_close(grown.latents[:6], torch.zeros(6, dtype=torch.float64), atol=0, rtol=0)
     assert grown.latents[6:].min() > 0
 
@@ -87,11 +99,40 @@ def test_slopes_of_powers():
         growth_slope(sizes, [1.0, 0.0, 1.0])
 
 
+@pytest.mark.parametrize("kind", ["radial", "tangential"])
+@pytest.mark.parametrize("projected", [True, False])
+def test_pairs_are_the_two_decodes(trained, kind, projected):
+    """Against the token loop itself, run to its end without and with the perturbed projection."""
+    perturbation = Perturbation((1, 3), 4, SETTINGS, 5, kind, 0.5)
+    *_, pair = perturbed_decode(trained, perturbation, projected)
+    inner = trained.vae.project if projected else lambda z: z
+    projections = inner, perturbed(inner, 5, kind, 0.5)
+    labels = torch.tensor([1, 3])
+    before, after = (
+        trace(decode(trained.ar, labels, SETTINGS, seeded_noise([4, 5]), projection)).tokens
+        for projection in projections
+    )
+    assert_close(pair.before.tokens, before, rtol=0, atol=0)
+    assert_close(pair.after.tokens, after, rtol=0, atol=0)
+    with torch.no_grad():
+        pixels = (trained.vae.decode(after) - trained.vae.decode(before)).square().mean().sqrt()
+    assert pair.pixels() == pytest.approx(float(pixels), rel=1e-9)
+    growth = error_growth(trained, perturbation, projected)
+    assert_close(growth.latents, (after - before).square().sum(-1).mean(0).sqrt(), rtol=1e-9, atol=1e-12)
+    assert growth.pixels == pair.pixels()
+
+
+def test_pairs_begin_empty_and_grow_token_by_token(trained):
+    pairs = list(perturbed_decode(trained, Perturbation((1,), 0, SETTINGS, 2, "radial", 0.5)))
+    assert [pair.before.drawn for pair in pairs] == list(range(17))
+    assert bool(pairs[5].change()[5:].isnan().all())
+
+
 def test_bad_requests(tiny_vae, tiny_ar):
     pipeline = Pipeline(tiny_vae, tiny_ar)
     with pytest.raises(ValueError, match="kind is 'sideways'; expected one of 'radial', 'tangential', 'turning'"):
-        error_growth(pipeline, [1], SETTINGS, [0], 0, "sideways", 0.1)
+        Perturbation((1,), 0, SETTINGS, 0, "sideways", 0.1)
     with pytest.raises(ValueError, match="position is 16; expected below 16"):
-        error_growth(pipeline, [1], SETTINGS, [0], 16, "radial", 0.1)
+        perturbed_decode(pipeline, Perturbation((1,), 0, SETTINGS, 16, "radial", 0.1))
     with pytest.raises(ValueError, match=r"position and size are 0 and -0.1"):
-        error_growth(pipeline, [1], SETTINGS, [0], 0, "radial", -0.1)
+        Perturbation((1,), 0, SETTINGS, 0, "radial", -0.1)

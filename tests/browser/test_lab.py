@@ -24,9 +24,9 @@ pytestmark = [
 ]
 
 GUIDANCE = "from spherear.live import GuidanceExplorer\npanel = GuidanceExplorer()\npanel"
-OTHERS = ["from spherear.live import *\nSphereExplorer()", "TokenExplorer()", "CollapseExplorer()"]
+OTHERS = ["from spherear.live import *\nSphereExplorer()", "TokenExplorer()", "PerturbationExplorer()"]
 TRAINING = [
-    "from dataclasses import replace\nfrom spherear.models import preset\nfrom spherear.train import train_vae\n"
+    "from dataclasses import replace\nfrom spherear import preset\nfrom spherear.train import train_vae\n"
     "from spherear.training.data.catalog import load_data\nfrom spherear.training.recipes import course\n"
     "from spherear.figures.display import still\nfrom spherear.live import TrainingMonitor\n"
     "states = train_vae(preset('digits').vae, load_data('digits', 16), replace(course('digits').vae, steps=5000))",
@@ -236,8 +236,8 @@ def test_the_page_of_the_panel_alone_moves_too(context, tmp_path):
 def test_the_other_panels_show_and_move(context, lab, tmp_path):
     with notebook(context, lab, OTHERS, "others") as opened:
         page = opened.page
-        page.locator(".spherear-kick-status").scroll_into_view_if_needed()
-        page.wait_for_selector(".spherear-kick-status >> text=done", timeout=90_000)
+        page.locator(".spherear-perturbation-status").scroll_into_view_if_needed()
+        page.wait_for_selector(".spherear-perturbation-status >> text=done", timeout=90_000)
         before = page.inner_text(".spherear-sphere-numbers")
         press(page, "ArrowRight", ".spherear-concentration")
         page.wait_for_function("t => document.querySelector('.spherear-sphere-numbers').innerText !== t", arg=before)
@@ -245,14 +245,14 @@ def test_the_other_panels_show_and_move(context, lab, tmp_path):
         press(page, "ArrowRight", ".spherear-token-scale")
         page.wait_for_function("t => document.querySelector('.spherear-token-numbers').innerText !== t", arg=before)
         assert "guidance at this token: 4.10" in page.inner_text(".spherear-token-numbers")
-        first, second = (page.inner_text(f".spherear-kick-numbers-{side}").split(": ")[1] for side in (0, 1))
+        first, second = (page.inner_text(f".spherear-perturbation-numbers-{side}").split(": ")[1] for side in (0, 1))
         assert float(first) < 1e-4 < float(second)
-        number = picture_number(page, ".spherear-kick-status")
-        press(page, "ArrowRight", ".spherear-kick-size")
-        wait_for_picture(page, number, ".spherear-kick-status")
-        again = page.inner_text(".spherear-kick-numbers-1").split(": ")[1]
-        assert float(again) > float(second)  # a larger kick
-        for name in ("spheres", "density", "space", "token-lengths", "kick-growth"):
+        number = picture_number(page, ".spherear-perturbation-status")
+        press(page, "ArrowRight", ".spherear-perturbation-size")
+        wait_for_picture(page, number, ".spherear-perturbation-status")
+        again = page.inner_text(".spherear-perturbation-numbers-1").split(": ")[1]
+        assert float(again) > float(second)  # a larger perturbation
+        for name in ("spheres", "density", "space", "token-lengths", "perturbation-growth"):
             is_drawn(page, name, tmp_path)
         page.set_viewport_size({"width": 390, "height": 1400})
         page.wait_for_timeout(1500)

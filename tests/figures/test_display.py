@@ -40,12 +40,12 @@ def test_a_sheet_is_its_pixels():
         sheet(torch.ones(2, 3, 4, 4), 2, "two", zoom=0)
 
 
-def test_what_turns_has_its_twin():
+def test_an_interactive_figure_has_a_static_picture():
     data, metadata = interactive(go.Figure(go.Scatter(y=[1, 2])), a_picture())._repr_mimebundle_()
     assert set(data) == {PLOTLY, PNG, "text/plain"}
     assert data[PLOTLY]["data"][0]["type"] == "scatter"
     assert metadata[PNG]["alt"] == "a line that rises"
-    with pytest.raises(ValueError, match="the twin has no PNG"):
+    with pytest.raises(ValueError, match="the static output has no PNG"):
         interactive(go.Figure(), markdown("text"))
 
 

@@ -116,12 +116,12 @@ def test_curve_leaves_other_ways_of_sampling_out():
     assert curve(rows, "S-04", "frechet")[1] == pytest.approx([1.65, 1.1, 2.2])
 
 
-def test_ablation_is_told_beside_the_published():
+def test_ablation_stands_beside_the_published():
     figure = labelled(ablation_figure(study()))
-    ours, theirs = figure.axes
-    assert ours.get_yticklabels()[0].get_text() == "none (Gaussian)"
-    assert [float(line.get_xdata()[0]) for line in theirs.lines] == list(ABLATION.values())
-    assert "published" in theirs.get_title()
+    measured, published = figure.axes
+    assert measured.get_yticklabels()[0].get_text() == "none (Gaussian)"
+    assert [float(line.get_xdata()[0]) for line in published.lines] == [fid for _, fid in ABLATION.values()]
+    assert "published" in published.get_title()
     table = ablation_table(study()).splitlines()
     assert table[2] == "| none (Gaussian): G-04 | 2 | 3.1 ± 0.1 | 2.97 |"
     assert len(table) == 6
@@ -136,7 +136,7 @@ def test_a_report_is_files_to_look_at(tmp_path):
     text = report(records + extra)
     assert "`test`: 15 trained models, 3 seeds" in text
     assert text.count("**confirmed**") == 13
-    assert text.count("**contradicted**") == 4  # lengths driven off: the same everywhere, so not "more than"
+    assert text.count("**contradicted**") == 4  # drift of lengths: the same everywhere, so not "more than"
     assert report([r for r in records + extra if r.family in ("gaussian", "power_spherical")]).count("**") == 2 * 4
 
 
@@ -146,7 +146,7 @@ def growth(kind, size, projected, pixels):
 
 def test_growth_figure():
     growths = [growth("radial", s, p, 0.0 if p else s) for s in (0.01, 0.1) for p in (True, False)]
-    left, right = labelled(plots.growth_figure(growths)).axes
+    left, right = labelled(plots.perturbation_growth_figure(growths)).axes
     assert list(lines(right)["radial, not projected"][1]) == [0.01, 0.1]
     assert list(lines(right)["radial, projected"][1]) == [1e-12, 1e-12]
     assert list(lines(left)["radial, projected"][1]) == [1e-12, 1e-12, 1.0, 0.5]

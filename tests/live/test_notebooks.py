@@ -15,9 +15,19 @@ import pytest
 from nbval.plugin import get_sanitize_patterns
 
 from spherear.cli import main
-from spherear.evaluation.classifier import LIMIT
 from spherear.figures.display import PLOTLY, PNG
-from spherear.live.notebooks import PINNED, WIDGET, WORDS, clean, find_notebooks, pinned, problems, refresh, write
+from spherear.live.notebooks import (
+    MAX_BYTES,
+    MAX_WORDS,
+    PINNED,
+    WIDGET,
+    clean,
+    find_notebooks,
+    pinned,
+    problems,
+    refresh,
+    write,
+)
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
 NOTEBOOKS = find_notebooks(FOLDER)
@@ -82,7 +92,7 @@ def test_lax_notebooks_have_cells_that_are_checked(path):
 
 
 def test_nothing_is_wrong_with_a_clean_notebook(tmp_path):
-    text = "word " * WORDS
+    text = "word " * MAX_WORDS
     path = saved(tmp_path / "a.ipynb", text, ("1 + 1", shown(**{PNG: "", "text/plain": "described"})), text)
     assert problems(path) == []
 
@@ -90,7 +100,7 @@ def test_nothing_is_wrong_with_a_clean_notebook(tmp_path):
 @pytest.mark.parametrize(
     ("cells", "problem"),
     [
-        ([("x", stream("a")), "word " * (WORDS + 1)], "has 121 words on end: 'word word"),
+        ([("x", stream("a")), "word " * (MAX_WORDS + 1)], "has 121 words on end: 'word word"),
         ([("x", stream("a")), "word " * 70, "word " * 70], "has 140 words on end"),
         ([("x", stream("oh", "stderr"))], "cell 0 writes to stderr: 'oh'"),
         ([("x", nbformat.v4.new_output("error", ename="KeyError", evalue="", traceback=[]))], "ends in KeyError"),
@@ -100,7 +110,7 @@ def test_nothing_is_wrong_with_a_clean_notebook(tmp_path):
         ([("x", nbformat.v4.new_output("display_data", {PNG: ""}))], "shows a picture without a description"),
         ([("class A: pass", stream("a"))], "defines a class"),
         (["words", ("x",)], "shows nothing"),
-        ([("x", stream("a" * LIMIT))], "bytes; expected at most 1000000"),
+        ([("x", stream("a" * MAX_BYTES))], "bytes; expected at most 1000000"),
     ],
 )
 def test_what_is_wrong_is_said(tmp_path, cells, problem):
@@ -166,7 +176,7 @@ def test_the_command_says_what_is_wrong(tmp_path, capsys):
     saved(tmp_path / "b.ipynb", "word " * 130, ("x", stream("x")))
     assert main(["notebooks", "--folder", str(tmp_path)]) == 1
     out = capsys.readouterr().out
-    assert "a.ipynb is as it should be" in out
+    assert "a.ipynb has no problems" in out
     assert "b.ipynb has 130 words on end" in out
     assert main(["notebooks", "--folder", str(tmp_path), "--only", "nothing"]) == 2
     assert main(["notebooks", "--folder", str(tmp_path / "empty")]) == 2

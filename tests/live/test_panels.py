@@ -41,7 +41,7 @@ from tests.conftest import until
 
 def settled(panel):
     assert panel.runner.wait(120)
-    assert panel.trouble.value == ""
+    assert panel.error_box.value == ""
     assert panel.runner.errors == []
     return panel
 
@@ -68,9 +68,9 @@ def guidance():
 
 def shows_what_its_controls_say(panel):
     picture = panel.read().picture
-    for side, expected in zip(panel.sides, expected_sheets(picture), strict=False):
+    for side, expected in zip(panel.model_columns, expected_sheets(picture), strict=False):
         np.testing.assert_array_equal(side.pixels, expected)
-        if not panel.heat.value:
+        if not panel.overlay.value:
             np.testing.assert_array_equal(pixels(side.image.value), expected)
     assert f"guidance {picture.settings.guidance_scale:g}," in panel.status.value
     return True
@@ -79,7 +79,7 @@ def shows_what_its_controls_say(panel):
 def test_the_picture_is_that_of_the_controls(guidance):
     settled(guidance)
     assert shows_what_its_controls_say(guidance)
-    guidance.scale.value, guidance.label.value, guidance.schedule.value = 7.5, "all ten", "constant"
+    guidance.scale.value, guidance.label.value, guidance.schedule.value = 7.5, "one of each", "constant"
     guidance.project.value, guidance.temperature.value = False, 0.7
     settled(guidance)
     assert guidance.read().picture.labels == tuple(range(10))
@@ -92,13 +92,13 @@ def test_the_picture_is_that_of_the_controls(guidance):
 def test_lengths_stay_at_r_on_the_sphere_and_leave_it_elsewhere(guidance):
     guidance.scale.value = 12.0
     settled(guidance)
-    spherical, gaussian = (side.norms.value for side in guidance.sides)
+    spherical, gaussian = (side.norms.value for side in guidance.model_columns)
     radius = cached_pipeline("digits-power_spherical").vae.bottleneck.radius
     assert f"handed on: {radius:.3f} to {radius:.3f} " in spherical
     least, most = (float(x) for x in gaussian.split("handed on: ")[1].split(" ·")[0].split(" to "))
     assert most > 1.3 * radius
     assert least < 0.8 * radius
-    token = guidance.sides[0].trace.data[3].y
+    token = guidance.model_columns[0].trace.data[3].y
     np.testing.assert_allclose(token, radius, rtol=1e-5)
 
 
@@ -125,7 +125,7 @@ def test_a_slider_that_means_the_same_draws_nothing_again(guidance):
 def test_a_page_that_opens_later_sees_the_figures_as_they_are(guidance):
     """After a reload, or by Voila, a page asks for the whole state of what exists."""
     settled(guidance)
-    side = guidance.sides[0]
+    side = guidance.model_columns[0]
     seen = side.trace.get_state()["_widget_data"]
     assert seen[4]["name"] == "R = 2.83"
     mean = np.frombuffer(seen[2]["y"]["buffer"], seen[2]["y"]["dtype"])
@@ -148,7 +148,7 @@ def test_stop_leaves_the_partial_picture(guidance):
     images = cached_pipeline("digits-power_spherical").images(partial)
     mask = (torch.arange(16) < drawn).float().view(4, 4).repeat_interleave(4, 0).repeat_interleave(4, 1)
     picture = guidance.read().picture
-    np.testing.assert_array_equal(guidance.sides[0].pixels, sheet(images * mask, picture.columns, picture.zoom))
+    np.testing.assert_array_equal(guidance.model_columns[0].pixels, sheet(images * mask, picture.columns, picture.zoom))
     with pytest.raises(ValueError, match="it was stopped"):
         guidance.snapshot()
 
@@ -159,7 +159,7 @@ def test_the_code_draws_exactly_the_picture(guidance, tmp_path, monkeypatch):
     guidance.copy_code.click()
     monkeypatch.chdir(tmp_path)
     exec(guidance.code.value, {})
-    for number, side in enumerate(guidance.sides, 1):
+    for number, side in enumerate(guidance.model_columns, 1):
         saved = pixels((tmp_path / f"picture-{number}.png").read_bytes())
         np.testing.assert_array_equal(saved, side.pixels)
 
@@ -176,7 +176,7 @@ def test_a_saved_png_holds_the_settings_and_sets_them_again(guidance, tmp_path):
     picture = guidance.read().picture
     assert read_picture(png) == picture
     np.testing.assert_array_equal(pixels(png), np.concatenate(list(expected_sheets(picture)), axis=1))
-    guidance.scale.value, guidance.label.value, guidance.compare.value = 1.0, "all ten", "nothing"
+    guidance.scale.value, guidance.label.value, guidance.compare.value = 1.0, "one of each", "nothing"
     guidance.named.value = "balanced"
     settled(guidance)
     assert guidance.read().picture != picture
@@ -194,7 +194,7 @@ def test_a_picture_is_saved_in_its_folder_alone(guidance, tmp_path, name):
     guidance.folder, guidance.file.value = tmp_path, name
     settled(guidance)
     guidance.save_png.click()
-    assert "expected a name without folders" in guidance.trouble.value
+    assert "expected a name without folders" in guidance.error_box.value
     assert list(tmp_path.iterdir()) == []
 
 
@@ -202,11 +202,11 @@ def test_an_unfinished_picture_is_not_saved(guidance, tmp_path):
     settled(guidance)
     guidance.folder, guidance.steps.value = tmp_path, 100
     guidance.save_png.click()
-    assert "still being drawn; expected it to be done" in guidance.trouble.value
+    assert "still being drawn; expected it to be done" in guidance.error_box.value
     guidance.stop_button.click()
     assert guidance.runner.wait(60)
     guidance.save_png.click()
-    assert "expected one (it was stopped)" in guidance.trouble.value
+    assert "expected one (it was stopped)" in guidance.error_box.value
     assert list(tmp_path.iterdir()) == []
 
 
@@ -215,11 +215,11 @@ def test_what_a_button_complains_of_ends_with_its_next_success(guidance, tmp_pat
     settled(guidance)
     guidance.folder, guidance.file.value = tmp_path, "sub/mine.png"
     guidance.save_png.click()
-    assert "expected a name without folders" in guidance.trouble.value
+    assert "expected a name without folders" in guidance.error_box.value
     assert guidance.snapshot().data.startswith(b"\x89PNG")
     guidance.file.value = "mine.png"
     guidance.save_png.click()
-    assert guidance.trouble.value == ""
+    assert guidance.error_box.value == ""
     assert (tmp_path / "mine.png").exists()
 
 
@@ -229,20 +229,20 @@ def test_an_error_of_the_picture_outlives_a_button(guidance):
     guidance.runner._work = guidance.draw
     guidance.steps.value = 3
     assert guidance.runner.wait(60)
-    assert "no_such_thing" in guidance.trouble.value
+    assert "no_such_thing" in guidance.error_box.value
     guidance.copy_code.click()
-    assert "no_such_thing" in guidance.trouble.value
+    assert "no_such_thing" in guidance.error_box.value
     with pytest.raises(AttributeError, match="no_such_thing"):
         guidance.snapshot()
 
 
 def test_stop_leaves_a_finished_picture_that_is_asked_for_again(guidance):
     settled(guidance)
-    before, status = guidance.sides[0].pixels, guidance.status.value
-    guidance.heat.value = True
+    before, status = guidance.model_columns[0].pixels, guidance.status.value
+    guidance.overlay.value = True
     guidance.stop_button.click()
     settled(guidance)
-    np.testing.assert_array_equal(guidance.sides[0].pixels, before)
+    np.testing.assert_array_equal(guidance.model_columns[0].pixels, before)
     assert guidance.status.value == status
     assert guidance.snapshot().data.startswith(b"\x89PNG")
 
@@ -253,9 +253,9 @@ def test_an_error_stays_until_the_next_request(guidance):
     guidance.steps.value = 20
     upload(guidance, b"no picture at all")
     assert guidance.runner.wait(60)
-    assert "expected a PNG that a panel saved" in guidance.trouble.value
+    assert "expected a PNG that a panel saved" in guidance.error_box.value
     guidance.steps.value = 2
-    assert guidance.trouble.value == ""
+    assert guidance.error_box.value == ""
 
 
 def test_after_controls_that_stand_for_nothing_the_old_ones_draw_again(guidance, monkeypatch):
@@ -267,11 +267,11 @@ def test_after_controls_that_stand_for_nothing_the_old_ones_draw_again(guidance,
     with monkeypatch.context() as patch:
         patch.setattr(guidance, "read", unreadable)
         guidance.steps.value = 7
-        assert "no such model" in guidance.trouble.value
+        assert "no such model" in guidance.error_box.value
         guidance.steps.value = 6
     guidance.changed({"owner": guidance.steps, "new": 6})
     assert guidance.runner.wait(60)
-    assert guidance.trouble.value == ""
+    assert guidance.error_box.value == ""
     assert guidance.runner.turns == turns + 1
 
 
@@ -304,7 +304,7 @@ def test_callbacks_may_arrive_on_a_second_thread(guidance):
     other = threading.Thread(target=move, args=(np.linspace(1, 6, 50),))
     other.start()
     while other.is_alive():
-        guidance.heat.value = not guidance.heat.value
+        guidance.overlay.value = not guidance.overlay.value
         time.sleep(0.003)
     other.join()
     settled(guidance)
@@ -337,13 +337,13 @@ def test_a_foreign_file_is_an_error_in_the_panel_and_changes_nothing(guidance, c
     settled(guidance)
     before = guidance.read()
     upload(guidance, content)
-    assert message in guidance.trouble.value
-    assert 'role="alert"' in guidance.trouble.value
+    assert message in guidance.error_box.value
+    assert 'role="alert"' in guidance.error_box.value
     assert guidance.read() == before
     assert message in str(guidance.runner.errors[-1])
     guidance.scale.value = 2.0  # and goes on
     assert guidance.runner.wait(60)
-    assert guidance.trouble.value == ""
+    assert guidance.error_box.value == ""
     assert shows_what_its_controls_say(guidance)
 
 
@@ -408,14 +408,14 @@ def test_named_settings_and_their_parts_follow_each_other(guidance):
 
 def test_lengths_over_the_images_draw_nothing_again(guidance):
     settled(guidance)
-    plain, decodes = guidance.sides[0].image.value, guidance.status.value
-    guidance.heat.value = True
+    plain, decodes = guidance.model_columns[0].image.value, guidance.status.value
+    guidance.overlay.value = True
     settled(guidance)
     assert guidance.status.value == decodes  # no new picture was drawn
-    assert guidance.sides[0].image.value != plain
-    guidance.heat.value = False
+    assert guidance.model_columns[0].image.value != plain
+    guidance.overlay.value = False
     settled(guidance)
-    assert guidance.sides[0].image.value == plain
+    assert guidance.model_columns[0].image.value == plain
 
 
 def fuzz(panel, moves, rng):
@@ -432,7 +432,7 @@ MOVES = [
     lambda p, r: setattr(p.scale, "value", r.uniform(0, 15)),
     lambda p, r: setattr(p.scale, "value", r.uniform(0, 15)),
     lambda p, r: setattr(p.scale_number, "value", round(r.uniform(0, 15), 1)),
-    lambda p, r: setattr(p.label, "value", r.choice([*range(10), "all ten"])),
+    lambda p, r: setattr(p.label, "value", r.choice([*range(10), "one of each"])),
     lambda p, r: setattr(p.family, "value", r.choice([v for _, v in p.family.options])),
     lambda p, r: setattr(p.compare, "value", r.choice(["nothing", *(v for _, v in p.family.options)])),
     lambda p, r: setattr(p.schedule, "value", r.choice(list(SCHEDULES))),
@@ -441,7 +441,7 @@ MOVES = [
     lambda p, r: setattr(p.named, "value", "fast"),
     lambda p, r: setattr(p.temperature, "value", r.uniform(0, 2)),
     lambda p, r: setattr(p.project, "value", r.random() < 0.5),
-    lambda p, r: setattr(p.heat, "value", r.random() < 0.5),
+    lambda p, r: setattr(p.overlay, "value", r.random() < 0.5),
     lambda p, r: setattr(p.lock, "value", r.random() < 0.8),
     lambda p, r: setattr(p.seed, "value", r.randint(0, 1000)),
     lambda p, r: p.dice.click(),
@@ -512,7 +512,7 @@ def test_the_token_explorer_shows_a_decodes_token():
     panel.close()
 
 
-def test_the_collapse_explorer_shows_that_a_projection_removes_a_radial_kick():
+def test_the_perturbation_explorer_shows_that_a_projection_removes_a_radial_error():
     panel = settled(PerturbationExplorer(position=4, kind="radial", size=1.0, images=2))
     with_projection, without = (np.array(trace.y) for trace in list(panel.growth.data)[:2])
     assert with_projection[4:].max() < 1e-4
@@ -626,7 +626,7 @@ def test_an_error_of_training_is_shown():
 
     panel = TrainingMonitor(broken(), 5)
     assert panel.runner.wait(10)
-    assert "the loss is nan" in panel.trouble.value
+    assert "the loss is nan" in panel.error_box.value
     with pytest.raises(FloatingPointError, match="the loss is nan"):
         panel.snapshot()
     panel.close()
@@ -639,7 +639,7 @@ def test_an_error_of_training_is_shown():
         (lambda: GuidanceExplorer(settings="slow"), "slow"),
         (lambda: GuidanceExplorer(images=0), "images is 0"),
         (lambda: GuidanceExplorer(guidance_scale=20.0), "guidance scale is 20.0; expected 0 to 15"),
-        (lambda: PerturbationExplorer(size=10), "size of the kick is 10; expected 0 to 3"),
+        (lambda: PerturbationExplorer(size=10), "size of the perturbation is 10; expected 0 to 3"),
         (lambda: SphereExplorer(-1.0), "concentration is -1"),
         (lambda: SphereExplorer(1000.0), "concentration is 1000.0; expected 0.1 to 300"),
         (lambda: GuidanceExplorer(label=10), "class is 10; expected one of 0, 1,"),

@@ -47,7 +47,7 @@ def test_edits_are_never_overwritten(source, tmp_path):
     copied = launch.copy_notebooks(mine, source)
     assert (mine / "01_first.ipynb").read_text() == "my own work"
     assert (mine / "02_second.ipynb").read_text() == "content of 02_second.ipynb"
-    assert names(copied.kept) == ["01_first.ipynb", "02_second.ipynb"]
+    assert names(copied.edited) == ["01_first.ipynb", "02_second.ipynb"]
     assert copied.new == []
 
 

@@ -66,13 +66,13 @@ def with_lengths(rows, late):
     return [*rows, *changes]
 
 
-def test_lengths_driven_off_count_by_their_size():
+def test_drift_of_lengths_counts_by_its_size():
     told = claims(with_lengths(study(), 0.2), high=12.0, ablation=4.5)
-    driven = [row for row in told if row.statement.startswith("Guidance drives lengths off")]
+    driven = [row for row in told if row.statement.startswith("Guidance makes lengths drift")]
     assert [row.verdict for row in driven] == ["confirmed"] * 4
     assert (driven[0].left, driven[0].right) == ("0.02 ± 0", "0.2 ± 0")
     told = claims(with_lengths(study(), 0.0), high=12.0, ablation=4.5)
-    assert {row.verdict for row in told if row.statement.startswith("Guidance drives")} == {"contradicted"}
+    assert {row.verdict for row in told if row.statement.startswith("Guidance makes")} == {"contradicted"}
 
 
 def test_a_study_in_the_papers_order_confirms_all():
@@ -101,7 +101,7 @@ def test_degradation_is_a_ratio_seed_by_seed():
 
 def test_one_record_a_seed():
     rows = [record("S-04", "power_spherical", 0, 1.0, 1.0)] * 2
-    with pytest.raises(ValueError, match="2 records of 1 seeds; expected one a seed"):
+    with pytest.raises(ValueError, match="2 records of 1 seeds; expected one per seed"):
         by_seed(rows)
     assert spread({0: 1.0, 1: 3.0}) == "2 ± 1.4"
 

@@ -11,10 +11,11 @@ from spherear.figures.gallery import main as draw
 from spherear.models.files import read_json
 from spherear.models.pretrained import SHIPPED, shipped
 from spherear.models.tensor_files import read_tensors
+from spherear.sampling.pipeline import cached_pipeline
 from spherear.study.design import GRIDS, Grid
 from spherear.study.records import select, shipped_records
 from spherear.study.reference import Reference
-from spherear.study.release import LINES, SHIPS, name_of, release
+from spherear.study.release import LINES, SHIPS, Remeasured, name_of, release, remeasure
 from spherear.study.runner import open_study
 from spherear.study.trial import GRID_FILE, cell_folder
 
@@ -38,7 +39,7 @@ def test_models_come_with_config_and_log(name):
 @pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("digits-")])
 def test_models_draw_the_digits_asked_for(name):
     pipeline, labels = Pipeline.from_pretrained(name), torch.arange(100) % 10
-    real = Reference.of(GRIDS["full"])
+    real = Reference.of("digits")
     images = pipeline.sample(labels, SamplingSettings(guidance_scale=2.0, steps=25))
     assert real.judge(images, labels).accuracy >= 0.9
 
@@ -55,7 +56,7 @@ def test_records_are_those_of_the_full_grid():
 @pytest.mark.slow
 def test_a_shipped_model_is_the_one_of_its_records():
     """In half precision, with the cell's own labels and seeds: the same numbers but for a few images."""
-    grid, real = GRIDS["full"], Reference.of(GRIDS["full"])
+    grid, real = GRIDS["full"], Reference.of("digits")
     labels = torch.arange(grid.images) % 10
     images = Pipeline.from_pretrained("digits-power_spherical").sample(
         labels, SamplingSettings(guidance_scale=2.0, steps=grid.solver_steps)
@@ -117,3 +118,12 @@ def test_what_the_gallery_cannot_draw_leaves_nothing(arguments, message, tmp_pat
     with pytest.raises(ValueError, match=message):
         draw(*arguments)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_shipped_model_is_recognised_and_another_is_not():
+    pipeline = cached_pipeline("digits-power_spherical")
+    records = shipped_records()
+    assert max(row.difference for row in remeasure(pipeline, "power_spherical", records)) < 0.01
+    assert max(row.difference for row in remeasure(pipeline, "gaussian", records)) > 0.05
+    assert Remeasured("vq", "kl", 1.1, 1.0).difference == pytest.approx(0.1)

@@ -12,6 +12,7 @@ from spherear.train import train_ar, train_vae
 from spherear.training.build import seeded
 from spherear.training.data.catalog import load_data
 from spherear.training.dry_run import Estimate, peak_bytes
+from spherear.training.jobs import parse_job
 from spherear.training.recipes import course
 
 
@@ -27,7 +28,7 @@ def estimated(monkeypatch, args):
     kept = []
     real = train.estimate
     monkeypatch.setattr(train, "estimate", lambda *a: kept.append(real(*a)) or kept[-1])
-    text = train.dry_run(train._parse(args))
+    text = train.dry_run(parse_job(args))
     return kept[0], text
 
 
