@@ -193,10 +193,10 @@ def test_every_control_has_a_label_and_is_reached_by_tab(guidance):
         guidance.keyboard.press("Tab")
     wanted = {
         "label", "scale", "scale-number", "family", "compare", "named", "schedule", "solver", "steps", "temperature",
-        "seed", "dice", "lock", "project", "heat", "stop", "copy", "save", "file", "open",
+        "seed", "dice", "lock", "project", "overlay", "stop", "copy", "save", "file", "open",
     }  # fmt: skip
     assert wanted <= reached
-    for control in wanted - {"dice", "stop", "copy", "save", "open", "lock", "project", "heat"}:
+    for control in wanted - {"dice", "stop", "copy", "save", "open", "lock", "project", "overlay"}:
         assert guidance.inner_text(f".spherear-{control} .widget-label >> nth=0").strip(), control
 
 
