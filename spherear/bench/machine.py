@@ -17,7 +17,7 @@ def processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def memory_bytes(device: torch.device) -> float:
+def memory_bytes(device: torch.device) -> float | int:
     """All memory of a device; infinite where the system does not tell."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[1]

@@ -1,1 +1,1 @@
-"""The parts of a run: data, recipes, losses, state, progress."""
+"""The parts of a training run: data, recipes, losses, state and progress."""

@@ -1,8 +1,4 @@
-"""What a VAE's images are judged by beside pixels: a perceptual distance, and a critic that learns with it.
-
-Knows: images, reconstructions, and two networks that compare them.
-Does not know: VAEs or runs; the loop adds what comes out to its losses.
-"""
+"""Image losses of a VAE beyond the pixel error: a perceptual distance, and a critic trained alongside."""
 
 import torch
 import torch.nn.functional as F
@@ -12,15 +8,15 @@ from torch import Tensor, nn
 from spherear.models.config import require
 from spherear.training.recipes import VAERecipe
 
-SLOPE = 0.2  # of the leaky rectifiers
-SMALLEST = 32  # pixels: what the critic's strides leave something of
+SLOPE = 0.2  # of the leaky ReLUs
+SMALLEST = 32  # pixels; the critic's strides leave nothing of smaller images
 
 
 class Critic(nn.Module):
-    """PatchGAN: images -> one number a patch, high where they look real (Isola et al. 2017).
+    """PatchGAN discriminator: images -> one number per patch, high where they look real (Isola et al. 2017).
 
-    Three strided convolutions, of `width` filters and twice as many each time, one that is not strided, one to
-    a number; BatchNorm between.
+    Three convolutions of stride 2 with `width`, 2 and 4 times as many filters, one of stride 1 with 8 times as
+    many, and one to a single channel; BatchNorm between them.
     """
 
     def __init__(self, width: int = 64) -> None:
@@ -40,15 +36,15 @@ class Critic(nn.Module):
 
 
 def critic_loss(real: Float[Tensor, "*shape"], fake: Float[Tensor, "*shape"]) -> Float[Tensor, ""]:
-    """Hinge: (mean max(0, 1 - real) + mean max(0, 1 + fake)) / 2."""
+    """Hinge loss: (mean max(0, 1 - real) + mean max(0, 1 + fake)) / 2."""
     return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
 
 
 class Extras:
-    """The losses beside pixels and KL that a recipe gives weight to, from the step they start at.
+    """Further losses of a VAE, each if the recipe gives it a weight: LPIPS, and from `gan_start` on a critic.
 
-    network: images, images -> a perceptual distance of each pair, frozen; None without a weight.
-    critic: learns in the same backward pass; before its start it is not called, so nothing touches it.
+    network: images, images -> perceptual distance per pair, frozen; None without a weight.
+    critic: trained in the same backward pass; not called before `gan_start`, so its state does not change.
     """
 
     def __init__(self, recipe: VAERecipe, image_size: int, device: torch.device | str) -> None:
@@ -71,28 +67,28 @@ class Extras:
         reconstruction: Float[Tensor, "n 3 size size"],
         step: int,
     ) -> dict[str, Tensor]:
-        """losses, with `lpips`, and from `gan_start` on `gan` (the VAE's) and `critic` (its own), added to `loss`."""
-        loss, found = losses["loss"], dict(losses)
+        """`losses` with `lpips`, and from `gan_start` on `gan` (for the VAE) and `critic`, all added to `loss`."""
+        loss, terms = losses["loss"], dict(losses)
         fake = reconstruction.float()
         if self.network is not None:
-            found["lpips"] = self.network.eval()(fake, images).mean()
-            loss = loss + self.recipe.lpips_weight * found["lpips"]
+            terms["lpips"] = self.network.eval()(fake, images).mean()
+            loss = loss + self.recipe.lpips_weight * terms["lpips"]
         if self.critic is not None and step >= self.recipe.gan_start:
-            found["gan"] = self._fooled(fake)
-            found["critic"] = critic_loss(self.critic(images), self.critic(fake.detach()))
-            loss = loss + self.recipe.gan_weight * found["gan"] + found["critic"]
-        return found | {"loss": loss}
+            terms["gan"] = self._generator_loss(fake)
+            terms["critic"] = critic_loss(self.critic(images), self.critic(fake.detach()))
+            loss = loss + self.recipe.gan_weight * terms["gan"] + terms["critic"]
+        return terms | {"loss": loss}
 
-    def _fooled(self, fake: Tensor) -> Tensor:
-        """-mean critic(fake), whose gradient reaches the images and not the critic."""
+    def _generator_loss(self, fake: Tensor) -> Tensor:
+        """-mean critic(fake); its gradient reaches the images but not the critic's weights."""
         assert self.critic is not None
         self.critic.requires_grad_(False)
-        judged = self.critic(fake)
+        scores = self.critic(fake)
         self.critic.requires_grad_(True)
-        return -judged.mean()
+        return -scores.mean()
 
     def trained(self) -> dict[str, tuple[nn.Module, torch.optim.Optimizer]]:
-        """What learns beside the VAE, with its optimiser."""
+        """Modules trained beside the VAE, by name, each with its optimiser."""
         if self.critic is None:
             return {}
         recipe = self.recipe
@@ -103,7 +99,7 @@ class Extras:
 
 
 class _Lpips(nn.Module):
-    """torchmetrics' LPIPS on VGG-16, as a plain module; its dropout never acts."""
+    """LPIPS of torchmetrics on VGG-16, as a plain module; `Extras` calls it in eval mode, without dropout."""
 
     def __init__(self) -> None:
         super().__init__()

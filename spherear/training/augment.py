@@ -1,7 +1,4 @@
-"""Which part of an image is looked at, and whether in a mirror.
-
-Knows: crops and flips as functions of (seed, epoch, index).  Does not know: files, models, or when epochs end.
-"""
+"""Crops and flips of images, as functions of (seed, epoch, index)."""
 
 from dataclasses import dataclass
 
@@ -10,11 +7,11 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How the images of one epoch are looked at.
+    """Random crops and flips of one epoch.
 
     crop: the shorter side is resized to between 1 and `crop` times the image size before a square is cut out.
-    spread: how far the square may lie from the centre, from 0 (centre crop) to 1 (anywhere).
-    flip: every second image, by chance, is mirrored.
+    spread: how far the square may be from the centre, from 0 (centre crop) to 1 (anywhere).
+    flip: each image is mirrored with probability 1/2.
     """
 
     seed: int = 0
@@ -24,9 +21,9 @@ class Augmentation:
     flip: bool = False
 
     def view(self, index: int, width: int, height: int) -> tuple[tuple[float, float, float, float], bool]:
-        """The square (left, top, right, bottom) of image `index` in its own pixels, and whether it is mirrored.
+        """The crop (left, top, right, bottom) of image `index` in its original pixels, and whether it is flipped.
 
-        Depends on (seed, epoch, index) alone.
+        The random numbers depend on (seed, epoch, index) alone.
         """
         stream = np.random.Generator(np.random.Philox(np.random.SeedSequence([self.seed, self.epoch, index, 0xA46])))
         scale, x, y, mirror = stream.random(4)

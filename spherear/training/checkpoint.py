@@ -1,11 +1,9 @@
-"""All it takes to resume, on disk: whole or as it was, with the one before it kept.
+"""Checkpoints on disk, written atomically; the previous one is kept.
 
-Knows: files of tensors, one for a run or one for every process.  Does not know: what the tensors mean.
+    state.safetensors, state.previous.safetensors    a run whose processes each hold all weights
+    shards.json, shards.previous.json, shards/STEP/  a run with sharded weights: one file per process
 
-    state.safetensors, state.previous.safetensors    a run whose processes all hold everything
-    shards.json, shards.previous.json, shards/STEP/  a run whose weights are split: a file a process
-
-A reader takes the newest that can be read, and warns where that is not the newest there is.
+A reader takes the newest readable checkpoint, and warns if a newer one is unreadable.
 """
 
 import os
@@ -30,105 +28,105 @@ SHARDS = "shards"
 
 
 def write_state(folder: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write `state.safetensors`, whole or not at all; what it held is kept as the previous one."""
-    _keep(folder / STATE_FILE, folder / PREVIOUS_FILE)
+    """Write `state.safetensors` atomically; its previous content becomes `state.previous.safetensors`."""
+    _copy_to_previous(folder / STATE_FILE, folder / PREVIOUS_FILE)
     write_tensors(folder / STATE_FILE, tensors, metadata)
 
 
 def write_shard(folder: Path, step: int, team: Team, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write this process's part; once all are written, the first names them the newest. Every process must ask."""
+    """Write this process's shard; after all are written, the first process marks them as newest. All must call it."""
     write_tensors(_shard(folder, step, team.rank, team.size), tensors, metadata)
     team.wait()
     if team.first:
-        _keep(folder / SHARDS_FILE, folder / PREVIOUS_SHARDS)
+        _copy_to_previous(folder / SHARDS_FILE, folder / PREVIOUS_SHARDS)
         write_json(folder / SHARDS_FILE, {"step": step, "processes": team.size})
-        kept = {str(read_json(folder / name)["step"]) for name in (SHARDS_FILE, PREVIOUS_SHARDS) if _is(folder, name)}
-        for old in (folder / SHARDS).iterdir():
-            if old.name not in kept:
-                shutil.rmtree(old)
+        steps = {str(read_json(folder / name)["step"]) for name in (SHARDS_FILE, PREVIOUS_SHARDS) if _exists(folder, name)}
+        for path in (folder / SHARDS).iterdir():
+            if path.name not in steps:
+                shutil.rmtree(path)
     team.wait()
 
 
 class State:
-    """A checkpoint to be read: `metadata`, names, and one tensor at a time."""
+    """A checkpoint opened for reading: `metadata`, tensor names, and one tensor at a time."""
 
     def __init__(self, files: list[Path], device: torch.device | str = "cpu") -> None:
         self.source = str(files[0])
         self._files = files
         if len(files) == 1:
-            self._whole, self.metadata = read_tensors(files[0], device)
+            self._tensors, self.metadata = read_tensors(files[0], device)
             return
-        self._whole = {}
+        self._tensors = {}
         for path in files:
             self.metadata = _metadata(path)
 
     def names(self) -> list[str]:
-        """Of all tensors."""
-        if self._whole:
-            return list(self._whole)
+        """Names of all tensors."""
+        if self._tensors:
+            return list(self._tensors)
         with safe_open(self._files[0], framework="pt") as file:
             return list(file.keys())
 
     def __getitem__(self, name: str) -> Tensor:
-        """All of a tensor: the processes' rows one after another."""
-        if self._whole:
-            return self._whole[name]
-        parts = []
+        """A full tensor; shards are concatenated along the first dimension."""
+        if self._tensors:
+            return self._tensors[name]
+        shards = []
         for path in self._files:
             with safe_open(path, framework="pt") as file:
-                parts.append(file.get_tensor(name))
-        return parts[0] if parts[0].ndim == 0 or _replicated(name, self.metadata) else torch.cat(parts)
+                shards.append(file.get_tensor(name))
+        return shards[0] if shards[0].ndim == 0 or _replicated(name, self.metadata) else torch.cat(shards)
 
     @property
     def step(self) -> int:
-        """The step it was taken at."""
+        """The step at which it was written."""
         return int(self.metadata["step"])
 
 
 def read_state(folder: Path, device: torch.device | str = "cpu") -> State | None:
-    """The newest checkpoint that can be read, or None where there is none; ValueError where there are none but bad.
+    """The newest readable checkpoint; None if there is none; ValueError if there are some but none is readable.
 
-    Falling back on an older one is a warning that names the bad file.
+    Falling back to an older one gives a warning that names the bad file.
     """
-    found, first_error = [], None
+    states, first_error = [], None
     for files in _candidates(folder):
         try:
-            found.append(State(files, device))
+            states.append(State(files, device))
         except ValueError as error:
             first_error = first_error or error
-    if first_error is not None and not found:
+    if first_error is not None and not states:
         raise first_error
     if first_error is not None:
-        warnings.warn(f"{first_error}; going on from {found[0].source}", stacklevel=2)
-    return max(found, key=lambda state: state.step, default=None)
+        warnings.warn(f"{first_error}; going on from {states[0].source}", stacklevel=2)
+    return max(states, key=lambda state: state.step, default=None)
 
 
-def sweep(folder: Path) -> None:
-    """Remove what writers that were killed left half written."""
+def remove_partial_files(folder: Path) -> None:
+    """Remove temporary files left by interrupted writes."""
     for path in folder.glob("*.tmp"):
         path.unlink(missing_ok=True)
 
 
 def _candidates(folder: Path) -> Iterator[list[Path]]:
-    """The newest checkpoint of either kind; the ones before them only where the newest cannot be read."""
+    """The newest checkpoint of either kind, and the previous one if the newest is unreadable."""
     for newest, previous in ((STATE_FILE, PREVIOUS_FILE), (SHARDS_FILE, PREVIOUS_SHARDS)):
-        if not _is(folder, newest):
+        if not _exists(folder, newest):
             continue
         files = list(_files(folder, newest))
         yield files
-        if _is(folder, previous) and not all(map(_readable, files)):
+        if _exists(folder, previous) and not all(map(_readable, files)):
             yield list(_files(folder, previous))
 
 
 def _files(folder: Path, name: str) -> Iterable[Path]:
     if name.endswith(".json"):
-        facts = read_json(folder / name)
-        step, processes = int(facts["step"]), int(facts["processes"])
+        record = read_json(folder / name)
+        step, processes = int(record["step"]), int(record["processes"])
         return [_shard(folder, step, rank, processes) for rank in range(processes)]
     return [folder / name]
 
 
-def _is(folder: Path, name: str) -> bool:
+def _exists(folder: Path, name: str) -> bool:
     return (folder / name).is_file()
 
 
@@ -156,14 +154,14 @@ def _readable(path: Path) -> bool:
     return True
 
 
-def _keep(newest: Path, previous: Path) -> None:
-    """Let `previous` be what `newest` is, without a moment at which either is missing."""
+def _copy_to_previous(newest: Path, previous: Path) -> None:
+    """Atomically replace `previous` by a copy of `newest`, which stays in place."""
     if not newest.exists():
         return
-    part = previous.with_name(f"{previous.name}.{os.getpid()}.tmp")
-    part.unlink(missing_ok=True)
+    temporary = previous.with_name(f"{previous.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)
     try:
-        os.link(newest, part)
+        os.link(newest, temporary)
     except OSError:  # a file system without hard links
-        shutil.copy2(newest, part)
-    part.replace(previous)
+        shutil.copy2(newest, temporary)
+    temporary.replace(previous)

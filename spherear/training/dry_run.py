@@ -1,8 +1,4 @@
-"""What a run will take, before it is begun: parameters, arithmetic, memory, time.
-
-Knows: how a step of one and of two images is measured, and what follows for a batch.
-Does not know: data, folders, or a job's options.
-"""
+"""The cost of a training run, estimated before it starts: parameters, operations, memory and time."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,14 +17,14 @@ from spherear.training.recipes import ARRecipe, Recipe, VAERecipe
 from spherear.training.run import keyed_generator
 
 StepFunction = Callable[[int], torch.Tensor]
-FLOAT = 4  # bytes of a weight, a gradient, a moment
-TRIAL = (2, 4)  # images of the steps that are measured
+FLOAT = 4  # bytes per weight, gradient or moment
+TRIAL = (2, 4)  # batch sizes of the measured steps
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """parameters: of the model.  flops: of a step on all devices, forward and backward.
-    fixed, activations: bytes on each device: weights, gradients, moments, average; and what a part adds.
+    """parameters: of the model.  flops: per step on all devices, forward and backward.
+    fixed: bytes per device of weights, gradients, moments and EMA.  activations: bytes per device of one part.
     """
 
     parameters: int
@@ -38,42 +34,42 @@ class Estimate:
 
     @property
     def memory(self) -> int:
-        """Bytes on each device at the most."""
+        """Peak bytes per device."""
         return self.fixed + self.activations
 
     def seconds(self, steps: int, teraflops: float, devices: int) -> float:
-        """Time of `steps` where each device does so many 10^12 operations a second."""
+        """Duration of `steps`; `teraflops` are 10^12 operations per second and device."""
         return steps * self.flops / (1e12 * teraflops * devices)
 
 
 def estimate(model: nn.Module, step: StepFunction, recipe: Recipe, execution: Execution, devices: int = 1) -> Estimate:
-    """Measure steps of few images and reckon what a batch takes: memory grows with a part, arithmetic with a batch.
+    """Measure small steps and extrapolate: memory to the size of a part, operations to the size of a batch.
 
     step: number of images -> their loss, on the model's device.
     """
     device = next(model.parameters()).device
-    step(TRIAL[0]).backward()  # gradients are there from now on, as in every step but the first
+    step(TRIAL[0]).backward()  # allocates the gradients, which every later step already holds
 
     def trial(images: int) -> int:
         return peak_bytes(lambda: step(images).backward(), device)
 
-    few, more = map(trial, TRIAL)
+    small, large = map(trial, TRIAL)
     with FlopCounterMode(display=False) as counter:
         step(1).backward()
-    each = (more - few) / (TRIAL[1] - TRIAL[0])
-    part = recipe.batch_size // recipe.parts
+    per_image = (large - small) / (TRIAL[1] - TRIAL[0])
+    part_size = recipe.batch_size // recipe.parts
     parameters = sum(p.numel() for p in model.parameters())
-    copies = 4 + (recipe.ema_decay > 0 and not execution.average_on)  # weight, gradient, two moments, average
+    copies = 4 + (recipe.ema_decay > 0 and not execution.average_on)  # weight, gradient, two moments, EMA
     return Estimate(
         parameters,
         counter.get_total_flops() * recipe.batch_size,
         FLOAT * copies * parameters // (devices if execution.sharded else 1),
-        int(few + each * (part - TRIAL[0])),
+        int(small + per_image * (part_size - TRIAL[0])),
     )
 
 
 def peak_bytes(work: Callable[[], object], device: torch.device | str) -> int:
-    """The most memory that `work` holds at once beside what was held before it."""
+    """Peak memory of `work` in bytes, beyond what was held before it."""
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -81,37 +77,37 @@ def peak_bytes(work: Callable[[], object], device: torch.device | str) -> int:
         work()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as seen:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         work()
-    assert seen.profiler is not None
-    events = [e for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"]
-    held = peak = 0
+    assert profile.profiler is not None
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    current = peak = 0
     for event in sorted(events, key=lambda e: e.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
+        current += event.nbytes()
+        peak = max(peak, current)
     return peak
 
 
 def report(found: Estimate, recipe: Recipe, images: int, devices: int, teraflops: float) -> str:
-    """The estimate as lines to read."""
+    """The estimate as lines of text."""
     epochs = recipe.steps * recipe.batch_size / images
     hours = found.seconds(recipe.steps, teraflops, devices) / 3600
     gib = 2**30
     return (
         f"parameters          {found.parameters:,}\n"
         f"steps               {recipe.steps:,} of {recipe.batch_size} images: {epochs:.1f} epochs of {images:,}\n"
-        f"arithmetic          {found.flops / 1e12:.4g} TFLOP a step, forward and backward\n"
-        f"memory              {found.memory / gib:.3f} GiB on each of {devices} devices: {found.fixed / gib:.3f} of "
-        f"weights, gradients, moments and average, {found.activations / gib:.3f} of "
+        f"arithmetic          {found.flops / 1e12:.4g} TFLOP per step, forward and backward\n"
+        f"memory              {found.memory / gib:.3f} GiB on each of {devices} devices: {found.fixed / gib:.3f} for "
+        f"weights, gradients, moments and average, {found.activations / gib:.3f} for "
         f"activations of {recipe.batch_size // recipe.parts} images\n"
-        f"time                {hours:.4g} hours at {teraflops:g} TFLOP/s a device"
+        f"time                {hours:.4g} hours at {teraflops:g} TFLOP/s per device"
     )
 
 
 def vae_step(
     config: VAEConfig, recipe: VAERecipe, execution: Execution, device: torch.device
 ) -> tuple[nn.Module, StepFunction]:
-    """A VAE, and a step of it on grey images, as late as the critic's start."""
+    """A VAE, and its training step on grey images at `gan_start`, when the critic is trained too."""
     model = seeded(VAE, config, 0).to(device).train()
     extras = Extras(recipe, config.image_size, device)
     if execution.checkpointing:
@@ -130,7 +126,7 @@ def vae_step(
 def ar_step(
     config: ARConfig, recipe: ARRecipe, execution: Execution, device: torch.device
 ) -> tuple[nn.Module, StepFunction]:
-    """An AR model, and a step of it on tokens of noise."""
+    """An AR model, and its training step on random tokens."""
     model = seeded(SphereAR, config, 0).to(device).train()
     objective = ARObjective(model, recipe)
     if execution.checkpointing:

@@ -1,4 +1,4 @@
-"""What a training job is, as data: what to train, on what, and how the run is carried out; without torch."""
+"""Training jobs as dataclasses: what to train, on which data, and how to execute the run. Does not import torch."""
 
 import re
 from collections.abc import Sequence
@@ -9,31 +9,31 @@ from typing import Annotated, Literal, Union
 from spherear.sphere.families import FAMILIES
 from spherear.training.recipes import COURSES, ARRecipe, VAERecipe, course
 
-ALIASES = {"imagenet256": "imagenet256-B"}  # one VAE serves all sizes
+ALIASES = {"imagenet256": "imagenet256-B"}  # all sizes of AR models share one VAE
 
 
 @dataclass(frozen=True)
 class Execution:
-    """Choices that may differ between a run and its continuation; the defaults are the plain path."""
+    """Options that may change when a run is resumed. The defaults are the simplest execution."""
 
     compile: bool = False
-    """Compile the model's part of a step; needs a C++ compiler, and a minute or so at the start."""
+    """Compile the model's part of a step. Needs a C++ compiler, and about a minute at the start."""
     cache: Path | None = None
-    """Folder for cached posteriors (see cached_copies), shared by runs on the same VAE; none: in memory."""
+    """Folder for cached posteriors (see cached_copies), shared by runs on the same VAE. Without it: in memory."""
     workers: int = 0
-    """Processes that read images ahead of the step; 0: the loop reads them itself."""
+    """Data loader processes that read images ahead of the step. 0: the training process reads them."""
     sharded: bool = False
-    """Split weights, optimiser and average over the processes (FSDP2) instead of copying them (DDP)."""
+    """Shard weights, optimiser state and EMA over the processes (FSDP2) instead of replicating them (DDP)."""
     checkpointing: bool = False
-    """Recompute every block in the backward pass instead of keeping it: less memory, a third more time."""
+    """Gradient checkpointing: recompute every block in the backward pass. Less memory, a third more time."""
     average_on: str = ""
-    """Device of the averaged weights; none: with the model's."""
+    """Device of the averaged weights (EMA). Empty: the model's device."""
     preview_every: int = 0
-    """Steps between sheets of pictures in the run's folder; 0: none."""
+    """Steps between preview images in the run's folder. 0: none."""
     tensorboard: bool = False
-    """Write curves for TensorBoard into the run's folder."""
+    """Write TensorBoard logs to the run's folder."""
     override: bool = False
-    """Go on although the folder's run was begun with another recipe or other data."""
+    """Resume even if the folder's run was started with another recipe or other data."""
 
 
 PLAIN = Execution()
@@ -41,61 +41,61 @@ PLAIN = Execution()
 
 @dataclass(frozen=True)
 class VAEJob:
-    """Train a VAE on a preset's data. The same command on the same folder goes on where it stopped."""
+    """Train a VAE on a preset's data. The same command on the same folder resumes the run."""
 
     recipe: VAERecipe
-    """How long and how; the defaults are the preset's."""
+    """Hyperparameters of the training. The defaults are the preset's."""
     data: str
-    """What to train on: digits, shapes, folder:PATH, tar:PATH or hub:OWNER/NAME[@REVISION][#SPLIT][?stream]."""
+    """Data set: digits, shapes, folder:PATH, tar:PATH or hub:OWNER/NAME[@REVISION][#SPLIT][?stream]."""
     run: Path
-    """The run's folder. Also --out, as it has to be under torchrun, which takes --run for its own."""
+    """The run's folder. Use --out under torchrun, which takes --run for an option of its own."""
     preset: Literal[*COURSES, *ALIASES] = "digits"  # type: ignore[valid-type]
-    """Sizes of the model."""
+    """Model sizes."""
     bottleneck: Literal[*FAMILIES] = "power_spherical"  # type: ignore[valid-type]
-    """How tokens are constrained."""
+    """Family of latents."""
     device: str = "auto"
-    """cpu, cuda, or auto: cuda where there is one."""
+    """cpu, cuda, or auto: cuda if available."""
     execution: Execution = PLAIN
-    """How the run is carried out; none of it changes what comes out."""
+    """How the run is executed. None of this changes the result."""
     dry_run: bool = False
-    """Say what the run would take, and look at the data; train nothing, write nothing."""
+    """Estimate the cost of the run and check the data. Nothing is trained or written."""
     teraflops: float = 1.0
-    """10^12 operations a second that a device does, to reckon the time with in a dry run."""
+    """Throughput of one device in 10^12 operations per second, for the time estimate of a dry run."""
 
 
 @dataclass(frozen=True)
 class ARJob:
-    """Train an AR model on a trained VAE's tokens. The same command on the same folder goes on."""
+    """Train an AR model on a trained VAE's tokens. The same command on the same folder resumes the run."""
 
     recipe: ARRecipe
-    """How long and how; the defaults are the preset's."""
+    """Hyperparameters of the training. The defaults are the preset's."""
     data: str
-    """What to train on: digits, shapes, folder:PATH, tar:PATH or hub:OWNER/NAME[@REVISION][#SPLIT][?stream]."""
+    """Data set: digits, shapes, folder:PATH, tar:PATH or hub:OWNER/NAME[@REVISION][#SPLIT][?stream]."""
     run: Path
-    """The run's folder. Also --out, as it has to be under torchrun, which takes --run for its own."""
+    """The run's folder. Use --out under torchrun, which takes --run for an option of its own."""
     vae: Path
-    """The finished run folder of the VAE."""
+    """Folder of the VAE's finished run."""
     preset: Literal[*COURSES] = "digits"  # type: ignore[valid-type]
-    """Sizes of the model."""
+    """Model sizes."""
     device: str = "auto"
-    """cpu, cuda, or auto: cuda where there is one."""
+    """cpu, cuda, or auto: cuda if available."""
     execution: Execution = PLAIN
-    """How the run is carried out; none of it changes what comes out."""
+    """How the run is executed. None of this changes the result."""
     dry_run: bool = False
-    """Say what the run would take, and look at the data; train nothing, write nothing."""
+    """Estimate the cost of the run and check the data. Nothing is trained or written."""
     teraflops: float = 1.0
-    """10^12 operations a second that a device does, to reckon the time with in a dry run."""
+    """Throughput of one device in 10^12 operations per second, for the time estimate of a dry run."""
 
 
 def parse_job(args: list[str]) -> VAEJob | ARJob:
-    """The job that command-line words ask for. Needs tyro."""
+    """The job that command-line arguments describe. Needs tyro."""
     import tyro
 
     args = ["--run" + arg[5:] if re.fullmatch("--out(=.*)?", arg) else arg for arg in args]
     name = _option(args, "preset", "digits")
     plan, folder = course(ALIASES.get(name, name)), Path("runs") / name
     vae = VAEJob(plan.vae, plan.data, folder / "vae", preset=name)
-    ar = ARJob(plan.ar, plan.data, folder / "ar", folder / "vae", preset=name)
+    ar = ARJob(plan.ar, plan.data, folder / "ar", folder / "vae", preset=ALIASES.get(name, name))
     kinds = Union[  # noqa: UP007 (tyro reads a Union)
         Annotated[VAEJob, tyro.conf.subcommand("vae", default=vae)],
         Annotated[ARJob, tyro.conf.subcommand("ar", default=ar)],
@@ -105,7 +105,7 @@ def parse_job(args: list[str]) -> VAEJob | ARJob:
 
 
 def _option(args: Sequence[str], name: str, default: str) -> str:
-    """The value of `--name` in args: the defaults of all other options depend on it."""
+    """The value of `--name` in args; the defaults of all other options depend on it."""
     for flag, value in zip(args, [*args[1:], ""], strict=True):
         if flag == f"--{name}":
             return value

@@ -1,7 +1,7 @@
-"""What a VAE and an AR model minimise.
+"""Training objectives of the VAE and the AR model.
 
-The AR objective is a module, because compilers and wrappers for several processes work on a module's call. Its random
-numbers are drawn outside the model's part, because compiled code cannot draw from a generator that is handed in.
+The AR objective is a module because compilers and distributed wrappers work on a module's call. Its random numbers are
+drawn outside the compiled part, because compiled code cannot draw from a generator passed as an argument.
 """
 
 from collections.abc import Callable
@@ -23,9 +23,9 @@ def vae_losses(
     latent: Latent,
     recipe: VAERecipe,
 ) -> dict[str, Tensor]:
-    """loss = l1_weight |x - y| + kl_weight KL + penalty: scalars `loss`, `l1` (a pixel's mean), `kl` (nats a token).
+    """loss = l1_weight |x - y| + kl_weight KL + penalty: scalars `loss`, `l1` (mean per pixel), `kl` (nats per token).
 
-    penalty: the bottleneck's own, where it has one.
+    penalty: of the bottleneck, if it has one.
     """
     l1 = F.l1_loss(reconstruction.float(), images)
     kl = latent.kl.mean()
@@ -36,7 +36,7 @@ def vae_losses(
 
 
 class ARObjective(nn.Module):
-    """`model.loss` with the recipe's repeats and label dropout, number for number."""
+    """Numerically equal to `model.loss` with the recipe's repeats and label dropout."""
 
     def __init__(self, model: SphereAR, recipe: ARRecipe) -> None:
         super().__init__()
@@ -45,19 +45,19 @@ class ARObjective(nn.Module):
         self.pure: Callable[..., Tensor] = model.loss
 
     def compile(self, *args: object, **kwargs: object) -> None:
-        """Compile the model's part, for the shapes it will meet; without a compiler the first step says so."""
+        """Compile the model's part of the loss. Without a C++ compiler, the first step raises the error."""
         self.pure = cast(Callable[..., Tensor], torch.compile(self.model.loss, *args, **kwargs))  # type: ignore[call-overload]
 
     def forward(
         self, tokens: Float[Tensor, "batch tokens dim"], labels: Int[Tensor, " batch"], generator: torch.Generator
     ) -> Float[Tensor, ""]:
-        """The mean loss of a token; all randomness from `generator`."""
+        """Mean loss per token; all randomness from `generator`."""
         labels = self.drop(labels, generator)
         times, noise = self.draws(tokens, generator)
         return self.pure(tokens, labels, times, noise, repeats=self.recipe.repeats, label_dropout=0.0)
 
     def drop(self, labels: Int[Tensor, " batch"], generator: torch.Generator) -> Int[Tensor, " batch"]:
-        """A share of labels becomes the null class."""
+        """Labels, a random share of them replaced by the null class."""
         share = self.recipe.label_dropout
         if share == 0:
             return labels
@@ -65,7 +65,7 @@ class ARObjective(nn.Module):
         return torch.where(dropped, self.model.null_label, labels)
 
     def draws(self, tokens: Tensor, generator: torch.Generator) -> tuple[Tensor | None, Tensor | None]:
-        """Times sigmoid(N(0, 1)) and noise N(0, I), fresh `repeats` times for every token; none for codes."""
+        """Times sigmoid(N(0, 1)) and noise N(0, I), `repeats` draws per token; None for discrete tokens."""
         if self.model.config.codes:
             return None, None
         rows = self.recipe.repeats * tokens.shape[0] * tokens.shape[1]

@@ -1,8 +1,4 @@
-"""What is shown of a run while it goes on: curves in TensorBoard, and pictures every so many steps.
-
-Knows: a `TrainState` after each step, and the folder to write to.
-Does not know: what happens in a step; an observer leaves no trace in what is trained.
-"""
+"""Observers of a training loop: TensorBoard curves, and preview images. They do not change what is trained."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,7 +22,7 @@ COLUMNS = 10
 
 
 def every(steps: int, observer: Observer) -> Observer:
-    """The observer after every so many steps, and after the last."""
+    """An observer that calls `observer` every `steps` steps, and after the last one."""
 
     def observe(state: TrainState) -> None:
         if state.step % steps == 0 or state.step == state.total:
@@ -36,7 +32,7 @@ def every(steps: int, observer: Observer) -> Observer:
 
 
 def curves(folder: Path) -> Observer:
-    """Losses, learning rate, steps a second, share of time waited for data, and memory, for TensorBoard.
+    """TensorBoard curves: losses, learning rate, steps per second, share of time waiting for data, memory.
 
     Without tensorboard: ModuleNotFoundError that says what to install.
     """
@@ -64,7 +60,7 @@ def curves(folder: Path) -> Observer:
 
 
 def pictures(folder: Path, draw: Preview) -> Observer:
-    """A sheet of what the model draws, as `previews/STEP.png`. Every process must observe; the first draws."""
+    """Save a sheet of `draw(model)` as `previews/STEP.png`. All processes must call it; only the first draws."""
 
     def observe(state: TrainState) -> None:
         model = gathered(state.model)
@@ -78,7 +74,7 @@ def pictures(folder: Path, draw: Preview) -> Observer:
 
 
 def reconstructions(images: Float[Tensor, "n 3 size size"]) -> Preview:
-    """A preview of a VAE: the images, and below them the decoded modes of their posteriors."""
+    """Preview of a VAE: the images, and below them the decoded modes of their posteriors."""
 
     @torch.no_grad()
     def draw(model: torch.nn.Module) -> Tensor:
@@ -93,15 +89,15 @@ def reconstructions(images: Float[Tensor, "n 3 size size"]) -> Preview:
 def samples(
     vae: VAE, labels: Sequence[int] | Int[Tensor, " n"], settings: SamplingSettings | None = None, seed: int = 0
 ) -> Preview:
-    """A preview of an AR model: one image per label, from the same seeds at every step."""
+    """Preview of an AR model: one image per label, with the same seeds at every step."""
     settings = settings or SamplingSettings.named("fast", guidance_scale=2.0)
 
     def draw(model: torch.nn.Module) -> Tensor:
         assert isinstance(model, SphereAR)
-        home = vae.quant_proj.weight.device
+        vae_device = vae.quant_proj.weight.device
         vae.to(model.proj_in.weight.device)
         images = Pipeline(vae, model).sample(labels, settings, seed)
-        vae.to(home)
+        vae.to(vae_device)
         return images
 
     return draw

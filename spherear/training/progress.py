@@ -1,7 +1,4 @@
-"""Watching a training loop from a terminal: a progress bar, and signals that lose nothing.
-
-Knows: streams of `TrainState`, terminals and signals.  Does not know: what is trained.
-"""
+"""A progress bar for training loops, and signal handling that stops a run without losing work."""
 
 import os
 import signal
@@ -16,38 +13,38 @@ from tqdm import tqdm
 
 from spherear.training.run import TrainState
 
-REFRESH = 10  # steps between readings of the loss, each of which waits for the device
+REFRESH = 10  # steps between readings of the loss; each one waits for the device
 
 
 @contextmanager
 def interruptible() -> Iterator[Callable[[], int]]:
-    """Yields `asked()`: the signal that asked to stop (SIGINT, which is Ctrl-C, or SIGTERM), or 0. The second
-    interrupts at once."""
+    """Yields a function that returns the stop signal received (SIGINT, which is Ctrl-C, or SIGTERM), or 0.
+    A second signal raises KeyboardInterrupt."""
     if threading.current_thread() is not threading.main_thread():
         yield lambda: 0
         return
-    pressed: list[int] = []
+    received: list[int] = []
 
     def handler(number: int, frame: FrameType | None) -> None:
-        if pressed:
+        if received:
             raise KeyboardInterrupt
-        pressed.append(number)
+        received.append(number)
 
     previous = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield lambda: pressed[0] if pressed else 0
+        yield lambda: received[0] if received else 0
     finally:
-        for number, old in previous.items():
-            signal.signal(number, old)
+        for number, original in previous.items():
+            signal.signal(number, original)
 
 
 def memory_gib() -> float:
-    """The most memory this process has held, in GiB: on its GPU where it uses one, else in all."""
+    """Peak memory of this process in GiB: on its GPU if it uses one, else in RAM. NaN if unknown."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated() / 2**30
     try:
         import resource
-    except ImportError:  # not on this system
+    except ImportError:  # not available on this system
         return float("nan")
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
@@ -59,15 +56,15 @@ def watch(
     total: int,
     observers: Sequence[Callable[[TrainState], None]] = (),
 ) -> bool:
-    """Run a training loop to its end under a bar of loss, time waited for data, memory, rate and time left.
+    """Run a training loop under a progress bar with loss, time waited for data, memory, rate and time left.
 
-    Returns whether it got there; False after Ctrl-C or SIGTERM, which stop between two steps, so that the
-    loop can write a checkpoint. Several processes stop after the same step, and the first has the bar.
-    observers: see every state.
+    Returns whether the loop finished. Ctrl-C and SIGTERM stop it between two steps, so that it can write a
+    checkpoint. Several processes stop after the same step, and the first shows the bar.
+    observers: called with every state.
     """
-    step = total  # of a run that has nothing left to do
+    step = total  # for a run with no steps left
     silent = os.environ.get("RANK", "0") != "0"
-    with interruptible() as asked, closing(states), tqdm(total=total, desc=title, unit="step", disable=silent) as bar:
+    with interruptible() as stop_signal, closing(states), tqdm(total=total, desc=title, unit="step", disable=silent) as bar:
         for state in states:
             step = state.step
             if step % REFRESH == 0 or step == total:
@@ -80,7 +77,7 @@ def watch(
             bar.update(step - bar.n)
             for observe in observers:
                 observe(state)
-            if (state.team.size == 1 or step % REFRESH == 0) and state.team.any(bool(asked())):
+            if (state.team.size == 1 or step % REFRESH == 0) and state.team.any(bool(stop_signal())):
                 break
         else:
             bar.n = total

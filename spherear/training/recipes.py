@@ -1,4 +1,4 @@
-"""How long and how each preset is trained, as a table, without torch."""
+"""Training recipes of all presets, as a table. Does not import torch."""
 
 import math
 from dataclasses import dataclass
@@ -12,50 +12,50 @@ PRECISIONS = ("float32", "bfloat16")
 
 @dataclass(frozen=True)
 class Recipe(Config):
-    """What the two loops share: AdamW with warm-up, then a cosine from one rate to another."""
+    """Shared by both training loops: AdamW with linear warm-up, then cosine decay of the learning rate."""
 
     steps: int
-    """Optimiser steps in all."""
+    """Total optimiser steps."""
     batch_size: int
-    """Images a step."""
+    """Images per step."""
     learning_rate: float
     """Peak learning rate."""
     final_learning_rate: float
-    """Learning rate at the end of the cosine; equal to the peak: constant."""
+    """Learning rate at the end of the cosine. Equal to the peak: constant."""
     warmup_steps: int
     """Steps of linear warm-up from zero."""
     ema_decay: float
-    """Decay of the averaged weights that are sampled from; 0: none are kept."""
+    """Decay of the averaged weights (EMA), which are used for sampling. 0: no EMA."""
     weight_decay: float = 0.05
-    """Of AdamW, on matrices alone."""
+    """Weight decay of AdamW, on matrices only."""
     beta1: float = 0.9
     """First-moment decay of AdamW."""
     beta2: float = 0.95
     """Second-moment decay of AdamW."""
     clip: float = 1.0
-    """Largest gradient norm."""
+    """Maximum gradient norm."""
     precision: Literal[*PRECISIONS] = "float32"  # type: ignore[valid-type]
-    """bfloat16: by autocast."""
+    """bfloat16 uses autocast."""
     seed: int = 0
-    """Of weights, data order, posterior samples and noise."""
+    """Seed of weights, data order, posterior samples and noise."""
     save_every: int = 500
     """Steps between checkpoints."""
     log_every: int = 20
     """Steps between lines of metrics.jsonl."""
     parts: int = 1
-    """Equal parts a batch is cut in: at once on several processes, one after another on few."""
+    """Equal parts of a batch: spread over the processes, the rest by gradient accumulation."""
     skip_limit: int = 10
-    """Steps in a row with a loss or gradient that is not finite, each skipped, after which the run stops."""
+    """The run stops after this many consecutive steps with a non-finite loss or gradient; each is skipped."""
     max_broken: float = 0.01
-    """Share of the images that may turn out broken before the run stops."""
+    """The run stops if more than this share of the images is broken."""
     crop: float = 1.0
-    """Of photographs: the shorter side is resized to 1 to so many times the image size, then cropped at random."""
+    """Photographs only: the shorter side is resized to 1 to `crop` times the image size, then cropped at random."""
     flip: bool = False
-    """Of photographs: whether every second one, by chance, is mirrored."""
+    """Photographs only: mirror each image with probability 1/2."""
     fade_start: int = -1
-    """Epoch from which random crops move to the centre; -1: they never do."""
+    """Epoch from which random crops move to the centre. -1: never."""
     fade_end: int = -1
-    """Epoch from which all crops are the centre's."""
+    """Epoch from which all crops are centre crops."""
 
     def check(self) -> None:
         for name in ("steps", "batch_size", "save_every", "log_every", "parts", "skip_limit"):
@@ -78,11 +78,11 @@ class Recipe(Config):
         require(1 <= self.crop < math.inf, f"crop is {self.crop}; expected a finite number, 1 or more")
         require(
             self.fade_start < self.fade_end or self.fade_start == self.fade_end == -1,
-            f"crops fade from epoch {self.fade_start} to {self.fade_end}; expected the first to be before",
+            f"crops fade from epoch {self.fade_start} to {self.fade_end}; expected the first to be smaller",
         )
 
     def learning_rate_at(self, step: int) -> float:
-        """Linear from 0 over the warm-up, then a half cosine to the final rate; `step` counts from 0."""
+        """Linear from 0 over the warm-up, then half a cosine to the final rate; `step` counts from 0."""
         if step < self.warmup_steps:
             return self.learning_rate * (step + 1) / self.warmup_steps
         done = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
@@ -90,7 +90,7 @@ class Recipe(Config):
         return self.final_learning_rate + weight * (self.learning_rate - self.final_learning_rate)
 
     def look_at(self, epoch: int) -> Augmentation:
-        """How the images of an epoch are looked at: random crops fade to the centre's, mirrors stay."""
+        """Augmentation of an epoch: random crops fade to centre crops, flips stay."""
         weight = 1.0
         if self.fade_start >= 0:
             weight = 1 - min(1.0, max(0.0, (epoch - self.fade_start) / (self.fade_end - self.fade_start)))
@@ -99,18 +99,18 @@ class Recipe(Config):
 
 @dataclass(frozen=True)
 class VAERecipe(Recipe):
-    """Training of a VAE; defaults of the loss weights as in the paper."""
+    """Training of a VAE. The default loss weights are the paper's."""
 
     l1_weight: float = 1.0
-    """Of the mean absolute error of pixels."""
+    """Weight of the mean absolute pixel error."""
     kl_weight: float = 0.004
-    """Of the mean KL of a token, in nats."""
+    """Weight of the mean KL per token, in nats."""
     lpips_weight: float = 0.0
-    """Of the perceptual distance LPIPS; 0: it is not computed."""
+    """Weight of the perceptual distance LPIPS. 0: not computed."""
     gan_weight: float = 0.0
-    """Of the critic's verdict; 0: there is no critic."""
+    """Weight of the adversarial loss. 0: no critic."""
     gan_start: int = 20_000
-    """Step from which the critic learns and is listened to."""
+    """Step from which the critic is trained and its loss is added."""
 
     def check(self) -> None:
         super().check()
@@ -126,9 +126,9 @@ class ARRecipe(Recipe):
     label_dropout: float = 0.1
     """Share of labels replaced by the null class."""
     repeats: int = 4
-    """Times and noises drawn for every token."""
+    """Times and noises drawn per token."""
     cached_copies: int = 0
-    """Epochs whose posteriors are computed once, kept and met in turn, with fresh draws; 0: encode at every step."""
+    """Epochs whose posteriors are cached and reused in turn, with fresh samples. 0: encode at every step."""
 
     def check(self) -> None:
         super().check()
@@ -192,6 +192,6 @@ COURSES: dict[str, Course] = {
 
 
 def course(name: str) -> Course:
-    """The course of a preset. Unknown names: ValueError with the known."""
+    """The course of a preset. Unknown names: ValueError that lists the known ones."""
     one_of("preset", name, COURSES)
     return COURSES[name]

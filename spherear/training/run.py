@@ -1,7 +1,6 @@
-"""One run's state: weights, optimiser, average, step count, and the folder they are kept in.
+"""State of one training run: weights, optimiser, EMA, step count, and the folder they are stored in.
 
-Knows: how to take an optimiser step, write a checkpoint that is whole, and go on exactly from it.
-Does not know: what is trained or on what; the loops in `spherear.train` do.
+It resumes exactly from the last checkpoint. The training loops are in `spherear.train`.
 
 A run folder holds `run.json` (what the run is), `metrics.jsonl` (one line every few steps), checkpoints
 (see `training.checkpoint`; no pickle) and, once finished, `config.json` and `model.safetensors` (the weights
@@ -24,7 +23,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from spherear.models.pretrained import Pretrained, fingerprint
-from spherear.training.checkpoint import State, read_state, sweep, write_shard, write_state
+from spherear.training.checkpoint import State, read_state, remove_partial_files, write_shard, write_state
 from spherear.training.data.dataset import ImageData
 from spherear.training.data.feed import Feed, Part
 from spherear.training.facts import METRICS_FILE, RUN_FILE, cut_metrics, open_facts
@@ -40,12 +39,12 @@ PLAIN = Execution()
 
 @dataclass(frozen=True)
 class TrainState:
-    """Where a run stands after a step.
+    """State of a run after a step.
 
-    step, total: done and to do.  losses: scalars still on the device, read by `metrics`.
-    learning_rate: of this step.  rate: steps a second since the run began or resumed.
-    model: the weights to look at or sample from, averaged where an average is kept.
-    team: the processes of the run.  waiting: share of the time so far that was spent on waiting for data.
+    step, total: steps done, and in the whole run.  losses: scalars still on the device, read by `metrics`.
+    learning_rate: of this step.  rate: steps per second since the run started or resumed.
+    model: the weights to evaluate or sample from: the EMA if there is one.
+    team: the processes of the run.  waiting: share of the elapsed time spent waiting for data.
     """
 
     step: int
@@ -63,15 +62,15 @@ class TrainState:
 
     @property
     def seconds_left(self) -> float:
-        """At the rate so far."""
+        """Estimate from the rate so far."""
         return (self.total - self.step) / self.rate
 
 
 class Run:
-    """A model in training. `folder` None keeps everything in memory.
+    """A model in training. With `folder` None, nothing is written.
 
-    facts: what the run is, as JSON; a folder that holds a run of other facts is refused.
-    team: the processes it runs on.  others: what is trained beside the model, by name, with its optimiser.
+    facts: description of the run, as JSON; a folder that holds a run with other facts is a ValueError.
+    team: the processes of the run.  others: modules trained beside the model, by name, with their optimisers.
     """
 
     def __init__(
@@ -96,29 +95,29 @@ class Run:
             self.team.shard(self.ema.to(execution.average_on) if execution.average_on else self.ema)
         self.optimizer = make_optimizer(model, recipe)
         self.others = dict(others or {})
-        self.skipped = torch.zeros(2, device=next(model.parameters()).device)  # steps skipped in a row, and in all
+        self.skipped = torch.zeros(2, device=next(model.parameters()).device)  # skipped steps: consecutive, total
         self._feed: Feed | None = None
         self._losses: list[dict[str, Tensor]] = []
         if self.folder is not None:
             self._open(self.folder, execution.override)
-        self._began, self._first = time.monotonic(), self.step
+        self._start_time, self._start_step = time.monotonic(), self.step
 
     @property
     def result(self) -> nn.Module:
-        """The weights to use: averaged where an average is kept."""
+        """The weights to use: the EMA if there is one."""
         return self.ema if self.ema is not None else self.model
 
     @property
     def done(self) -> bool:
-        """Whether the recipe's steps are all taken."""
+        """Whether all steps of the recipe are done."""
         return self.step >= self.recipe.steps
 
     def generator(self, device: torch.device | str, part: int = 0) -> torch.Generator:
-        """The randomness of a part of the coming step, which depends on (seed, step, part) alone."""
+        """Random generator for a part of the next step; depends on (seed, step, part) alone."""
         return keyed_generator(self.recipe.seed, self.step, device, part)
 
     def feed(self, data: ImageData, device: torch.device | str, workers: int = 0) -> Feed:
-        """The batches of the steps that are left; broken images are named in `skipped-RANK.jsonl`."""
+        """The batches of the remaining steps; broken images are logged to `skipped-RANK.jsonl`."""
         feed = Feed(data, self.recipe, range(self.step, self.recipe.steps), self.team, device, workers)
         if self.folder is not None:
             feed.log = self.folder / f"skipped-{self.team.rank}.jsonl"
@@ -126,13 +125,13 @@ class Run:
         return feed
 
     def each(self, objective: nn.Module, parts: list[Part]) -> Iterator[Part]:
-        """The parts of a step; gradients travel between processes with the last alone."""
+        """The parts of a step (gradient accumulation); processes exchange gradients only with the last part."""
         for part in parts:
             self.team.sync(objective, last=part is parts[-1])
             yield part
 
     def accumulate(self, losses: Mapping[str, Tensor], parts: int = 1) -> None:
-        """Add a part's share, one of `parts` on this process, to the gradient of the step."""
+        """Add the gradient of one part, out of `parts` on this process (gradient accumulation)."""
         if not self._losses:
             for optimizer in (self.optimizer, *(other for _, other in self.others.values())):
                 optimizer.zero_grad(set_to_none=True)
@@ -140,15 +139,15 @@ class Run:
         self._losses.append({name: value.detach() for name, value in losses.items()})
 
     def update(self, losses: Mapping[str, Tensor]) -> TrainState:
-        """`accumulate` and `descend`: a step whose batch is one part."""
+        """`accumulate` and `descend`, for a step whose batch is one part."""
         self.accumulate(losses)
         return self.descend()
 
     def descend(self) -> TrainState:
-        """Descend along the gradient; log; checkpoint when it is time.
+        """Take an optimiser step; log and save a checkpoint when due.
 
-        A step whose loss or gradient is not finite changes nothing but the count; `skip_limit` of them in a
-        row are a FloatingPointError that names the last checkpoint.
+        A step with a non-finite loss or gradient only changes the step count; `skip_limit` consecutive ones
+        raise a FloatingPointError that names the last checkpoint.
         """
         rate = self.recipe.learning_rate_at(self.step)
         for group in self.optimizer.param_groups:
@@ -159,7 +158,7 @@ class Run:
             self.team.average(other)
             finite = finite & torch.isfinite(nn.utils.clip_grad_norm_(other.parameters(), self.recipe.clip))
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
-        self._descend(finite & torch.isfinite(norm.full_tensor() if isinstance(norm, DTensor) else norm))
+        self._step_optimizers(finite & torch.isfinite(norm.full_tensor() if isinstance(norm, DTensor) else norm))
         self.step += 1
         state = self._state(losses, rate)
         if self.step % self.recipe.log_every == 0 or self.done:
@@ -171,10 +170,10 @@ class Run:
         return state
 
     @contextmanager
-    def kept(self) -> Iterator["Run"]:
-        """Around the loop: leaving it early at a `yield` writes a checkpoint, an error does not.
+    def checkpointed(self) -> Iterator["Run"]:
+        """Context for the training loop: leaving it early at a `yield` saves a checkpoint, an error does not.
 
-        An error may come in the middle of a step, so the last checkpoint stays the last good one.
+        An error may occur in the middle of a step, so the last saved checkpoint stays the good one.
         """
         try:
             yield self
@@ -184,7 +183,7 @@ class Run:
         self._finish()
 
     def save(self) -> None:
-        """Write a checkpoint, whole or not at all. Every process must ask."""
+        """Write a checkpoint atomically. All processes must call it."""
         if self.folder is None:
             return
         metadata = {"step": str(self.step), "facts": json.dumps(self.facts)}
@@ -198,7 +197,7 @@ class Run:
         self.team.wait()
 
     def _trained(self) -> Iterable[tuple[str, nn.Module, torch.optim.Optimizer]]:
-        """Prefixes of names in a checkpoint, models and their optimisers."""
+        """Name prefix in a checkpoint, model and optimiser of every trained module."""
         yield "model/", self.model, self.optimizer
         for name, (model, optimizer) in self.others.items():
             yield f"{name}/", model, optimizer
@@ -206,21 +205,21 @@ class Run:
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
         for prefix, model, optimizer in self._trained():
             yield from ((prefix + name, tensor) for name, tensor in model.state_dict().items())
-            owner = "optimizer/" if prefix == "model/" else f"optimizer-{prefix}"
+            optimizer_prefix = "optimizer/" if prefix == "model/" else f"optimizer-{prefix}"
             for name, parameter in model.named_parameters():
-                yield from ((f"{owner}{name}/{k}", v) for k, v in optimizer.state[parameter].items())
+                yield from ((f"{optimizer_prefix}{name}/{k}", v) for k, v in optimizer.state[parameter].items())
         if self.ema is not None:
             yield from ((f"ema/{name}", tensor) for name, tensor in self.ema.state_dict().items())
 
     def _mean_losses(self) -> dict[str, Tensor]:
-        """Of the step's parts on all processes."""
+        """Mean over the step's parts on all processes."""
         parts, self._losses = self._losses, []
         if len(parts) == 1:
             return self.team.mean(parts[0])
         return self.team.mean({name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]})
 
-    def _descend(self, finite: Tensor) -> None:
-        """The optimiser's step and the average's, where `finite`; without waiting for the device to say so."""
+    def _step_optimizers(self, finite: Tensor) -> None:
+        """Step the optimisers if `finite` (waiting for the device only when sharded), then update the EMA."""
         for optimizer in (self.optimizer, *(other for _, other in self.others.values())):
             if not self.team.sharded:
                 optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]  # as a gradient scaler does
@@ -229,33 +228,33 @@ class Run:
                 optimizer.step()
         bad = (~finite).float()
         self.skipped = torch.stack((bad * (self.skipped[0] + 1), self.skipped[1] + bad))
-        self._average()
+        self._update_ema()
 
     def _state(self, losses: Mapping[str, Tensor], learning_rate: float) -> TrainState:
-        took = max(1e-9, time.monotonic() - self._began)
-        rate, waited = (self.step - self._first) / took, self._feed.waited if self._feed is not None else 0.0
+        elapsed = max(1e-9, time.monotonic() - self._start_time)
+        rate, waited = (self.step - self._start_step) / elapsed, self._feed.waited if self._feed is not None else 0.0
         return TrainState(
-            self.step, self.recipe.steps, losses, learning_rate, rate, self.result, self.team, waited / took
+            self.step, self.recipe.steps, losses, learning_rate, rate, self.result, self.team, waited / elapsed
         )
 
     @torch.no_grad()
-    def _average(self) -> None:
-        """kept = decay kept + (1 - decay) newest; a skipped step averages the weights it left alone."""
+    def _update_ema(self) -> None:
+        """ema = decay ema + (1 - decay) weights; also after a skipped step, with unchanged weights."""
         if self.ema is None:
             return
-        kept = [local(p) for p in self.ema.parameters()]
-        newest = [local(p).to(k.device) for p, k in zip(self.model.parameters(), kept, strict=True)]
-        torch._foreach_lerp_(kept, newest, 1 - self.recipe.ema_decay)
-        for old, new in zip(self.ema.buffers(), self.model.buffers(), strict=True):
-            old.copy_(new)  # a codebook is an average already
+        averages = [local(p) for p in self.ema.parameters()]
+        weights = [local(p).to(a.device) for p, a in zip(self.model.parameters(), averages, strict=True)]
+        torch._foreach_lerp_(averages, weights, 1 - self.recipe.ema_decay)
+        for average, buffer in zip(self.ema.buffers(), self.model.buffers(), strict=True):
+            average.copy_(buffer)  # a buffer such as the codebook is a moving average already
 
     def _check_skipped(self, state: TrainState) -> None:
-        row = int(self.skipped[0])
-        if row >= self.recipe.skip_limit:
-            kept = f"the last checkpoint in {self.folder} is good" if self.folder else "nothing was saved"
+        consecutive = int(self.skipped[0])
+        if consecutive >= self.recipe.skip_limit:
+            saved = f"the last checkpoint in {self.folder} is good" if self.folder else "nothing was saved"
             raise FloatingPointError(
-                f"the loss is {state.metrics()['loss']} at step {state.step}; {kept}. "
-                f"{row} steps in a row had a loss or gradient that is not finite, and were skipped"
+                f"the loss is {state.metrics()['loss']} at step {state.step}; {saved}. "
+                f"{consecutive} steps in a row had a loss or gradient that is not finite, and were skipped"
             )
 
     def _log(self, state: TrainState) -> None:
@@ -282,7 +281,7 @@ class Run:
     def _open(self, folder: Path, override: bool) -> None:
         if self.team.first:
             open_facts(folder, self.facts, override)
-            sweep(folder)
+            remove_partial_files(folder)
         self.team.wait()
         state = read_state(folder, "cpu" if self.team.sharded else next(self.model.parameters()).device)
         if state is not None:
@@ -300,10 +299,10 @@ class Run:
         for prefix, model, optimizer in self._trained():
             put_weights(model, group(prefix), state.source)
             parameters = dict(model.named_parameters())
-            owner = "optimizer/" if prefix == "model/" else f"optimizer-{prefix}"
-            for name, tensor in group(owner).items():
-                place, _, key = name.rpartition("/")
-                parameter = parameters[place]
+            optimizer_prefix = "optimizer/" if prefix == "model/" else f"optimizer-{prefix}"
+            for name, tensor in group(optimizer_prefix).items():
+                parameter_name, _, key = name.rpartition("/")
+                parameter = parameters[parameter_name]
                 optimizer.state[parameter][key] = as_split(tensor, parameter) if tensor.ndim else tensor
         if self.ema is not None:
             put_weights(self.ema, group("ema/"), state.source)
@@ -311,7 +310,7 @@ class Run:
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
-    """AdamW; 1-D tensors, the input projection and the class embedding are not decayed."""
+    """AdamW; no weight decay on 1-D tensors, the input projection and the class embedding."""
     decayed: dict[bool, list[Tensor]] = {True: [], False: []}
     for name, parameter in model.named_parameters():
         decayed[parameter.ndim > 1 and not name.startswith(NOT_DECAYED)].append(parameter)

@@ -1,7 +1,6 @@
-"""The processes of one run: one alone, or several with equal shares of every batch.
+"""The processes of a run: one alone, or several with equal shares of every batch.
 
-Knows: who is first, how gradients and numbers are averaged, how weights are split.
-Does not know: what is trained.  Several processes need the extra `train` and a launcher (torchrun).
+Several processes need the extra `train` and a launcher (torchrun).
 """
 
 import os
@@ -17,7 +16,7 @@ from spherear.models.pretrained import Pretrained, load_weights
 
 
 class Team:
-    """One process alone: everything is what it is."""
+    """A single process: nothing is averaged, sharded or waited for."""
 
     rank = 0
     size = 1
@@ -25,36 +24,36 @@ class Team:
 
     @property
     def first(self) -> bool:
-        """Whether this process writes what is written once."""
+        """Whether this is the process that writes files and logs (rank 0)."""
         return self.rank == 0
 
     def shard(self, model: nn.Module) -> None:
-        """Split a model's weights over the processes, in place, where they are to be split."""
+        """Shard a model's weights over the processes, in place, if `sharded`."""
 
     def wrap(self, objective: nn.Module) -> nn.Module:
-        """The module to call for a loss whose gradients are averaged over the processes."""
+        """The module to call for the loss; its gradients are averaged over the processes."""
         return objective
 
     def sync(self, objective: nn.Module, last: bool) -> None:
-        """Average gradients in the coming backward pass, or (of all parts but the last) leave them where they are."""
+        """Average gradients in the next backward pass, or (for all parts but the last) only accumulate them."""
 
     def mean(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Scalars averaged over the processes, still on the device."""
         return dict(values)
 
     def average(self, model: nn.Module) -> None:
-        """Average the gradients of a model that is not wrapped."""
+        """Average the gradients of an unwrapped model over the processes."""
 
     def any(self, flag: bool) -> bool:
-        """Whether any process says so; every process gets the same answer."""
+        """Whether the flag is set on any process; all processes get the same answer."""
         return flag
 
     def wait(self) -> None:
-        """Until all processes are here."""
+        """Wait for all processes (barrier)."""
 
 
 class Processes(Team):
-    """Several processes, begun by torchrun or `accelerate launch`: DDP, or FSDP2 where `sharded`."""
+    """Several processes, started by torchrun or `accelerate launch`: DDP, or FSDP2 if `sharded`."""
 
     def __init__(self, device: torch.device, sharded: bool) -> None:
         try:
@@ -95,9 +94,9 @@ class Processes(Team):
             objective.require_backward_grad_sync = last  # type: ignore[assignment]
 
     def mean(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        together = torch.stack([value.float() for value in values.values()])
-        torch.distributed.all_reduce(together)
-        return dict(zip(values, (together / self.size).unbind(), strict=True))
+        stacked = torch.stack([value.float() for value in values.values()])
+        torch.distributed.all_reduce(stacked)
+        return dict(zip(values, (stacked / self.size).unbind(), strict=True))
 
     def average(self, model: nn.Module) -> None:
         for parameter in model.parameters():
@@ -106,16 +105,16 @@ class Processes(Team):
                 parameter.grad /= self.size
 
     def any(self, flag: bool) -> bool:
-        asked = torch.tensor(float(flag), device=self.device)
-        torch.distributed.all_reduce(asked)
-        return bool(asked > 0)
+        count = torch.tensor(float(flag), device=self.device)
+        torch.distributed.all_reduce(count)
+        return bool(count > 0)
 
     def wait(self) -> None:
         self.accelerator.wait_for_everyone()
 
 
 def team_of(device: torch.device | str, sharded: bool = False) -> Team:
-    """The processes this one was started with: alone, unless a launcher said otherwise."""
+    """The processes of this launch; one without a launcher, and then `sharded` is a ValueError."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         return Processes(torch.device(device), sharded)
     require(not sharded, "sharded is asked of a single process; expected several, begun by torchrun")
@@ -123,17 +122,17 @@ def team_of(device: torch.device | str, sharded: bool = False) -> Team:
 
 
 def local(tensor: Tensor) -> Tensor:
-    """The part of a tensor that this process holds: all of it, unless it is split."""
+    """This process's shard of a tensor; the tensor itself if it is not sharded."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor, gathered where it is split: every process must ask."""
+    """The full tensor, gathered if it is sharded. All processes must call it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def gathered(model: nn.Module) -> nn.Module:
-    """The model with all its weights, on every process; the model itself where nothing is split."""
+    """The model with its full weights, on every process; the model itself if nothing is sharded."""
     state = model.state_dict()
     if not any(isinstance(tensor, DTensor) for tensor in state.values()):
         return model
@@ -143,21 +142,21 @@ def gathered(model: nn.Module) -> nn.Module:
 
 
 def put_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
-    """Load whole tensors into a model, each process its part where the model is split."""
-    own = model.state_dict()
-    if not any(isinstance(tensor, DTensor) for tensor in own.values()):
+    """Load full tensors into a model; if it is sharded, each process loads its shard. Other names: ValueError."""
+    state = model.state_dict()
+    if not any(isinstance(tensor, DTensor) for tensor in state.values()):
         load_weights(model, weights, source)
         return
-    faults = sorted(own.keys() ^ weights.keys())
+    faults = sorted(state.keys() ^ weights.keys())
     if faults:
         raise ValueError(f"{source} does not fit {type(model).__name__} as configured: {', '.join(faults[:4])}")
     with torch.no_grad():
-        for name, tensor in own.items():
+        for name, tensor in state.items():
             local(tensor).copy_(local(as_split(weights[name], tensor)))
 
 
 def as_split(tensor: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor, split over processes and placed as `like` is."""
+    """A full tensor, sharded and placed like `like`."""
     if not isinstance(like, DTensor):
         return tensor.to(like.device)
     from torch.distributed.tensor import distribute_tensor

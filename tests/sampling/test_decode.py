@@ -8,7 +8,7 @@ import torch
 from torch.testing import assert_close
 
 from spherear import SphereAR
-from spherear.sampling import decode
+from spherear.sampling.decode import decode
 from spherear.sampling.draw import guide
 from spherear.sampling.noise import seeded_noise
 from spherear.sampling.pipeline import Pipeline

@@ -38,7 +38,7 @@ def tokens(ar, engine, settings=QUICK, labels=LABELS, seeds=SEEDS):
 @pytest.fixture
 def all_weights_packed(monkeypatch):
     """Also those of tiny models."""
-    monkeypatch.setattr(packing, "LEAST", 1)
+    monkeypatch.setattr(packing, "MIN_NUMBERS", 1)
 
 
 @pytest.mark.parametrize("name", ["eager", "packed"])
@@ -79,7 +79,7 @@ def test_what_is_computed_ahead_is_bounded_and_the_same(tiny_ar, rows, steps):
         found = ahead.at(index)
         expected = head.modulate(moments[index] + condition)
         assert_close(list(found), expected, atol=1e-12, rtol=0)
-        assert len(ahead.kept) * rows <= max(rows, Modulations.ROWS)
+        assert len(ahead.modulations) * rows <= max(rows, Modulations.ROWS)
 
 
 def test_machines_are_lent_to_one_decode_at_a_time(tiny_ar):
@@ -111,7 +111,7 @@ def test_machines_are_told_apart_by_what_they_depend_on(tiny_ar):
     assert len(engine.free) == 4
 
 
-def test_a_packed_twin_shares_what_is_not_packed(tiny_ar, all_weights_packed):
+def test_a_packed_copy_shares_what_is_not_packed(tiny_ar, all_weights_packed):
     twin = packed_copy(tiny_ar, rows=6)
     assert isinstance(twin.layers[0].attention.wqkv, PackedLinear)
     assert isinstance(twin.head.res_blocks[0].w1, PackedLinear)

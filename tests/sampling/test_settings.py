@@ -13,20 +13,22 @@ from spherear import SamplingSettings, seeded_noise
 from spherear.sampling.settings import SCHEDULES
 from spherear.sampling.solvers import SOLVERS
 
-SETTINGS = st.builds(
-    SamplingSettings,
-    guidance_scale=st.floats(0, 100),
-    schedule=st.sampled_from(sorted(SCHEDULES)),
-    solver=st.sampled_from(sorted(SOLVERS)),
-    steps=st.integers(1, 1000),
-    last_step=st.floats(1e-3, 0.999),
-    project=st.booleans(),
-    temperature=st.floats(0, 10),
+SETTINGS = st.fixed_dictionaries(
+    {
+        "guidance_scale": st.floats(0, 100),
+        "schedule": st.sampled_from(sorted(SCHEDULES)),
+        "solver": st.sampled_from(sorted(SOLVERS)),
+        "steps": st.integers(1, 1000),
+        "last_step": st.floats(1e-3, 0.999),
+        "project": st.booleans(),
+        "temperature": st.floats(0, 10),
+    }
 )
 
 
 @given(SETTINGS)
-def test_json_round_trip(settings):
+def test_json_round_trip(fields):
+    settings = SamplingSettings(**fields)
     assert SamplingSettings.from_json(settings.to_json()) == settings
 
 
@@ -52,7 +54,7 @@ def test_file_round_trip(tmp_path):
         ("[]", "expected a JSON object"),
     ],
 )
-def test_bad_settings(text, message):
+def test_bad_settings(text, message, as_users_do):
     with pytest.raises(ValueError, match=message):
         SamplingSettings.from_json(text)
 

@@ -137,7 +137,7 @@ def test_a_full_disk_leaves_both_checkpoints(digits, tmp_path, monkeypatch):
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("spherear.models.files.save_file", full)
+    monkeypatch.setattr("spherear.models.tensor_files.save_file", full)
     with pytest.raises(OSError, match=r"could not write .*state.safetensors.*what it held before is unchanged"):
         list(states)
     after = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.name != "metrics.jsonl"}

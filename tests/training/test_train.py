@@ -356,7 +356,7 @@ def test_the_papers_recipe():
         ({"warmup_steps": -1}, "warmup_steps is -1"),
     ],
 )
-def test_bad_recipes(changes, message):
+def test_bad_recipes(changes, message, as_users_do):
     with pytest.raises(ValueError, match=message):
         replace(AR_RECIPE, **changes)
 

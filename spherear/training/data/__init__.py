@@ -1,4 +1,4 @@
-"""What a run learns from: data sets by index, and the batches made of them."""
+"""Training data: data sets read by index, and the batches made from them."""
 
 from spherear.training.data.catalog import load_data
 

@@ -1,10 +1,7 @@
-"""What the encoder says of a data set, kept: tokens are drawn from it afresh at every step.
+"""Cached posteriors: a data set encoded once, from which tokens are sampled afresh at every step.
 
-Knows: how images become the numbers a bottleneck draws from, and where these are kept.
-Does not know: what the tokens are for.
-
-Kept are a VAE's features, the direction and concentration (or mean and deviation) of every token, from
-which any family of latents draws. With the same generator the tokens are those of encoding at every step.
+The cache holds a VAE's features, the direction and concentration (or mean and deviation) of every token, from
+which any family of latents samples. With the same generator the tokens equal those of encoding at every step.
 """
 
 import math
@@ -29,10 +26,10 @@ DTYPES = {"torch.float32": torch.float32, "torch.bfloat16": torch.bfloat16}
 
 
 class Posteriors(ImageData):
-    """A data set whose `batch` gives features, (n, tokens, channels), in place of images.
+    """A data set whose `batch` returns features, (n, tokens, channels), in place of images.
 
-    `copies` epochs are kept: epoch e meets copy e modulo `copies`, as index e * len + i of the unlimited data
-    it is. features: (copies * len, tokens, channels).  labels: one for each.
+    It holds `copies` epochs as unlimited data: image i of epoch e has index e * len + i and reads copy e modulo
+    `copies`. features: (copies * len, tokens, channels).  labels: one per row.
     """
 
     unlimited = True
@@ -52,7 +49,7 @@ class Posteriors(ImageData):
     def batch(
         self, indices: Int[Tensor, " n"], look: Augmentation = PLAIN_VIEW
     ) -> tuple[Float[Tensor, "n tokens channels"], Int[Tensor, " n"]]:
-        """Features and labels; any index that is not negative has its copy."""
+        """Features and labels; indices wrap around after the last copy."""
         rows = indices % len(self.labels)
         return self.features[rows], self.labels[rows]
 
@@ -63,37 +60,37 @@ def encode_all(
     copies: int = 1,
     device: torch.device | str = "cpu",
     precision: str = "float32",
-    keep: Path | None = None,
+    folder: Path | None = None,
     facts: Mapping[str, Any] | None = None,
     look_at: Callable[[int], Augmentation] = lambda epoch: PLAIN_VIEW,
 ) -> Posteriors:
-    """Encode `copies` epochs of a data set, once -> `Posteriors`, in the precision the encoder works in.
+    """Encode `copies` epochs of a data set, once -> `Posteriors`, in the precision of the encoder.
 
-    look_at: epoch -> how its images are looked at; copy c is what epoch c would have met.
+    look_at: epoch -> its augmentation; copy c is encoded with that of epoch c.
 
-    keep: a folder for them, to be mapped into memory instead of held in it, and found again by whoever asks
-    for the same `facts`; a folder of others is a ValueError.
+    folder: where to store them, memory-mapped; None: in memory. A folder with the same `facts` is reused, one
+    with other facts is a ValueError.
     """
     require(copies >= 1, f"copies is {copies}; expected at least 1")
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
     shape = (copies * len(data), vae.config.tokens, vae.bottleneck.channels)
-    if keep is None:
+    if folder is None:
         features = torch.empty(shape, dtype=dtype)
         return Posteriors(data, features, _fill(features, vae, data, copies, device, look_at))
     facts = {**(facts or {}), "shape": list(shape), "dtype": str(dtype), "data": data.spec}
-    keep.parent.mkdir(parents=True, exist_ok=True)
-    with locked(keep):  # one process encodes, others wait
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with locked(folder):  # one process encodes, others wait
         if not (keep / "posteriors.json").exists():
-            _write(keep, facts, vae, data, copies, device, look_at)
-    found = read_json(keep / "posteriors.json")
-    differ = [name for name in sorted(found.keys() | facts.keys()) if found.get(name) != facts.get(name)]
-    require(not differ, f"{keep} holds other posteriors ({', '.join(differ)} differ); expected the same, or none")
+            _write(folder, facts, vae, data, copies, device, look_at)
+    stored = read_json(keep / "posteriors.json")
+    differ = [name for name in sorted(stored.keys() | facts.keys()) if stored.get(name) != facts.get(name)]
+    require(not differ, f"{folder} holds other posteriors ({', '.join(differ)} differ); expected the same, or none")
     features = _mapped(keep / "features.bin", shape, dtype)
     return Posteriors(data, features, _mapped(keep / "labels.bin", shape[:1], torch.int64))
 
 
 def _write(
-    keep: Path,
+    folder: Path,
     facts: Mapping[str, Any],
     vae: VAE,
     data: ImageData,
@@ -101,7 +98,7 @@ def _write(
     device: torch.device | str,
     look_at: Callable[[int], Augmentation],
 ) -> None:
-    """Features and labels first, whole; the file that says what they are last."""
+    """Write features and labels, each atomically; the file that describes them comes last."""
     shape, dtype = facts["shape"], DTYPES[facts["dtype"]]
     with atomic_path(keep / "features.bin") as part:
         features = _mapped(part, shape, dtype, create=True)
@@ -112,11 +109,11 @@ def _write(
 
 
 def _mapped(path: Path, shape: tuple[int, ...] | list[int], dtype: torch.dtype, create: bool = False) -> Tensor:
-    """A file as a tensor that is read as it is used. A file of another size: ValueError."""
+    """A file as a memory-mapped tensor. A file of another size: ValueError."""
     count = math.prod(shape)
     if not create:
-        found = os.path.getsize(path)
-        require(found == count * dtype.itemsize, f"{path} has {found} bytes; expected {count * dtype.itemsize}")
+        nbytes = os.path.getsize(path)
+        require(nbytes == count * dtype.itemsize, f"{path} has {nbytes} bytes; expected {count * dtype.itemsize}")
     return torch.from_file(str(path), shared=create, size=count, dtype=dtype).view(*shape)
 
 
@@ -129,7 +126,7 @@ def _fill(
     device: torch.device | str,
     look_at: Callable[[int], Augmentation],
 ) -> Int[Tensor, " n"]:
-    """Write the features of every copy's images, in order -> their labels."""
+    """Write the features of all images, copy by copy -> their labels."""
     labels = []
     kind = torch.device(device).type
     for copy in range(copies):

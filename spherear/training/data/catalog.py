@@ -1,10 +1,7 @@
-"""Images and labels by index: a spec string names a data set, an index names an image.
+"""All data sets by name: a spec string names a data set, an index names an image.
 
-Knows: the data sets (`digits`, `shapes`; photographs by their place) and the order in which a run meets their images.
-Does not know: models, devices, or what is trained.
-
-Every data set is deterministic by index, and every order by (seed, step): a run that resumes in the
-middle of an epoch goes on with the images it would have met.
+Every data set is deterministic by index, and every order by (seed, step): a run that resumes in the middle of an
+epoch continues with the images that were due.
 """
 
 from collections.abc import Callable, Iterator
@@ -25,14 +22,14 @@ from spherear.training.data.shapes import CLASSES as SHAPES
 from spherear.training.data.shapes import render
 from spherear.training.data.tar import Tar
 
-TEST_EVERY = 5  # of the digits of a class, in scikit-learn's order, one in so many is held out
-EPOCH = 50_000  # images of the unlimited `shapes` that count as one epoch
+TEST_EVERY = 5  # the last of this many digits of a class, in scikit-learn's order, is held out
+EPOCH = 50_000  # images per epoch of the unlimited `shapes`
 
 
 class Digits(ImageData):
     """scikit-learn's 1,797 handwritten digits of 8x8 pixels, bright on dark, resized bicubically.
 
-    Split by a rule, not by chance: of each class, in scikit-learn's order, every fifth is held out.
+    The split is not random: of each class, in scikit-learn's order, every fifth is held out.
     """
 
     classes = tuple("0123456789")
@@ -42,13 +39,13 @@ class Digits(ImageData):
 
         source = load_digits()
         labels = torch.from_numpy(source.target).long()
-        kept = _split(labels, split)
-        native = torch.from_numpy(source.images).float()[kept, None] / 8 - 1  # (n, 1, 8, 8)
+        rows = _split(labels, split)
+        native = torch.from_numpy(source.images).float()[rows, None] / 8 - 1  # (n, 1, 8, 8)
         resized = F.interpolate(native, (image_size, image_size), mode="bicubic", align_corners=False)
         self.spec = "digits" if split == "train" else f"digits:{split}"
         self.image_size = image_size
         self.images = resized.clamp(-1, 1).expand(-1, 3, -1, -1)
-        self.labels = labels[kept]
+        self.labels = labels[rows]
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -58,18 +55,18 @@ class Digits(ImageData):
 
 
 def _split(labels: Int[Tensor, " n"], split: str) -> Int[Tensor, " m"]:
-    """Which images belong to a split, in order."""
+    """Indices of the images in a split, in order."""
     rank = torch.zeros_like(labels)
     for label in range(10):
-        mine = labels == label
-        rank[mine] = torch.arange(int(mine.sum()))
+        members = labels == label
+        rank[members] = torch.arange(int(members.sum()))
     held_out = rank % TEST_EVERY == TEST_EVERY - 1
-    keep = {"train": ~held_out, "test": held_out, "all": torch.ones_like(held_out)}[split]
-    return keep.nonzero().flatten()
+    selected = {"train": ~held_out, "test": held_out, "all": torch.ones_like(held_out)}[split]
+    return selected.nonzero().flatten()
 
 
 class Shapes(ImageData):
-    """Procedural pictures (see `training.shapes`), unlimited; the test split starts where no epoch gets."""
+    """Procedural images (see `data.shapes`), unlimited; the test split starts at an index that no epoch reaches."""
 
     classes = SHAPES
     unlimited = True
@@ -99,7 +96,7 @@ def _hub(name: str, spec: str, image_size: int) -> ImageData:
 
 
 PLACES: dict[str, Callable[[str, str, int], ImageData]] = {"folder": _folder, "tar": _tar, "hub": _hub}
-"""Where photographs come from: folder:PATH, tar:PATH, hub:OWNER/NAME[@REVISION][#SPLIT][?stream]."""
+"""Sources of photographs: folder:PATH, tar:PATH, hub:OWNER/NAME[@REVISION][#SPLIT][?stream]."""
 
 LOADERS: dict[str, tuple[Callable[[str, int], ImageData], tuple[str, ...]]] = {
     "digits": (Digits, ("train", "test", "all")),
@@ -108,10 +105,10 @@ LOADERS: dict[str, tuple[Callable[[str, int], ImageData], tuple[str, ...]]] = {
 
 
 def load_data(spec: str, image_size: int) -> ImageData:
-    """The data set that `spec` names, at `image_size` pixels: `digits` or `shapes` with or without `:split`, or
-    photographs in one of PLACES.
+    """The data set that `spec` names, at `image_size` pixels: `digits` or `shapes`, optionally with `:split`,
+    or photographs from one of PLACES.
 
-    Unknown names or splits, a size below 1, or nothing to be found there: ValueError.
+    Unknown names or splits, a size below 1, or missing files: ValueError.
     """
     name, _, split = spec.partition(":")
     one_of("data", name, (*LOADERS, *PLACES))
@@ -131,7 +128,7 @@ def epoch_order(length: int, seed: int, epoch: int) -> Int[Tensor, " length"]:
 
 
 def batches(data: ImageData, batch_size: int, seed: int, steps: range) -> Iterator[Int[Tensor, " batch"]]:
-    """The indices of each of `steps`: every epoch in its own order, its last incomplete batch left out.
+    """The indices of each of `steps`: every epoch in its own order, without its last incomplete batch.
 
     Unlimited data have new images in every epoch. A step's indices depend on (seed, step) alone. Fewer
     images than a batch: ValueError.
@@ -142,9 +139,9 @@ def batches(data: ImageData, batch_size: int, seed: int, steps: range) -> Iterat
 
 
 def _batches(length: int, batch_size: int, seed: int, steps: range, stride: int) -> Iterator[Tensor]:
-    shuffled, order = -1, torch.empty(0)
+    current_epoch, order = -1, torch.empty(0)
     for step in steps:
-        epoch, place = divmod(step, length // batch_size)
-        if epoch != shuffled:
-            shuffled, order = epoch, epoch_order(length, seed, epoch) + epoch * stride
-        yield order[place * batch_size : (place + 1) * batch_size]
+        epoch, position = divmod(step, length // batch_size)
+        if epoch != current_epoch:
+            current_epoch, order = epoch, epoch_order(length, seed, epoch) + epoch * stride
+        yield order[position * batch_size : (position + 1) * batch_size]

@@ -1,7 +1,4 @@
-"""What a data set is: labelled images, read by index.
-
-Knows: the one way in which images are asked for.  Does not know: where any come from.
-"""
+"""The interface of data sets: labelled images, read by index."""
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -15,9 +12,9 @@ class ImageData:
     """Labelled images: `len(data)` of them, read by `batch`.
 
     spec: the string that names the data set.  classes: names of the labels.  image_size: in pixels.
-    unlimited: images go on after the first `len(data)`, which are one epoch.
-    augmented: photographs, which `look` shows in part.
-    broken: name -> reason, of images that could not be read and were stood in for.
+    unlimited: there are images beyond the first `len(data)`, which are one epoch.
+    augmented: photographs, which `look` crops and flips.
+    broken: name -> reason, of images that could not be read and were replaced.
     """
 
     spec: str
@@ -25,22 +22,22 @@ class ImageData:
     image_size: int
     unlimited = False
     augmented = False
-    broken: dict[str, str] = {}  # noqa: RUF012 (never written to; data sets of files have their own)
+    broken: dict[str, str] = {}  # noqa: RUF012 (never written to; file data sets set their own)
 
     @property
     def num_classes(self) -> int:
-        """How many labels there are."""
+        """Number of classes."""
         return len(self.classes)
 
     def __len__(self) -> int:
-        raise TypeError(f"{type(self).__name__} does not say how many images it has")
+        raise TypeError(f"{type(self).__name__} does not implement __len__")
 
     def batch(
         self, indices: Int[Tensor, " n"], look: Augmentation = PLAIN_VIEW
     ) -> tuple[Float[Tensor, "n 3 size size"], Int[Tensor, " n"]]:
         """Images in [-1, 1], float32, and their labels. Indices out of range: ValueError.
 
-        look: which part of a photograph is seen; drawings (digits, shapes) are always seen whole.
+        look: crop and flip of photographs; drawings (digits, shapes) ignore it.
         """
         length = TEST_START if self.unlimited else len(self)
         bad = (indices < 0) | (indices >= length)
@@ -49,4 +46,4 @@ class ImageData:
         return self._read(indices, look)
 
     def _read(self, indices: Tensor, look: Augmentation) -> tuple[Tensor, Tensor]:
-        raise TypeError(f"{type(self).__name__} does not say how its images are read")
+        raise TypeError(f"{type(self).__name__} does not implement _read")

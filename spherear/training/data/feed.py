@@ -1,7 +1,4 @@
-"""Batches on their way to the device, read ahead of the step that needs them.
-
-Knows: which part of which batch a process takes, and who reads it.  Does not know: what images show.
-"""
+"""Data loading: the batches of a run, read ahead of the step that needs them."""
 
 import json
 import time
@@ -21,13 +18,13 @@ from spherear.training.data.dataset import ImageData
 from spherear.training.recipes import Recipe
 from spherear.training.team import Team
 
-Key = tuple[Augmentation, list[tuple[int, Tensor]]]  # an epoch's look, and the parts: (number, indices)
-Read = tuple[list[tuple[int, Tensor, Tensor]], dict[str, str]]
+Key = tuple[Augmentation, list[tuple[int, Tensor]]]  # an epoch's augmentation, and the parts: (number, indices)
+Read = tuple[list[tuple[int, Tensor, Tensor]], dict[str, str]]  # parts: (number, images, labels); broken images
 
 
 @dataclass(frozen=True)
 class Part:
-    """A share of a batch. number: among all shares, of all processes.  inputs, labels: on the device."""
+    """A share of a batch. number: among the parts of all processes.  inputs, labels: on the device."""
 
     number: int
     inputs: Tensor
@@ -35,14 +32,14 @@ class Part:
 
 
 class Feed:
-    """Iterates the batches of a run's remaining steps, each as the list of this process's parts.
+    """Iterates over the batches of a run's remaining steps, each as the list of this process's parts.
 
-    A batch is cut in `recipe.parts` equal parts, dealt to the processes in order: what is in a part, and
-    which random numbers it takes, is the same however many processes there are.
+    A batch is split into `recipe.parts` equal parts, dealt to the processes in order. The images and random
+    numbers of a part do not depend on the number of processes.
 
-    workers: processes that read; 0: the loop itself.  log: a file that broken images are named in.
-    waited: seconds that the loop has waited for data.
-    Errors: ValueError where parts and processes do not go into each other.
+    workers: data loader processes; 0: read in this process.  log: a file that lists broken images.
+    waited: seconds spent waiting for data.
+    Errors: ValueError if `recipe.parts` is not a multiple of the number of processes.
     """
 
     def __init__(
@@ -56,31 +53,31 @@ class Feed:
         self.device, self.workers = torch.device(device), workers
         self.waited = 0.0
         self.log: Path | None = None
-        self._noted: set[str] = set()
+        self._logged: set[str] = set()
 
     def note(self) -> None:
-        """Write the names of images newly found broken to the log, one line of JSON each."""
-        fresh = {name: why for name, why in self.data.broken.items() if name not in self._noted}
-        self._noted |= fresh.keys()
-        if fresh and self.log is not None:
+        """Append newly found broken images to the log, one line of JSON each."""
+        new = {name: reason for name, reason in self.data.broken.items() if name not in self._logged}
+        self._logged |= new.keys()
+        if new and self.log is not None:
             with self.log.open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps({"image": name, "reason": why}) + "\n" for name, why in fresh.items())
+                file.writelines(json.dumps({"image": name, "reason": reason}) + "\n" for name, reason in new.items())
 
     def __iter__(self) -> Iterator[list[Part]]:
-        reading = self._reading()
+        reads = self._read_ahead()
         while True:
-            began = time.perf_counter()
-            read = next(reading, None)
+            start = time.perf_counter()
+            read = next(reads, None)
             if read is None:
                 return
-            parts = [Part(number, self._moved(inputs), self._moved(labels)) for number, inputs, labels in read[0]]
+            parts = [Part(number, self._to_device(inputs), self._to_device(labels)) for number, inputs, labels in read[0]]
             self.data.broken.update(read[1])
             self.note()
             check_broken(self.data, self.recipe.max_broken, self.team.size)
-            self.waited += time.perf_counter() - began
+            self.waited += time.perf_counter() - start
             yield parts
 
-    def _reading(self) -> Iterator[Read]:
+    def _read_ahead(self) -> Iterator[Read]:
         reader = _Reader(self.data)
         if self.workers == 0:
             return (reader[key] for key in self._keys())
@@ -91,21 +88,21 @@ class Feed:
         )  # fmt: skip
         return iter(loader)
 
-    def _moved(self, tensor: Tensor) -> Tensor:
+    def _to_device(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.device, non_blocking=True)
 
     def _keys(self) -> Iterator[Key]:
         recipe, team = self.recipe, self.team
-        size, mine = recipe.batch_size // recipe.parts, recipe.parts // team.size
+        part_size, per_process = recipe.batch_size // recipe.parts, recipe.parts // team.size
         order = batches(self.data, recipe.batch_size, recipe.seed, self.steps)
         for step, indices in zip(self.steps, order, strict=True):
             epoch = step // (len(self.data) // recipe.batch_size)
-            numbers = range(team.rank * mine, (team.rank + 1) * mine)
-            yield recipe.look_at(epoch), [(number, indices[number * size : (number + 1) * size]) for number in numbers]
+            numbers = range(team.rank * per_process, (team.rank + 1) * per_process)
+            yield recipe.look_at(epoch), [(number, indices[number * part_size : (number + 1) * part_size]) for number in numbers]
 
 
 class _Keys:
-    """A feed's keys, as often as a loader asks for them."""
+    """The keys of a feed, as the sampler of a data loader."""
 
     def __init__(self, feed: Feed) -> None:
         self.feed = feed
@@ -118,7 +115,7 @@ class _Keys:
 
 
 class _Reader(Dataset[Read]):
-    """Reads a key's parts, and says which images turned out broken."""
+    """Reads the parts of a key; returns them and the broken images found so far."""
 
     def __init__(self, data: ImageData) -> None:
         self.data = data
@@ -129,7 +126,7 @@ class _Reader(Dataset[Read]):
 
 
 def check_broken(data: ImageData, share: float, processes: int = 1) -> None:
-    """Stop a run that meets more broken images than a share of the data set: ValueError with the list."""
+    """ValueError with a list if broken images, times `processes`, exceed a share of the data set."""
     if data.broken and len(data.broken) * processes > share * len(data):
         listed = "; ".join(f"{name}: {reason}" for name, reason in sorted(data.broken.items())[:20])
         raise ValueError(

@@ -1,6 +1,6 @@
-"""Data sets of the hub, or folders in its formats: `hub:owner/name@revision#split`, `?stream` to download none.
+"""Data sets of the Hugging Face hub, or local folders in its formats. Needs the extra `train`.
 
-Knows: columns of images and labels.  Does not know: how an image is cropped.  Needs the extra `train`.
+`hub:owner/name@revision#split` names one; `?stream` reads it without downloading it first.
 """
 
 from collections.abc import Iterator
@@ -15,9 +15,9 @@ from spherear.training.data.images import Photographs, decode_image
 
 
 def load_hub(rest: str, spec: str, image_size: int) -> Photographs:
-    """`owner/name[@revision][#split][?stream]` -> its images. Split: `train` by default.
+    """`owner/name[@revision][#split][?stream]` -> its images. The default split is `train`.
 
-    Nothing of the repository is run. Without `datasets`: ModuleNotFoundError.
+    No code from the repository is run. Without the library `datasets`: ModuleNotFoundError.
     """
     try:
         import datasets
@@ -25,15 +25,15 @@ def load_hub(rest: str, spec: str, image_size: int) -> Photographs:
         raise ModuleNotFoundError(
             'datasets is not installed; hub data need it: pip install "spherear[train]"'
         ) from error
-    rest, _, how = rest.partition("?")
-    require(how in ("", "stream"), f"data is {spec!r}; expected ?stream or nothing after the split, not {how!r}")
+    rest, _, mode = rest.partition("?")
+    require(mode in ("", "stream"), f"data is {spec!r}; expected ?stream or nothing after the split, not {mode!r}")
     rest, _, split = rest.partition("#")
     name, _, revision = rest.partition("@")
-    source = datasets.load_dataset(name, split=split or "train", revision=revision or None, streaming=how == "stream")
+    source = datasets.load_dataset(name, split=split or "train", revision=revision or None, streaming=mode == "stream")
     image, label = _columns(source.features, spec)
     source = source.cast_column(image, datasets.Image(decode=False))
     classes = source.features[label].names
-    if how == "stream":
+    if mode == "stream":
         count = source.info.splits[split or "train"].num_examples if source.info.splits else 0
         return Stream(source, count, image, label, classes, spec, image_size)
     labels = torch.tensor(source.with_format(None).select_columns([label])[label], dtype=torch.int64)
@@ -41,21 +41,21 @@ def load_hub(rest: str, spec: str, image_size: int) -> Photographs:
 
 
 def _columns(features: Any, spec: str) -> tuple[str, str]:
-    """The first column of images and the first of class labels."""
-    kinds = {name: type(feature).__name__ for name, feature in (features or {}).items()}
-    images = [name for name, kind in kinds.items() if kind == "Image"]
-    labels = [name for name, kind in kinds.items() if kind == "ClassLabel"]
-    require(bool(images and labels), f"{spec} has columns {kinds}; expected an Image and a ClassLabel")
+    """Names of the first image column and the first class-label column."""
+    types = {name: type(feature).__name__ for name, feature in (features or {}).items()}
+    images = [name for name, type_name in types.items() if type_name == "Image"]
+    labels = [name for name, type_name in types.items() if type_name == "ClassLabel"]
+    require(bool(images and labels), f"{spec} has columns {types}; expected an Image and a ClassLabel")
     return images[0], labels[0]
 
 
 def _decoded(stored: dict[str, Any]) -> Image.Image:
-    """A stored image, bytes or the path of a file -> a picture."""
+    """A stored image, given as bytes or as a file path -> an RGB image."""
     return decode_image(stored["bytes"] if stored["bytes"] is not None else Path(stored["path"]).read_bytes())
 
 
 class Hub(Photographs):
-    """A data set on this machine, read by index."""
+    """A downloaded data set, read by index."""
 
     def __init__(
         self, source: Any, image: str, labels: torch.Tensor, classes: list[str], spec: str, image_size: int
@@ -71,18 +71,18 @@ class Hub(Photographs):
 
 
 class Stream(Photographs):
-    """A data set that is read as it comes: in its own order, forwards; who asks for an earlier row begins again.
+    """A streamed data set, read forwards in its own order; reading an earlier row restarts the stream.
 
-    Labels become known with their rows.
+    A label is known once its row has been read.
     """
 
     def __init__(
         self, source: Any, count: int, image: str, label: str, classes: list[str], spec: str, image_size: int
     ) -> None:
-        require(count > 0, f"{spec} does not say how many images it has; expected a data set that does, or no ?stream")
+        require(count > 0, f"{spec} does not state its number of images; expected one that does, or no ?stream")
         self.source, self.image, self.label = source, image, label
         self._rows: Iterator[Any] = iter(())
-        self._next = count  # the row that `_rows` gives next
+        self._next = count  # index of the next row of `_rows`
         super().__init__(spec, classes, torch.zeros(count, dtype=torch.int64), image_size)
 
     def name_of(self, index: int) -> str:

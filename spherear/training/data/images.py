@@ -1,8 +1,6 @@
-"""Photographs in files: read, cropped, and stood in for where they are broken.
+"""Photographs stored in files: decoded, cropped, and replaced if broken.
 
-Knows: how bytes become an image of the right size.  Does not know: which files there are (`data`, `tar`, `hub`).
-
-Nothing is unpacked: archives are read in place, so none can write anywhere.
+Archives are never unpacked but read in place, so a malicious one cannot write files.
 """
 
 import io
@@ -20,14 +18,14 @@ from spherear.training.augment import Augmentation
 from spherear.training.data.dataset import ImageData
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-MAX_PIXELS = 200_000_000  # more in one image is a mistake, or meant to fill the memory
+MAX_PIXELS = 200_000_000  # a larger image is a mistake or a decompression bomb
 
 
 class Photographs(ImageData):
-    """Images that are read when they are asked for; a subclass says what image `i` is called and holds.
+    """Images read on demand; a subclass defines the name and the content of image `i`.
 
-    A broken image is noted in `broken` and stood in for by the next one that is whole, so that batches keep
-    their size: which one depends on the data alone.
+    A broken image is recorded in `broken` and replaced by the next intact one, so that batches keep their
+    size. The replacement depends on the data alone.
     """
 
     augmented = True
@@ -42,37 +40,37 @@ class Photographs(ImageData):
         return len(self.labels)
 
     def name_of(self, index: int) -> str:
-        """What an image is called, in messages."""
-        raise TypeError(f"{type(self).__name__} does not say how its images are called")
+        """Name of an image in messages."""
+        raise TypeError(f"{type(self).__name__} does not implement name_of")
 
     def open(self, index: int) -> Image.Image:
-        """An image as it is stored; an OSError or ValueError where it cannot be read."""
-        raise TypeError(f"{type(self).__name__} does not say how its images are read")
+        """An image as stored. OSError or ValueError if it cannot be read."""
+        raise TypeError(f"{type(self).__name__} does not implement open")
 
     def _read(self, indices: Tensor, look: Augmentation) -> tuple[Tensor, Tensor]:
-        images, labels = [], []
+        images, rows = [], []
         for index in indices.tolist():
-            image, found = self._whole(index, look)
+            image, row = self._read_intact(index, look)
             images.append(image)
-            labels.append(found)
-        return torch.stack(images), self.labels[torch.tensor(labels)]
+            rows.append(row)
+        return torch.stack(images), self.labels[torch.tensor(rows)]
 
-    def _whole(self, index: int, look: Augmentation) -> tuple[Float[Tensor, "3 size size"], int]:
-        """Image `index`, or the next that is whole -> the image, and its index."""
-        for place in (*range(index, len(self)), *range(index)):
-            name = self.name_of(place)
+    def _read_intact(self, index: int, look: Augmentation) -> tuple[Float[Tensor, "3 size size"], int]:
+        """Image `index`, or the next intact one -> the image, and its index."""
+        for candidate in (*range(index, len(self)), *range(index)):
+            name = self.name_of(candidate)
             if name in self.broken:
                 continue
             try:
-                picture = self.open(place)
-                return as_tensor(seen(picture, look, place, self.image_size)), place
+                picture = self.open(candidate)
+                return as_tensor(seen(picture, look, candidate, self.image_size)), candidate
             except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
                 self.broken[name] = str(error) or type(error).__name__
         raise ValueError(f"not one of the {len(self)} images of {self.spec} can be read; expected some")
 
 
 def decode_image(content: bytes) -> Image.Image:
-    """Bytes -> a picture in RGB: grey, CMYK, palettes and transparency included. OSError where it is cut short."""
+    """Bytes -> an RGB image; grey, CMYK, palette and transparent images are converted. Truncated bytes: OSError."""
     picture = Image.open(io.BytesIO(content))
     pixels = picture.width * picture.height
     require(pixels <= MAX_PIXELS, f"it has {pixels} pixels; expected at most {MAX_PIXELS}")
@@ -80,7 +78,7 @@ def decode_image(content: bytes) -> Image.Image:
 
 
 def seen(picture: Image.Image, look: Augmentation, index: int, size: int) -> Image.Image:
-    """The square that `look` shows, at `size` pixels."""
+    """The crop of `look`, resized to `size` pixels and flipped if `look` flips it."""
     picture = picture if picture.mode == "RGB" else picture.convert("RGB")
     box, mirrored = look.view(index, picture.width, picture.height)
     picture = picture.resize((size, size), Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
@@ -88,12 +86,12 @@ def seen(picture: Image.Image, look: Augmentation, index: int, size: int) -> Ima
 
 
 def as_tensor(picture: Image.Image) -> Float[Tensor, "3 height width"]:
-    """Bytes 0 to 255 -> x / 127.5 - 1."""
+    """Pixels from 0 to 255 -> x / 127.5 - 1."""
     return torch.from_numpy(np.asarray(picture, dtype=np.float32)).permute(2, 0, 1) / 127.5 - 1
 
 
 class Folder(Photographs):
-    """A folder with one folder of images a class, classes and images in the order of their names."""
+    """A folder with one subfolder of images per class; classes and images are sorted by name."""
 
     def __init__(self, path: Path, spec: str, image_size: int) -> None:
         require(path.is_dir(), f"{path} is not a folder; expected one with a folder of images for each class")
@@ -102,9 +100,9 @@ class Folder(Photographs):
         self.files: list[Path] = []
         labels: list[int] = []
         for label, name in enumerate(classes):
-            mine = sorted(p for p in (path / name).rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-            self.files += mine
-            labels += [label] * len(mine)
+            images = sorted(p for p in (path / name).rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+            self.files += images
+            labels += [label] * len(images)
         self.root = path
         super().__init__(spec, classes, torch.tensor(labels, dtype=torch.int64), image_size)
 

@@ -1,9 +1,6 @@
-"""Procedural pictures of ten classes, five shapes times two layouts, by index.
+"""Procedural images of ten classes, five shapes times two layouts, by index.
 
-Knows: how an index becomes a picture: its random numbers, signed distances, colours.
-Does not know: splits, epochs or training.
-
-An index keys its own counter-based stream, so a picture is the same on every machine and in every batch.
+An index seeds its own counter-based stream, so an image is the same on every machine and in every batch.
 """
 
 import math
@@ -20,15 +17,15 @@ SHAPES = ("disc", "square", "triangle", "star", "ring")
 LAYOUTS = ("one", "two")
 CLASSES = tuple(f"{layout} {shape}" for layout in LAYOUTS for shape in SHAPES)
 
-KEY = 0x5EED_5A9E5  # of the streams, so that they are no other random numbers of the project
-NUMBERS = 20  # random numbers a picture takes
+KEY = 0x5EED_5A9E5  # of the streams, which makes them differ from all others in the project
+NUMBERS = 20  # random numbers per image
 
 
 def render(indices: Int[Tensor, " n"], size: int) -> tuple[Float[Tensor, "n 3 size size"], Int[Tensor, " n"]]:
-    """Pictures in [-1, 1] and labels, an index's label being index modulo 10.
+    """Images in [-1, 1] and labels, which are index modulo 10.
 
-    Each has one large or two smaller copies of its shape: random place, size, turn and colour over a soft
-    two-colour background that is always darker or lighter than they are. Negative indices: ValueError.
+    Each image has one large or two smaller copies of its shape, at a random position, size, angle and colour, on a
+    smooth two-colour background that is always darker or lighter than the shapes. Negative indices: ValueError.
     """
     require(bool((indices >= 0).all()), f"indices go down to {int(indices.min())}; expected none below 0")
     labels = indices % len(CLASSES)
@@ -47,14 +44,14 @@ def _between(u: Tensor, low: float, high: float) -> Tensor:
 
 
 def _hue(hue: Tensor, saturation: Tensor, value: Tensor) -> Float[Tensor, "n 3"]:
-    """HSV to RGB, hue in turns: value (1 - saturation clip(|(6 hue + k) mod 6 - 3| ...)) a channel."""
+    """HSV to RGB, hue in turns: value (1 - saturation clip(min(k, 4 - k), 0, 1)) per channel."""
     k = (torch.tensor([5.0, 3.0, 1.0]) + 6 * hue[:, None]) % 6
     dip = torch.minimum(k, 4 - k).clamp(0, 1)
     return value[:, None] * (1 - saturation[:, None] * dip)
 
 
 def _light(u: Tensor) -> Tensor:
-    """Whether the shapes are the brighter part."""
+    """Whether the shapes are brighter than the background."""
     return u[:, 0] < 0.5
 
 
@@ -80,15 +77,15 @@ def _grid(size: int) -> tuple[Tensor, Tensor]:
 
 
 def _cover(labels: Tensor, u: Tensor, size: int) -> Float[Tensor, "n size size"]:
-    """The share of each pixel that lies in the shapes, by signed distance."""
+    """The share of each pixel inside the shapes, by signed distance."""
     two = labels >= len(SHAPES)
     radius = torch.where(two, _between(u[:, 11], 0.26, 0.38), _between(u[:, 11], 0.5, 0.78))
     room = 0.95 - radius
-    near = _between(u[:, 12:14], -1.0, 1.0) * room[:, None]  # one copy: anywhere it fits
+    single = _between(u[:, 12:14], -1.0, 1.0) * room[:, None]  # one copy: anywhere it fits
     axis = 2 * math.pi * u[:, 14]
-    apart = torch.stack((axis.cos(), axis.sin()), dim=1) * _between(u[:, 15], 1.2, 1.4)[:, None] * radius[:, None]
-    shift = _between(u[:, 12:14], -1.0, 1.0) * (room[:, None] - apart.abs()).clamp(min=0)
-    centres = torch.where(two[:, None], shift + apart, near), shift - apart
+    offset = torch.stack((axis.cos(), axis.sin()), dim=1) * _between(u[:, 15], 1.2, 1.4)[:, None] * radius[:, None]
+    shift = _between(u[:, 12:14], -1.0, 1.0) * (room[:, None] - offset.abs()).clamp(min=0)
+    centres = torch.where(two[:, None], shift + offset, single), shift - offset
     distances = [
         _distance(labels % len(SHAPES), centre, radius, u[:, 16 + i], size) for i, centre in enumerate(centres)
     ]

@@ -1,9 +1,7 @@
-"""Images in a tar file, or in tars inside of it (as ILSVRC comes), read in place by an index.
+"""Images in a tar file, or in tar files inside it (like ILSVRC), read in place through an index.
 
-Knows: where in a file every image lies.  Does not know: what an image shows, or how it is decoded.
-
-The index is built once, by whoever comes first, while others wait; it is a safetensors file beside the tar,
-or in the cache folder where nothing can be written there.
+The first process builds the index, once, while others wait. It is a safetensors file beside the tar, or in the
+cache folder if the tar's folder is not writable.
 """
 
 import hashlib
@@ -29,7 +27,7 @@ SUFFIX = ".index.safetensors"
 
 @dataclass(frozen=True)
 class Index:
-    """offsets, sizes, labels: of every image, in bytes.  names: of images.  classes: of labels, some perhaps empty."""
+    """offsets, sizes (in bytes), labels, names: of every image.  classes: names of the labels, some perhaps unused."""
 
     offsets: Tensor
     sizes: Tensor
@@ -39,27 +37,27 @@ class Index:
 
 
 def read_index(path: Path) -> Index:
-    """The index of a tar file, built where there is none or the tar has changed since.
+    """The index of a tar file, built if there is none or if the tar has changed since.
 
-    Not a tar, or cut short: ValueError.
+    Not a tar, or a truncated one: ValueError.
     """
     require(path.is_file(), f"{path} is not a file; expected a tar of images, or of tars of images")
-    state = path.stat()
-    identity = f"{state.st_size} {state.st_mtime_ns}"
-    place = _place(path)
-    with locked(place):
-        if place.is_file():
-            tensors, metadata = read_tensors(place)
+    status = path.stat()
+    identity = f"{status.st_size} {status.st_mtime_ns}"
+    index_path = _index_path(path)
+    with locked(index_path):
+        if index_path.is_file():
+            tensors, metadata = read_tensors(index_path)
             if metadata.get("of") == identity:
                 return _unpacked(tensors)
         index = build_index(path)
-        write_tensors(place, _packed(index), {"of": identity})
+        write_tensors(index_path, _packed(index), {"of": identity})
     return index
 
 
 def build_index(path: Path) -> Index:
-    """Walk a tar and the tars in it; classes are the inner tars, or the folders images lie in, by name."""
-    found: list[tuple[str, str, int, int]] = []  # class, name, offset, size
+    """Scan a tar and the tars in it. Classes are the inner tars, or the images' folders, sorted by name."""
+    entries: list[tuple[str, str, int, int]] = []  # class, name, offset, size
     classes: set[str] = set()
     try:
         with tarfile.open(path, "r:") as outer:
@@ -71,26 +69,26 @@ def build_index(path: Path) -> Index:
                     classes.add(name)
                     inner = outer.extractfile(member)
                     assert inner is not None
-                    found += ((name, *image) for image in _images(inner, member.offset_data))
+                    entries += ((name, *image) for image in _images(inner, member.offset_data))
                 elif member.name.lower().endswith(SUFFIXES):
                     name = Path(member.name).parent.name
                     classes.add(name)
-                    found.append((name, Path(member.name).name, member.offset_data, member.size))
+                    entries.append((name, Path(member.name).name, member.offset_data, member.size))
     except tarfile.TarError as error:
         raise ValueError(f"{path} is not a complete tar file ({error}); expected one that is not compressed") from error
     labels = {name: label for label, name in enumerate(sorted(classes))}
-    found.sort()
+    entries.sort()
     return Index(
-        torch.tensor([offset for *_, offset, _ in found], dtype=torch.int64),
-        torch.tensor([size for *_, size in found], dtype=torch.int64),
-        torch.tensor([labels[name] for name, *_ in found], dtype=torch.int64),
-        [f"{kind}/{name}" for kind, name, *_ in found],
+        torch.tensor([offset for *_, offset, _ in entries], dtype=torch.int64),
+        torch.tensor([size for *_, size in entries], dtype=torch.int64),
+        torch.tensor([labels[name] for name, *_ in entries], dtype=torch.int64),
+        [f"{kind}/{name}" for kind, name, *_ in entries],
         sorted(classes),
     )
 
 
 def _images(inner: Any, start: int) -> Iterator[tuple[str, int, int]]:
-    """Name, offset in the outer file, and size of each image of a tar in a tar."""
+    """Name, offset in the outer file, and size of each image of an inner tar."""
     with tarfile.open(fileobj=inner, mode="r:") as tar:
         for member in tar:
             if member.isfile() and member.name.lower().endswith(SUFFIXES):
@@ -98,12 +96,12 @@ def _images(inner: Any, start: int) -> Iterator[tuple[str, int, int]]:
 
 
 class Tar(Photographs):
-    """The images of a tar file; every process opens the file for itself."""
+    """The images of a tar file; every process opens its own file descriptor."""
 
     def __init__(self, path: Path, spec: str, image_size: int) -> None:
         index = read_index(path)
         self.path, self.index = path, index
-        self._handle: tuple[int, int] | None = None  # process, file
+        self._handle: tuple[int, int] | None = None  # process id, file descriptor
         super().__init__(spec, index.classes, index.labels, image_size)
 
     def name_of(self, index: int) -> str:
@@ -112,7 +110,7 @@ class Tar(Photographs):
     def open(self, index: int) -> Image.Image:
         offset, size = int(self.index.offsets[index]), int(self.index.sizes[index])
         content = os.pread(self._file(), size, offset)
-        require(len(content) == size, f"{len(content)} bytes are left of it; expected {size}")
+        require(len(content) == size, f"{len(content)} bytes could be read; expected {size}")
         return decode_image(content)
 
     def _file(self) -> int:
@@ -129,8 +127,8 @@ class Tar(Photographs):
             os.close(handle[1])
 
 
-def _place(path: Path) -> Path:
-    """Where the index of a tar is kept."""
+def _index_path(path: Path) -> Path:
+    """The path of a tar's index."""
     beside = path.with_name(path.name + SUFFIX)
     if beside.is_file() or os.access(path.parent, os.W_OK):
         return beside
@@ -142,10 +140,10 @@ def _place(path: Path) -> Path:
 
 @contextmanager
 def locked(place: Path) -> Iterator[None]:
-    """One process at a time; a process that dies lets go."""
+    """Lock the file `place` for one process at a time; the lock ends with the process."""
     try:
         import fcntl
-    except ImportError:  # no such locks there: the index is written whole by each who builds it
+    except ImportError:  # no such locks on Windows; each process then builds the index itself, and writes are atomic
         yield
         return
     with place.with_name(place.name + ".lock").open("w") as file:
