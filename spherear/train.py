@@ -1,11 +1,11 @@
-"""The training script: two visible loops, and the command line around them.
+"""The training script: the two training loops, and their command line.
 
     python -m spherear.train vae --preset digits --run runs/digits/vae
     python -m spherear.train ar --preset digits --vae runs/digits/vae --run runs/digits/ar
     torchrun --nproc-per-node 8 -m spherear.train vae --preset imagenet256 --data tar:ILSVRC2012_img_train.tar
 
-Knows: the order of things in a step.  Does not know: optimisers and files (`training.run`), sizes
-(`models.presets`), lengths and rates (`training.recipes`), or what to show (its caller, who iterates).
+A loop shows the order of operations in a step. Optimisers and files are in `training.run`, sizes in
+`models.presets`, lengths and rates in `training.recipes`; the caller, who iterates, shows progress.
 """
 
 import math
@@ -42,7 +42,7 @@ from spherear.training.run import Run, TrainState, fingerprint, keyed_generator
 from spherear.training.team import gathered, team_of
 
 Watch = Callable[[Generator[TrainState, None, None], str, int], bool]
-"""watch(states, title, steps) runs a loop; whether it came to its end."""
+"""watch(states, title, steps) runs a loop; returns whether it finished."""
 
 
 def train_vae(
@@ -53,13 +53,13 @@ def train_vae(
     device: torch.device | str = "cpu",
     execution: Execution = PLAIN,
 ) -> Generator[TrainState, None, None]:
-    """Train a VAE, one `TrainState` a step; leave the loop to stop, call again to go on from `folder`.
+    """Train a VAE, one `TrainState` per step; leave the loop to stop, call again to resume from `folder`.
 
-    Where nothing fixes the length of a token, tokens are in the end scaled to standard deviation 1 over the
-    training set, all by one number.
+    If the family does not fix the length of a token, all tokens are scaled by one factor at the end, to standard
+    deviation 1 over the training set.
 
-    Errors: ValueError for data of another image size, fewer images than a batch, or a folder that holds
-    another run.
+    Errors: ValueError for data of another image size, fewer images than a batch, a folder that holds another
+    run, or a codebook on several processes.
     """
     _check_data(data, config.image_size, recipe)
     team = team_of(device, execution.sharded)
@@ -73,7 +73,7 @@ def train_vae(
     run = Run(model, recipe, facts, folder, team, execution, extras.trained())
     objective = prepared(model, model, team, execution)
     feed = run.feed(data, device, execution.workers)
-    with run.kept():
+    with run.checkpointed():
         for parts in feed:
             for part in run.each(objective, parts):
                 with autocast(device, recipe.precision):
@@ -93,10 +93,10 @@ def train_ar(
     device: torch.device | str = "cpu",
     execution: Execution = PLAIN,
 ) -> Generator[TrainState, None, None]:
-    """Train an AR model on fresh posterior samples of `vae`, one `TrainState` a step.
+    """Train an AR model on fresh posterior samples of `vae`, one `TrainState` per step.
 
-    With `recipe.cached_copies`, posteriors are computed once; samples are as fresh, and for data that are not
-    augmented the same.
+    With `recipe.cached_copies`, posteriors are computed once and sampled afresh at every step; for data without
+    augmentation the samples are the same as without a cache.
 
     Errors: as `train_vae`, and ValueError for a VAE whose tokens, or data whose classes, do not fit.
     """
@@ -115,7 +115,7 @@ def train_ar(
     if recipe.cached_copies and not run.done:
         data, posterior = _encoded(vae, data, recipe, device, execution), vae.constrain
     feed = run.feed(data, device, execution.workers)
-    with run.kept():
+    with run.checkpointed():
         for parts in feed:
             for part in run.each(objective, parts):
                 generator = run.generator(device, part.number)
@@ -128,7 +128,7 @@ def train_ar(
 
 
 def exhaust(states: Generator[TrainState, None, None], title: str, steps: int) -> bool:
-    """Run a loop to its end, showing nothing."""
+    """Run a loop to its end without output; returns True."""
     for _ in states:
         pass
     return True
@@ -142,7 +142,7 @@ def train_pipeline(
     device: torch.device | str,
     watch: Watch = exhaust,
 ) -> Pipeline | None:
-    """Train a VAE and its AR model in `folder`, going on from what is there; None where `watch` was stopped."""
+    """Train a VAE and its AR model in `folder`, resuming runs found there; None if `watch` was stopped."""
     vae_recipe, ar_recipe = recipes
     states = train_vae(sizes.vae, data, vae_recipe, folder / "vae", device)
     if not watch(states, "VAE: images to tokens and back", vae_recipe.steps):
@@ -155,7 +155,7 @@ def train_pipeline(
 
 
 def _check_data(data: ImageData, image_size: int, recipe: Recipe) -> None:
-    """Before anything is built or written: images of the VAE's size, and at least a batch of them."""
+    """ValueError unless images have the VAE's size and fill a batch; checked before anything is built or written."""
     require(
         data.image_size == image_size,
         f"the data's images have {data.image_size} px; expected {image_size}, as the VAE's",
@@ -176,7 +176,7 @@ def _check_classes(data: ImageData, config: ARConfig) -> None:
 def _encoded(
     vae: VAE, data: ImageData, recipe: ARRecipe, device: torch.device | str, execution: Execution
 ) -> ImageData:
-    """The data set as what the encoder says of it."""
+    """The data set's cached posteriors."""
     facts = {"vae": fingerprint(vae)}
     if data.augmented:
         facts |= {name: str(getattr(recipe, name)) for name in ("seed", "crop", "flip")}
@@ -185,7 +185,7 @@ def _encoded(
 
 
 def _settle_scale(run: Run, data: ImageData, recipe: VAERecipe, device: torch.device | str) -> None:
-    """One over the standard deviation of the latents becomes the scale, where the family has no radius."""
+    """Set the scale to one over the standard deviation of the latents, if the family has no radius."""
     model = run.result
     assert isinstance(model, VAE)
     if model.bottleneck.radius is None:
@@ -197,7 +197,7 @@ def _settle_scale(run: Run, data: ImageData, recipe: VAERecipe, device: torch.de
 
 @torch.no_grad()
 def latent_deviation(vae: VAE, data: ImageData, seed: int, device: torch.device | str, limit: int = 8192) -> float:
-    """Standard deviation of all numbers of all tokens of the data's first `limit` images, about their mean."""
+    """Standard deviation of all components of all tokens of the data's first `limit` images, about their mean."""
     generator, training = keyed_generator(seed, 0, device), vae.training
     vae.eval()
     count, total, squares = 0, 0.0, 0.0
@@ -209,14 +209,14 @@ def latent_deviation(vae: VAE, data: ImageData, seed: int, device: torch.device 
 
 
 def vae_states(job: VAEJob) -> Generator[TrainState, None, None]:
-    """The training loop a job asks for."""
+    """The training loop of a job."""
     config = preset(ALIASES.get(job.preset, job.preset), job.bottleneck).vae
     data = load_data(job.data, config.image_size)
     return train_vae(config, data, job.recipe, job.run, pick_device(job.device), job.execution)
 
 
 def ar_states(job: ARJob) -> Generator[TrainState, None, None]:
-    """The training loop a job asks for."""
+    """The training loop of a job."""
     vae = _trained_vae(job.vae)
     config = with_vae(preset(job.preset), vae.config).ar
     data = load_data(job.data, vae.config.image_size)
@@ -232,26 +232,26 @@ def _trained_vae(folder: Path) -> VAE:
 
 
 def dry_run(job: VAEJob | ARJob) -> str:
-    """What a job would take, as lines to read; errors where its data, VAE or sizes do not fit."""
+    """Estimated cost of a job, as lines of text; ValueError if its data, VAE or sizes do not fit."""
     device = pick_device(job.device)
     if isinstance(job, VAEJob):
         config = preset(ALIASES.get(job.preset, job.preset), job.bottleneck).vae
         data = load_data(job.data, config.image_size)
         model, step = vae_step(config, job.recipe, job.execution, device)
     else:
-        coder = _trained_vae(job.vae).config
-        sizes = with_vae(preset(job.preset), coder).ar
-        data = load_data(job.data, coder.image_size)
+        vae_config = _trained_vae(job.vae).config
+        sizes = with_vae(preset(job.preset), vae_config).ar
+        data = load_data(job.data, vae_config.image_size)
         _check_classes(data, sizes)
         model, step = ar_step(sizes, job.recipe, job.execution, device)
     _check_data(data, data.image_size, job.recipe)
-    spread = torch.linspace(0, len(data) - 1, min(len(data), 64)).long()
-    data.batch(spread, job.recipe.look_at(0))
+    indices = torch.linspace(0, len(data) - 1, min(len(data), 64)).long()
+    data.batch(indices, job.recipe.look_at(0))
     check_broken(data, job.recipe.max_broken)
     devices = int(os.environ.get("WORLD_SIZE", "1"))
-    found = estimate(model, step, job.recipe, job.execution, devices)
-    return f"data                {job.data}: {len(spread)} images read, {len(data.broken)} of them broken\n" + report(
-        found, job.recipe, len(data), devices, job.teraflops
+    cost = estimate(model, step, job.recipe, job.execution, devices)
+    return f"data                {job.data}: {len(indices)} images read, {len(data.broken)} of them broken\n" + report(
+        cost, job.recipe, len(data), devices, job.teraflops
     )
 
 
@@ -274,21 +274,21 @@ def _run(job: VAEJob | ARJob) -> int:
 
 
 def _observers(job: VAEJob | ARJob) -> list[Observer]:
-    """What the job wants to be shown."""
-    shown: list[Observer] = []
+    """The observers that a job requests."""
+    observers: list[Observer] = []
     if job.execution.tensorboard:
-        shown.append(every(job.recipe.log_every, curves(job.run)))
+        observers.append(every(job.recipe.log_every, curves(job.run)))
     if job.execution.preview_every:
-        row = preset(ALIASES.get(job.preset, job.preset))
+        sizes = preset(ALIASES.get(job.preset, job.preset))
         if isinstance(job, VAEJob):
-            data = load_data(job.data, row.vae.image_size)
+            data = load_data(job.data, sizes.vae.image_size)
             draw = reconstructions(data.batch(torch.linspace(0, len(data) - 1, COLUMNS).long())[0])
         else:
-            labels = torch.linspace(0, row.ar.num_classes - 1, COLUMNS).long().repeat(2)
-            settings = SamplingSettings(row.guidance_scale, solver="heun", steps=10)
+            labels = torch.linspace(0, sizes.ar.num_classes - 1, COLUMNS).long().repeat(2)
+            settings = SamplingSettings(sizes.guidance_scale, solver="heun", steps=10)
             draw = samples(VAE.from_pretrained(job.vae), labels, settings)
-        shown.append(every(job.execution.preview_every, pictures(job.run, draw)))
-    return shown
+        observers.append(every(job.execution.preview_every, pictures(job.run, draw)))
+    return observers
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""What decoding and training cost, as ratios measured in one run."""
+"""Benchmarks of decoding and training, as ratios measured in one run."""
 
 MEASUREMENTS = {
-    "decode": "every engine against the plain reference and the machine's own ceilings, with random weights",
-    "latency": "how long a person waits for digits, by named settings",
+    "decode": "every engine against the plain reference and the machine's limits, with random weights",
+    "latency": "waiting time for digits, per named settings",
     "growth": "time over tokens",
     "memory": "memory over solver steps",
     "train": "a training step, encoding at every step and with cached posteriors",
 }
-"""What `spherear bench` measures, by the word that asks for it; `bench.command` holds the functions."""
+"""The measurements of `spherear bench`, by name; `bench.command` holds the functions."""

@@ -1,4 +1,4 @@
-"""`spherear bench`: sensible sizes for a device, the measurement that a word names, the table and the file."""
+"""`spherear bench`: default sizes per device, the requested measurement, its table and its file."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,12 +21,12 @@ from spherear.sampling.settings import SamplingSettings
 from spherear.training.recipes import PRECISIONS
 
 DTYPES = {name: getattr(torch, name) for name in PRECISIONS}
-HEAVY = 1e8  # parameters from which a CPU draws two tokens of an image, not all
+HEAVY = 1e8  # with more parameters, a CPU draws two tokens of an image, not all
 
 
 @dataclass(frozen=True)
 class Request:
-    """What to measure. Empty tuples and zeros: what suits the measurement and the device."""
+    """What to measure. Empty tuples and zeros: defaults of the measurement and the device."""
 
     presets: tuple[str, ...]
     batches: tuple[int, ...]
@@ -45,8 +45,8 @@ def bench(kind: str, request: Request, out: Path | None) -> int:
         one_of("dtype", name, DTYPES)
     require(min((1, *request.batches)) >= 1, f"batches are {request.batches}; expected at least 1 each")
     require(min(request.tokens, request.steps, request.repeats) >= 0, "tokens, steps and repeats: expected 0 or more")
-    measured, table = KINDS[kind]
-    rows = measured(request)
+    measurement, table = KINDS[kind]
+    rows = measurement(request)
     print(table(rows))
     print("; ".join(f"{name}: {value}" for name, value in machine(request.device).items()))
     if out is not None:
@@ -56,7 +56,7 @@ def bench(kind: str, request: Request, out: Path | None) -> int:
 
 
 def _cases(request: Request, presets: tuple[str, ...], batches: tuple[int, ...]) -> list[tuple[str, int, torch.dtype]]:
-    """Every preset, batch and dtype that was asked for, or those given, and that fits."""
+    """All requested combinations of preset, batch and dtype that fit; `presets` and `batches` are the defaults."""
     cases = []
     for name in request.presets or presets:
         for batch in request.batches or batches:
@@ -81,7 +81,7 @@ def _decode(request: Request) -> list[Any]:
 
 
 def _tokens(name: str, device: torch.device) -> int:
-    """All of an image, or two where that would take minutes."""
+    """All tokens of an image, or two if all would take minutes."""
     config = preset(name).ar
     heavy = config.layers * 12 * config.width**2 > HEAVY and device.type == "cpu"
     return 2 if heavy else config.tokens
@@ -109,7 +109,7 @@ def _memory(request: Request) -> list[Any]:
 
 
 def _train(request: Request) -> list[Any]:
-    """With the compiled variants where they are requested."""
+    """Compiled variants only if requested."""
     variants = {name: row for name, row in VARIANTS.items() if request.compiled or not row[1]}
     return [
         row

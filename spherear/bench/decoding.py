@@ -1,8 +1,4 @@
-"""Decoding, measured: the plain reference and every engine on the same random weights, labels and noise.
-
-Knows: which paths there are on a device, and how a row of the table is measured.
-Does not know: how a table is printed or kept.
-"""
+"""Decoding benchmarks: the plain reference and every engine on the same random weights, labels and noise."""
 
 import importlib.util
 import math
@@ -42,10 +38,10 @@ COMPILED_PATHS = {
 
 @dataclass(frozen=True)
 class DecodeRow:
-    """One path at one size. timing: of `tokens` tokens.  first: of the first alone, its start included.
+    """One path at one size. timing: of `tokens` tokens.  first: of the first token alone, including the start.
 
     speedup: the reference's median over this one's.
-    of_floor: the floor (see `bench.floor`) over this median: 1 is as near as the algorithm allows.
+    of_floor: the floor (see `bench.floor`) over this median; 1 is the best that the algorithm allows.
     """
 
     preset: str
@@ -60,12 +56,12 @@ class DecodeRow:
 
     @property
     def token_ms(self) -> float:
-        """Milliseconds a token, of all images together."""
+        """Milliseconds per token, for all images together."""
         return 1000 * self.timing.median / self.tokens
 
 
 def reference_module() -> ModuleType | None:
-    """The plain reference decoder, which lives with the tests; None where there are none."""
+    """The plain reference decoder from the tests; None if the tests are not there."""
     if not REFERENCE_FILE.exists():
         return None
     spec = importlib.util.spec_from_file_location("reference_decoder", REFERENCE_FILE)
@@ -77,7 +73,7 @@ def reference_module() -> ModuleType | None:
 
 
 def random_model(config: ARConfig, dtype: torch.dtype, device: torch.device) -> SphereAR:
-    """A model with seeded random weights everywhere, so that no layer is silent."""
+    """A model with seeded random weights everywhere, so that no layer outputs zeros."""
     ar = seeded(SphereAR, config, 0)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -87,7 +83,7 @@ def random_model(config: ARConfig, dtype: torch.dtype, device: torch.device) -> 
 
 
 def fits(config: ARConfig, rows: int, dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether weights (twice, as packing copies them) and the cache take less than 80 % of the memory there is."""
+    """Whether weights (twice, as packing copies them) and the cache take less than 80 % of the memory."""
     with torch.device("meta"):
         weights = sum(p.numel() for p in SphereAR(config).parameters())
     cache = 2 * config.layers * rows * (config.class_tokens + config.tokens) * config.width
@@ -98,14 +94,14 @@ Run = Callable[[int], list[Tensor]]
 
 
 def runs(ar: SphereAR, batch: int, settings: SamplingSettings, compiled: bool) -> Iterator[tuple[str, Run]]:
-    """Every path of the model's device, as a function that draws the first so many tokens of a batch."""
+    """Every path of the model's device, as a function that draws the first n tokens of a batch."""
     device = ar.proj_in.weight.device
     labels = torch.arange(batch, device=device) % ar.config.num_classes
     noise = seeded_noise(range(batch))
     radius = math.sqrt(ar.config.latent_dim)
     reference = reference_module()
 
-    def ours(name: str) -> Run:
+    def engine_run(name: str) -> Run:
         engine = engine_named(name)
 
         def run(tokens: int) -> list[Tensor]:
@@ -114,24 +110,24 @@ def runs(ar: SphereAR, batch: int, settings: SamplingSettings, compiled: bool) -
 
         return run
 
-    def plain(**options: Any) -> Run:
+    def reference_run(**options: Any) -> Run:
         assert reference is not None
 
         @torch.no_grad()
         def run(tokens: int) -> list[Tensor]:
-            steps = reference.reference_steps(ar, labels, settings, _on(noise, device), radius, **options)
+            steps = reference.reference_steps(ar, labels, settings, _noise_on(noise, device), radius, **options)
             return list(islice(steps, tokens))
 
         return run
 
     for path in PATHS[device.type] + (COMPILED_PATHS[device.type] if compiled else ()):
         if not path.startswith("reference"):
-            yield path, ours(path)
+            yield path, engine_run(path)
         elif reference is not None:
-            yield path, plain(**({"transform": torch.compile} if "compiled" in path else {}))
+            yield path, reference_run(**({"transform": torch.compile} if "compiled" in path else {}))
 
 
-def _on(noise: Callable, device: torch.device) -> Callable:
+def _noise_on(noise: Callable, device: torch.device) -> Callable:
     return lambda index, shape: noise(index, shape).to(device)
 
 
@@ -145,16 +141,18 @@ def bench_decode(
     repeats: int,
     compiled: bool,
 ) -> Iterator[DecodeRow]:
-    """A row a path, the reference first. More tokens than an image has: ValueError."""
+    """One row per path, the reference first. More tokens than an image has: ValueError."""
     config = preset(name).ar
     require(1 <= tokens <= config.tokens, f"tokens is {tokens}; expected 1 to {config.tokens}")
     rows = batch * (1 if settings.guidance_scale == 1.0 else 2)
     ar = random_model(config, dtype, device)
-    least = tokens * floor_seconds(config, rows, settings.evaluations, tokens // 2, dtype, device)
-    base = math.nan
+    floor = tokens * floor_seconds(config, rows, settings.evaluations, tokens // 2, dtype, device)
+    baseline = math.nan
     for path, run in runs(ar, batch, settings, compiled):
         timing = measure(lambda run=run: run(tokens), device, repeats)  # type: ignore[misc]
         first = measure(lambda run=run: run(1), device, repeats)  # type: ignore[misc]
-        base = timing.median if path == "reference" else base
+        baseline = timing.median if path == "reference" else baseline
         label = str(dtype).removeprefix("torch.")
-        yield DecodeRow(name, batch, label, path, tokens, timing, first, base / timing.median, least / timing.median)
+        yield DecodeRow(
+            name, batch, label, path, tokens, timing, first, baseline / timing.median, floor / timing.median
+        )

@@ -1,7 +1,6 @@
-"""The least time that a decode's arithmetic and memory traffic allow on a machine, and that machine's ceilings.
+"""A lower bound on decoding time, from arithmetic, memory traffic and this machine's measured rates.
 
-Knows: how many weights a token reads and multiplies, and how fast this machine copies and multiplies.
-Does not know: how decoding is done; a floor is below every way of doing it that evaluates as often.
+It holds for every implementation with the same number of evaluations.
 """
 
 from collections.abc import Callable
@@ -16,13 +15,13 @@ from spherear.bench.timing import seconds
 from spherear.models.ar import ARConfig, SphereAR
 from spherear.models.categorical import CategoricalHead
 
-RUNS = 9  # of which the first does not count
-MULTIPLY = 1024  # rows and columns of the square matrices that are multiplied
+RUNS = 9  # the first is not counted
+MULTIPLY = 1024  # rows and columns of the square matrices in the matmul
 
 
 @dataclass(frozen=True)
 class Work:
-    """Of one token. weights: numbers read in one sweep.  sweeps: how often.  products: multiply-adds in all."""
+    """Work per token. weights: numbers read in one sweep.  sweeps: number of reads.  products: total multiply-adds."""
 
     weights: int
     sweeps: int
@@ -30,10 +29,10 @@ class Work:
 
 
 def works(config: ARConfig, rows: int, evaluations: int, position: int) -> dict[str, Work]:
-    """What one token needs of the transformer and of the head, for so many rows (images, doubled by guidance).
+    """Work per token in the transformer and in the head, for `rows` rows (images, doubled by guidance).
 
-    The head: blocks and ends once an evaluation; what depends on time and condition alone once a token.
-    The cache is read up to `position`, and counted as weights of the transformer.
+    Of the head, blocks, input and output layers are read once per evaluation, the rest once per token.
+    The KV cache is read up to `position`, and counted as weights of the transformer.
     """
     with torch.device("meta"):
         ar = SphereAR(config)
@@ -43,43 +42,42 @@ def works(config: ARConfig, rows: int, evaluations: int, position: int) -> dict[
     head = sum(p.numel() for p in ar.head.parameters())
     if isinstance(ar.head, CategoricalHead):
         return {"transformer": transformer, "head": Work(head, 1, head * rows)}
-    again = (ar.head.res_blocks, ar.head.input_proj, ar.head.final_linear)
-    repeated = sum(p.numel() for part in again for p in part.parameters())
-    once = head - repeated
-    ahead = Work(once, 1, once * rows * evaluations)
+    repeated_layers = (ar.head.res_blocks, ar.head.input_proj, ar.head.final_linear)
+    repeated = sum(p.numel() for part in repeated_layers for p in part.parameters())
+    read_once = head - repeated
     return {
         "transformer": transformer,
-        "head, once": ahead,
+        "head, once": Work(read_once, 1, read_once * rows * evaluations),
         "head": Work(repeated, evaluations, repeated * rows * evaluations),
     }
 
 
 def copy_rate(nbytes: int, dtype: torch.dtype, device: torch.device) -> float:
-    """Bytes a second, read and write counted, of copying a block so that `nbytes` pass in all; measured here.
+    """Bytes per second, counting reads and writes, of a copy that moves `nbytes` in total; measured on every call.
 
-    A block that fits a cache is copied at the cache's speed, as weights of that size are read.
+    A block that fits into a CPU cache is copied at its speed, just as weights of that size are read.
     """
     source = torch.ones(max(1, nbytes // 2 // dtype.itemsize), dtype=dtype, device=device)
     target = torch.empty_like(source)
-    return 2 * source.nbytes / _usual(lambda: target.copy_(source), device)
+    return 2 * source.nbytes / _median_seconds(lambda: target.copy_(source), device)
 
 
 @cache
 def product_rate(dtype: torch.dtype, device: torch.device) -> float:
-    """Multiply-adds a second of a large matmul; measured once."""
+    """Multiply-adds per second of a large matmul; measured once."""
     square = torch.ones(MULTIPLY, MULTIPLY, dtype=dtype, device=device)
-    return MULTIPLY**3 / _usual(lambda: square @ square, device)
+    return MULTIPLY**3 / _median_seconds(lambda: square @ square, device)
 
 
-def _usual(work: Callable[[], Tensor], device: torch.device) -> float:
-    """Median seconds, the first run left out."""
+def _median_seconds(work: Callable[[], Tensor], device: torch.device) -> float:
+    """Median duration in seconds, without the first run."""
     return median([seconds(work, device) for _ in range(RUNS)][1:])
 
 
 def floor_seconds(
     config: ARConfig, rows: int, evaluations: int, position: int, dtype: torch.dtype, device: torch.device
 ) -> float:
-    """Of one token: for each part the longer of reading and multiplying, at this machine's ceilings."""
+    """Least seconds per token: for each part the longer of reading and multiplying, at this machine's rates."""
     total = 0.0
     for work in works(config, rows, evaluations, position).values():
         nbytes = work.weights * dtype.itemsize

@@ -1,7 +1,4 @@
-"""How decoding grows: time over tokens, memory over solver steps, and what the cache takes.
-
-Knows: what to vary, and a straight line through what was measured.  Does not know: figures.
-"""
+"""How decoding scales: time over tokens, memory over solver steps, and the size of the KV cache."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -24,9 +21,9 @@ from spherear.sphere.geometry import project
 
 @dataclass(frozen=True)
 class Growth:
-    """upto: seconds after each token.  slope, r2: of the straight line through them, in seconds a token.
+    """upto: seconds after each token.  slope, r2: of the straight line through them, in seconds per token.
 
-    early, late: median seconds a token in the first and in the last eighth.
+    early, late: median seconds per token in the first and in the last eighth.
     """
 
     preset: str
@@ -40,7 +37,7 @@ class Growth:
 
 @dataclass(frozen=True)
 class Memory:
-    """peak_mib: of a decode, by number of solver steps.  cache_mib: of keys and values.  float32_mib: in float32."""
+    """peak_mib: of a decode, by number of solver steps.  cache_mib: of the KV cache.  float32_mib: of it in float32."""
 
     preset: str
     batch: int
@@ -50,7 +47,7 @@ class Memory:
 
 
 def bench_growth(name: str, batch: int, dtype: torch.dtype, device: torch.device, settings: SamplingSettings) -> Growth:
-    """One decode of all tokens, timed token by token (after one of a few tokens to warm up)."""
+    """One decode of all tokens, timed token by token, after a warm-up of one token."""
     ar = random_model(preset(name).ar, dtype, device)
     labels = torch.arange(batch) % ar.config.num_classes
     radius = ar.config.latent_dim**0.5
@@ -59,22 +56,23 @@ def bench_growth(name: str, batch: int, dtype: torch.dtype, device: torch.device
         return decode(ar, labels, settings, seeded_noise(range(batch)), lambda z: project(z, radius))
 
     next(steps())
-    began, upto = time.perf_counter(), []
+    start, upto = time.perf_counter(), []
     for _ in steps():
         synchronise(device)
-        upto.append(time.perf_counter() - began)
+        upto.append(time.perf_counter() - start)
     slope, r2 = straight_line(upto)
-    each = torch.tensor(upto).diff()
-    part = max(1, len(each) // 8)
-    return Growth(name, batch, upto, slope, r2, float(each[:part].median()), float(each[-part:].median()))
+    per_token = torch.tensor(upto).diff()
+    eighth = max(1, len(per_token) // 8)
+    early, late = float(per_token[:eighth].median()), float(per_token[-eighth:].median())
+    return Growth(name, batch, upto, slope, r2, early, late)
 
 
 def bench_memory(
     name: str, batch: int, dtype: torch.dtype, device: torch.device, counts: Sequence[int], tokens: int = 2
 ) -> Memory:
-    """Peaks of the first tokens of a decode under guidance, by solver steps; and the cache's size.
+    """Peak memory of the first tokens of a guided decode, by solver steps; and the size of the KV cache.
 
-    Each in a process of its own: an allocator that has given memory back once hides the next peak.
+    Each is measured in its own process, because an allocator that has freed memory hides the next peak.
     """
     peaks = {}
     for count in counts:
@@ -82,12 +80,12 @@ def bench_memory(
             peaks[count] = pool.submit(decode_peak, name, batch, dtype, device, count, tokens).result() / 2**20
     with torch.device("meta"):
         nbytes = SphereAR(preset(name).ar).to(dtype).kv_cache(2 * batch).nbytes
-    wide = nbytes * torch.float32.itemsize // dtype.itemsize
-    return Memory(name, batch, peaks, nbytes / 2**20, wide / 2**20)
+    float32_bytes = nbytes * torch.float32.itemsize // dtype.itemsize
+    return Memory(name, batch, peaks, nbytes / 2**20, float32_bytes / 2**20)
 
 
 def decode_peak(name: str, batch: int, dtype: torch.dtype, device: torch.device, steps: int, tokens: int) -> float:
-    """Bytes that a decode's first tokens take at their peak, beyond the model's."""
+    """Peak bytes of a decode's first tokens, beyond those of the model."""
     ar = random_model(preset(name).ar, dtype, device)
     labels = torch.arange(batch) % ar.config.num_classes
     radius = ar.config.latent_dim**0.5
@@ -103,5 +101,5 @@ def straight_line(upto: Sequence[float]) -> tuple[float, float]:
     y = torch.tensor(upto, dtype=torch.float64)
     x = torch.arange(1, len(y) + 1, dtype=torch.float64)
     slope = ((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum()
-    rest = y - y.mean() - slope * (x - x.mean())
-    return float(slope), float(1 - rest.square().sum() / (y - y.mean()).square().sum())
+    residuals = y - y.mean() - slope * (x - x.mean())
+    return float(slope), float(1 - residuals.square().sum() / (y - y.mean()).square().sum())

@@ -1,7 +1,4 @@
-"""How long a person waits: the first partial image and the whole grid, by named settings, with the models that ship.
-
-Knows: streams of frames and clocks.  Does not know: widgets or browsers.
-"""
+"""Waiting times for the first partial image and the whole grid, per named settings, with the shipped models."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,9 +13,9 @@ from spherear.sampling.settings import NAMED_SETTINGS, SamplingSettings
 
 @dataclass(frozen=True)
 class LatencyRow:
-    """Of one named settings. first: to the first partial image.  grid: to the whole grid at once.
+    """One of the named settings. first: until the first partial image.  grid: until the whole grid, not streamed.
 
-    stream: to the whole grid with a partial image after every token.
+    stream: until the whole grid, with a partial image after every token.
     """
 
     settings: str
@@ -30,7 +27,7 @@ class LatencyRow:
 
 
 def bench_latency(pipeline: Pipeline, images: int, guidance_scale: float, repeats: int) -> Iterator[LatencyRow]:
-    """A row a named settings: `images` images of all classes in turn, guided."""
+    """One row per named settings: `images` guided images of all classes in turn."""
     device = pipeline.ar.proj_in.weight.device
     labels = torch.arange(images) % pipeline.ar.config.num_classes
     for name in NAMED_SETTINGS:

@@ -1,4 +1,4 @@
-"""The machine that measurements are made on: its processor, memory and load, where the system tells them."""
+"""The machine that runs a benchmark: its processor, memory and load, if the system reports them."""
 
 import contextlib
 import os
@@ -18,7 +18,7 @@ def processor() -> str:
 
 
 def memory_bytes(device: torch.device) -> float | int:
-    """All memory of a device; infinite where the system does not tell."""
+    """Total memory of a device in bytes; infinite if the system does not report it."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[1]
     if not hasattr(os, "sysconf"):
@@ -27,7 +27,7 @@ def memory_bytes(device: torch.device) -> float | int:
 
 
 def process_bytes(field: str) -> float:
-    """VmRSS (held now) or VmHWM (the peak) of this process on Linux; NaN elsewhere."""
+    """VmRSS (current) or VmHWM (peak) of this process in bytes on Linux; NaN elsewhere."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith(field + ":"):
@@ -36,7 +36,7 @@ def process_bytes(field: str) -> float:
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """What a benchmark's file says about where it was run."""
+    """Description of the machine, for a benchmark's file."""
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
         "cores": os.cpu_count(),

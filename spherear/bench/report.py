@@ -1,7 +1,4 @@
-"""A benchmark as a table to read and a file to keep.
-
-Knows: rows of measurements, the machine they were made on, Markdown and JSON.  Does not know: how to measure.
-"""
+"""Benchmark results as Markdown tables and JSON files."""
 
 import dataclasses
 import math
@@ -29,13 +26,13 @@ def write(path: Path, kind: str, rows: Sequence[Any], device: torch.device) -> N
 
 
 def ms(timing: Timing, per: int = 1) -> str:
-    """median [quartiles] in milliseconds."""
+    """Median [quartiles] in milliseconds."""
     median, low, high = (1000 * x / per for x in (timing.median, timing.low, timing.high))
     return f"{median:.3g} [{low:.3g}, {high:.3g}]"
 
 
 def mib(timing: Timing) -> str:
-    """Peak memory, where it can be told."""
+    """Peak memory in MiB, or - if unknown."""
     return "-" if math.isnan(timing.peak_mib) else f"{timing.peak_mib:.0f}"
 
 
@@ -48,7 +45,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def decode_table(rows: Sequence[DecodeRow]) -> str:
-    """A line a path."""
+    """One line per path."""
     head = (
         "preset",
         "batch",
@@ -69,7 +66,7 @@ def decode_table(rows: Sequence[DecodeRow]) -> str:
 
 
 def latency_table(rows: Sequence[LatencyRow]) -> str:
-    """A line a named settings."""
+    """One line per named settings."""
     head = ("settings", "evaluations", "images", "first image, ms", "grid, ms", "grid streamed, ms")
     return table(head, [
         (r.settings, str(r.evaluations), str(r.images), ms(r.first), ms(r.grid), ms(r.stream)) for r in rows
@@ -77,7 +74,7 @@ def latency_table(rows: Sequence[LatencyRow]) -> str:
 
 
 def growth_table(rows: Sequence[Growth]) -> str:
-    """A line a decode."""
+    """One line per decode."""
     head = ("preset", "batch", "tokens", "seconds", "ms a token", "r2 of a line", "first eighth, ms", "last eighth, ms")
     return table(head, [
         (r.preset, str(r.batch), str(len(r.upto)), f"{r.upto[-1]:.3g}", f"{1000 * r.slope:.3g}", f"{r.r2:.5f}",
@@ -87,7 +84,7 @@ def growth_table(rows: Sequence[Growth]) -> str:
 
 
 def memory_table(rows: Sequence[Memory]) -> str:
-    """A line a number of steps."""
+    """One line per number of steps."""
     head = ("preset", "batch", "solver steps", "peak MiB", "cache MiB", "cache MiB in float32")
     return table(head, [
         (r.preset, str(r.batch), str(steps), f"{peak:.0f}", f"{r.cache_mib:.0f}", f"{r.float32_mib:.0f}")
@@ -97,7 +94,7 @@ def memory_table(rows: Sequence[Memory]) -> str:
 
 
 def step_table(rows: Sequence[StepTime]) -> str:
-    """A line a way."""
+    """One line per variant."""
     head = ("preset", "batch", "training step", "ms a step", "x encoding at every step", "first step, s")
     return table(head, [
         (r.preset, str(r.batch), r.variant, ms(r.timing), f"{r.speedup:.2f}", f"{r.timing.warm_up:.1f}") for r in rows

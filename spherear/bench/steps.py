@@ -1,8 +1,6 @@
-"""How long a training step takes: encoding at every step, with cached posteriors, compiled, in bfloat16.
+"""Time of a training step: encoding at every step, with cached posteriors, compiled, in bfloat16.
 
-`spherear bench train` prints a table. Weights are random: a step costs the same with any.
-
-Knows: ways to carry out a training step, and a clock.  Does not know: what a step does.
+`spherear bench train` prints a table. Weights are random, because they do not affect the time.
 """
 
 import math
@@ -28,12 +26,12 @@ VARIANTS: dict[str, tuple[bool, bool, str]] = {
     "cached, compiled": (True, True, "float32"),
     "cached, compiled, bfloat16": (True, True, "bfloat16"),
 }
-"""name -> whether posteriors are cached, the step compiled, and its precision; the first is the yardstick."""
+"""name -> whether posteriors are cached, the step compiled, and its precision; the first is the baseline."""
 
 
 @dataclass(frozen=True)
 class StepTime:
-    """Of one way. timing: of a step; its warm-up is all before the second, encoding and compiling included.
+    """One variant. timing: per step; its warm-up is the first step, including encoding and compiling.
 
     speedup: over encoding at every step.
     """
@@ -52,9 +50,9 @@ def step_times(
     device: torch.device | str = "cpu",
     variants: Mapping[str, tuple[bool, bool, str]] = VARIANTS,
 ) -> list[StepTime]:
-    """Time `steps` training steps of a preset's AR model in every way, taken in turn so that a busy machine
-    is equally busy for all. batch_size: the recipe's by default."""
-    sizes, plan, place = preset(name), course(name), torch.device(device)
+    """Time `steps` training steps of a preset's AR model in every variant. Variants alternate, so that load on
+    the machine affects all equally. batch_size: the recipe's by default."""
+    sizes, plan, torch_device = preset(name), course(name), torch.device(device)
     batch = batch_size or plan.ar.batch_size
     vae = seeded(VAE, sizes.vae, 0)
     data = load_data(plan.data, sizes.vae.image_size)
@@ -62,11 +60,11 @@ def step_times(
     for variant, (cached, compiled, precision) in variants.items():
         recipe = replace(plan.ar, cached_copies=int(cached), precision=precision, batch_size=batch)
         runs[variant] = train_ar(sizes.ar, vae, data, recipe, device=device, execution=Execution(compile=compiled))
-    first = {variant: seconds(lambda s=states: next(s), place) for variant, states in runs.items()}  # type: ignore[misc]
-    taken = dict[str, list[float]]((variant, []) for variant in runs)
+    first = {variant: seconds(lambda s=states: next(s), torch_device) for variant, states in runs.items()}  # type: ignore[misc]
+    durations = dict[str, list[float]]((variant, []) for variant in runs)
     for _ in range(WARM_UP + steps):
         for variant, states in runs.items():
-            taken[variant].append(seconds(lambda s=states: next(s), place))  # type: ignore[misc]
-    timings = {variant: summary(taken[variant][WARM_UP:], first[variant], math.nan) for variant in runs}
-    yardstick = next(iter(timings.values())).median
-    return [StepTime(name, batch, variant, timing, yardstick / timing.median) for variant, timing in timings.items()]
+            durations[variant].append(seconds(lambda s=states: next(s), torch_device))  # type: ignore[misc]
+    timings = {variant: summary(durations[variant][WARM_UP:], first[variant], math.nan) for variant in runs}
+    baseline = next(iter(timings.values())).median
+    return [StepTime(name, batch, variant, timing, baseline / timing.median) for variant, timing in timings.items()]

@@ -1,8 +1,4 @@
-"""How long something takes: medians of repeated runs with their spread, warm-up apart, and the memory it peaks at.
-
-Knows: clocks, devices that work on after a call returns, and where an operating system tells memory.
-Does not know: what is measured.
-"""
+"""Timing of repeated runs: median and quartiles, warm-up apart, and peak memory."""
 
 import contextlib
 import math
@@ -21,10 +17,10 @@ from spherear.models.config import require
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of a run. median, low, high: of the repeats, low and high being quartiles.  warm_up: of the first run.
+    """Seconds per run. median, low, high: of the repeats; low and high are quartiles.  warm_up: of the first run.
 
-    peak_mib: a GPU's memory at its peak during the repeats, beyond what was held before; NaN on a CPU, whose
-    allocator keeps what earlier runs gave back (see `bench.growth` for its peaks).
+    peak_mib: peak GPU memory during the repeats, beyond what was held before; NaN on a CPU, whose allocator
+    keeps memory that earlier runs freed (see `bench.growth` for CPU peaks).
     """
 
     median: float
@@ -36,18 +32,18 @@ class Timing:
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait until the device has done all it was asked for."""
+    """Wait until the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def seconds(work: Callable[[], Any], device: torch.device) -> float:
-    """Of one run, to its end on the device."""
+    """Duration of one run, until the device has finished."""
     synchronise(device)
-    began = time.perf_counter()
+    start = time.perf_counter()
     work()
     synchronise(device)
-    return time.perf_counter() - began
+    return time.perf_counter() - start
 
 
 def measure(work: Callable[[], Any], device: torch.device, repeats: int) -> Timing:
@@ -61,13 +57,13 @@ def measure(work: Callable[[], Any], device: torch.device, repeats: int) -> Timi
 
 
 def summary(runs: list[float], warm_up: float, peak_mib: float) -> Timing:
-    """The median of runs and their quartiles."""
+    """Median and quartiles of `runs`."""
     low, _, high = quantiles(runs, n=4, method="inclusive") if len(runs) > 1 else (runs[0],) * 3
     return Timing(median(runs), low, high, warm_up, peak_mib, len(runs))
 
 
 def reset_peak(device: torch.device) -> float:
-    """Forget earlier peaks; returns the bytes held now."""
+    """Reset the recorded peak; returns the bytes in use."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return float(torch.cuda.memory_allocated(device))
@@ -77,5 +73,5 @@ def reset_peak(device: torch.device) -> float:
 
 
 def peak_memory(device: torch.device) -> float:
-    """Bytes at the peak since: of tensors on a GPU, of the process on a CPU."""
+    """Peak bytes since `reset_peak`: of tensors on a GPU, of the process on a CPU."""
     return float(torch.cuda.max_memory_allocated(device)) if device.type == "cuda" else process_bytes("VmHWM")

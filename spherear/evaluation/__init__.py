@@ -1,1 +1,1 @@
-"""How good the images are: metrics, and the offline judge."""
+"""Image quality: metrics, and the offline judge."""

@@ -1,11 +1,9 @@
-"""Small classifiers: the offline judges, and the feature networks where Inception is out of place.
-
-Knows: what a data set's images look like to its judge.  Does not know: where the images come from.
+"""Small classifiers: the offline judges, and feature networks for images that do not suit Inception.
 
     python -m spherear.evaluation.classifier --data digits
     python -m spherear.evaluation.classifier --data shapes
 
-train them on the training splits and write the weights and the logs that stand beside this file.
+train them on the training splits and write the weights and logs stored beside this file.
 """
 
 import sys
@@ -23,11 +21,11 @@ from spherear.models.files import write_text
 from spherear.models.pretrained import load_weights
 from spherear.models.tensor_files import read_tensors, write_tensors
 
-LIMIT = 10_000  # images of a training split that are used
+LIMIT = 10_000  # training images used at most
 
 
 class Classifier(nn.Module):
-    """Images (n, 3, s, s) in [-1, 1], s at least `view.native` -> logits (n, 10); `features` are 64 numbers before."""
+    """Images (n, 3, s, s) in [-1, 1], s at least `view.native` -> logits (n, 10); `features` are (n, 64)."""
 
     def __init__(self, view: View) -> None:
         super().__init__()
@@ -42,7 +40,7 @@ class Classifier(nn.Module):
         self.classify = nn.Linear(64, 10)
 
     def features(self, images: Float[Tensor, "n 3 size size"]) -> Float[Tensor, "n 64"]:
-        """What the last layer sees."""
+        """Input of the last layer. Smaller images, or other than 3 channels: ValueError."""
         view = self.view
         require(
             images.ndim == 4 and images.shape[1] == 3 and min(images.shape[2:]) >= view.native,
@@ -51,7 +49,7 @@ class Classifier(nn.Module):
         x = images.float()
         if view.channels == 1:
             x = x.mean(dim=1, keepdim=True)  # (n, 1, s, s)
-        x = F.interpolate(x, (view.native, view.native), mode="area")  # about what it was before it was resized
+        x = F.interpolate(x, (view.native, view.native), mode="area")  # approximately undo the data set's resizing
         x = F.interpolate(x, (view.size, view.size), mode="bilinear", align_corners=False)
         return F.relu(self.embed(self.convolutions(x)))
 
@@ -60,9 +58,9 @@ class Classifier(nn.Module):
 
 
 def load_classifier(data: str = "digits", path: Path | None = None) -> Classifier:
-    """The classifier of a data set with the weights that ship with the library (or those at `path`), in eval mode.
+    """The classifier of a data set with the shipped weights (or those at `path`), in eval mode.
 
-    Data without one: ValueError with those that have.
+    A data set without a classifier: ValueError that lists those with one.
     """
     one_of("data", data, VIEWS)
     source = path or Path(str(files("spherear.evaluation") / f"{data}_classifier.safetensors"))
@@ -73,7 +71,7 @@ def load_classifier(data: str = "digits", path: Path | None = None) -> Classifie
 
 
 def augment(images: Float[Tensor, "n 3 s s"], generator: torch.Generator) -> Float[Tensor, "n 3 s s"]:
-    """Turn by up to 10 degrees, scale by up to 10 %, shift by up to half a native pixel, add noise."""
+    """Rotate by up to 10 degrees, scale by up to 10 %, shift by up to half a native pixel, add noise."""
     u = 2 * torch.rand(4, len(images), generator=generator) - 1
     angle, scale = 0.17 * u[0], 1 + 0.1 * u[1]
     cos, sin = scale * angle.cos(), scale * angle.sin()
@@ -87,9 +85,9 @@ def augment(images: Float[Tensor, "n 3 s s"], generator: torch.Generator) -> Flo
 def train_classifier(
     view: View, versions: list[Tensor], labels: Int[Tensor, " n"], seed: int = 0, epochs: int = 60
 ) -> tuple[Classifier, list[float]]:
-    """Train on augmented images -> (classifier in eval mode, mean loss of every epoch).
+    """Train on augmented images -> (classifier in eval mode, mean loss per epoch).
 
-    versions: the same images, (n, 3, s, s), at one or more sizes s; each batch takes one of them by chance.
+    versions: the same images, (n, 3, s, s), at one or more sizes s; each batch takes one of them at random.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
@@ -115,7 +113,7 @@ def train_classifier(
 
 @torch.no_grad()
 def accuracy(model: Classifier, images: Float[Tensor, "n 3 s s"], labels: Int[Tensor, " n"]) -> float:
-    """The share of images recognised."""
+    """Share of images classified correctly."""
     return float((model(images).argmax(dim=1) == labels).double().mean())
 
 
@@ -124,8 +122,8 @@ def main(data: str = "digits", out: Path = Path(__file__).parent, seed: int = 0,
 
     Args:
         data: digits or shapes.
-        out: Folder to write to; by default where the library reads them.
-        seed: Of weights, order and augmentation.
+        out: Output folder; by default the one that the library reads.
+        seed: Seed of weights, order and augmentation.
         epochs: Passes over the training images.
     """
     from spherear.training.data.catalog import load_data

@@ -1,7 +1,4 @@
-"""A judgement of generated images: are they what was asked for, and are they as varied as real ones?
-
-Knows: a classifier and the metrics.  Does not know: what made the images.
-"""
+"""A judgement of generated images: recognised as their class, close to real images, and as varied?"""
 
 from dataclasses import dataclass
 
@@ -15,8 +12,8 @@ from spherear.evaluation.metrics import frechet_distance, pairwise_diversity, pr
 
 @dataclass(frozen=True)
 class Judgement:
-    """accuracy: share recognised as the class asked for.  frechet, precision, recall: against real images,
-    in the classifier's features.  diversity: mean pairwise pixel distance within a class, over real's."""
+    """accuracy: share recognised as the requested class.  frechet, precision, recall: against real images,
+    in the classifier's features.  diversity: mean pairwise pixel distance within a class, over that of real images."""
 
     accuracy: float
     frechet: float
@@ -33,14 +30,14 @@ def judge(
     real_labels: Int[Tensor, " m"],
     classifier: Classifier,
 ) -> Judgement:
-    """Judge images asked for as `labels` against real ones; a classifier saw real training images alone."""
+    """Judge images generated for `labels` against real ones. The classifier was trained on real images only."""
     images, labels = images.cpu(), labels.cpu()
     recognised = classifier(images).argmax(dim=1) == labels
-    ours, real = classifier.features(images), classifier.features(real_images)
-    fidelity = precision_recall(real, ours)
+    generated, real = classifier.features(images), classifier.features(real_images)
+    fidelity = precision_recall(real, generated)
     return Judgement(
         accuracy=float(recognised.double().mean()),
-        frechet=frechet_distance(real, ours),
+        frechet=frechet_distance(real, generated),
         precision=fidelity.precision,
         recall=fidelity.recall,
         diversity=pairwise_diversity(images.flatten(1), labels)

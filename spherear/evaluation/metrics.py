@@ -1,7 +1,4 @@
-"""How far generated images are from real ones, in the features of any network.
-
-Knows: feature vectors and class probabilities, in float64.  Does not know: images or networks.
-"""
+"""Distances between generated and real images, from feature vectors of any network, in float64."""
 
 from dataclasses import dataclass
 from statistics import fmean
@@ -17,7 +14,7 @@ CHUNK = 1024  # rows of a distance matrix held at a time
 
 @dataclass(frozen=True)
 class Moments:
-    """Mean (f,) and covariance (f, f) of features, all that a Frechet distance needs."""
+    """Mean (f,) and covariance (f, f) of features, as a Frechet distance needs them."""
 
     mean: Float[Tensor, " f"]
     covariance: Float[Tensor, "f f"]
@@ -33,8 +30,8 @@ class Moments:
 def frechet_distance(a: Float[Tensor, "n f"] | Moments, b: Float[Tensor, "m f"] | Moments) -> float:
     """|mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)): 0 for equal moments (Heusel et al. 2017).
 
-    The trace of the root is the sum of the singular values of S_a^(1/2) S_b^(1/2), which needs no root of a
-    matrix that is not symmetric. Features of different widths, or not finite: ValueError.
+    The trace of the root is the sum of the singular values of S_a^(1/2) S_b^(1/2), which avoids the
+    root of an asymmetric matrix. Features of different widths, or not finite: ValueError.
     """
     a, b = (x if isinstance(x, Moments) else Moments.of(x) for x in (a, b))
     widths = len(a.mean), len(b.mean)
@@ -64,14 +61,14 @@ def inception_score(probabilities: Float[Tensor, "n classes"]) -> float:
 
 @dataclass(frozen=True)
 class PrecisionRecall:
-    """precision: share of generated images near a real one.  recall: share of real ones near a generated."""
+    """precision: share of generated images near a real one.  recall: share of real ones near a generated one."""
 
     precision: float
     recall: float
 
 
 def precision_recall(real: Float[Tensor, "n f"], generated: Float[Tensor, "m f"], k: int = 3) -> PrecisionRecall:
-    """Near: within the distance from a point to its k-th neighbour in its own set (Kynkaanniemi et al. 2019)."""
+    """Near: within the distance of a point to its k-th neighbour in its own set (Kynkaanniemi et al. 2019)."""
     real, generated = _checked(real, at_least=k + 1), _checked(generated, at_least=k + 1)
     require(k >= 1, f"k is {k}; expected at least 1")
     widths = real.shape[1], generated.shape[1]
@@ -89,7 +86,7 @@ def _radii(points: Tensor, k: int) -> Tensor:
 
 
 def _covered(points: Tensor, centres: Tensor, radii: Tensor) -> float:
-    """The share of points inside at least one ball."""
+    """Share of points inside at least one ball."""
     inside = [(torch.cdist(chunk, centres) <= radii).any(dim=1) for chunk in points.split(CHUNK)]
     return float(torch.cat(inside).double().mean())
 
@@ -97,7 +94,7 @@ def _covered(points: Tensor, centres: Tensor, radii: Tensor) -> float:
 def class_distances(features: Float[Tensor, "n f"], labels: Int[Tensor, " n"]) -> dict[int, float]:
     """Mean distance between two different members of each class that has two or more."""
     x = _checked(features, at_least=2)
-    require(len(x) == len(labels), f"there are {len(labels)} labels; expected {len(x)}, one a row")
+    require(len(x) == len(labels), f"there are {len(labels)} labels; expected {len(x)}, one per row")
     groups = {int(label): x[labels == label] for label in labels.unique()}
     return {label: float(torch.pdist(group).mean()) for label, group in groups.items() if len(group) > 1}
 

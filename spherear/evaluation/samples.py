@@ -1,11 +1,8 @@
 """N images of a pipeline in one array on disk: the same bytes from any number of processes, resumable.
 
-Knows: which image is which label and seed, and where its bytes go.
-Does not know: metrics, or how processes are begun; each is told its rank.
-
-A folder holds `samples.json` (what is drawn), `samples.npy` while it is drawn (n, height, width, 3, bytes,
-mapped into memory), a marker in `done/` for each finished shard, and in the end `samples.npz` with `arr_0`,
-as the ADM evaluation suite reads it. Memory does not grow with n.
+A folder holds `samples.json` (what is drawn), `samples.npy` during drawing (n, height, width, 3, bytes,
+memory-mapped), a marker in `done/` for each finished shard, and in the end `samples.npz` with `arr_0`, the
+format of the ADM evaluation suite. Memory does not grow with n.
 """
 
 import shutil
@@ -27,16 +24,16 @@ from spherear.sampling.pixels import to_uint8
 from spherear.sampling.settings import SamplingSettings
 
 FACTS, RAW, DONE, RESULT = "samples.json", "samples.npy", "done", "samples.npz"
-PATIENCE = 1.0  # seconds between looks at what other processes have done
+POLL_SECONDS = 1.0  # between checks on the progress of other processes
 
 
 def balanced_labels(count: int, classes: int) -> Int[Tensor, " n"]:
-    """Label i modulo `classes` of image i."""
+    """Labels: i modulo `classes` for image i."""
     return torch.arange(count) % classes
 
 
 def sample_facts(pipeline: Pipeline, count: int, settings: SamplingSettings, seed: int, shard: int) -> dict[str, Any]:
-    """What a set of images is: whoever draws it again gets the same bytes."""
+    """Description of a set of images; equal descriptions give the same bytes."""
     return {
         "images": count, "seed": seed, "shard": shard, "settings": settings.to_dict(),
         "vae": fingerprint(pipeline.vae), "ar": fingerprint(pipeline.ar),
@@ -53,10 +50,10 @@ def draw_samples(
     rank: int = 0,
     size: int = 1,
 ) -> Iterator[int]:
-    """Draw this process's shards of `count` class-balanced images, image i with seed `seed + i`; yields images done.
+    """Draw this process's shards of `count` class-balanced images, image i with seed `seed + i`; yields shard sizes.
 
-    shard: images drawn together.  rank, size: this process, of how many. Shards that are done are kept.
-    A folder of another set, or numbers below 1: ValueError.
+    shard: images drawn together.  rank, size: this process, of how many. Finished shards are not drawn again.
+    A folder that holds another set, numbers below 1, or a rank out of range: ValueError.
     """
     require(min(count, shard, size) >= 1, f"count, shard, size are {count}, {shard}, {size}; expected at least 1")
     require(0 <= rank < size, f"rank is {rank}; expected 0 to {size - 1}")
@@ -65,7 +62,7 @@ def draw_samples(
         require(read_json(folder / FACTS) == facts, f"{folder} holds other images; expected the same set, or none")
     if (folder / RESULT).exists():
         return
-    images = _opened(folder, facts, pipeline, rank)
+    images = _open_array(folder, facts, pipeline, rank)
     labels = balanced_labels(count, pipeline.ar.config.num_classes)
     starts = range(0, count, shard)
     for number in range(rank, len(starts), size):
@@ -80,11 +77,11 @@ def draw_samples(
 
 
 def finish_samples(folder: Path) -> Path:
-    """Once all shards are done, whoever draws them, put them into `samples.npz`; returns its path."""
+    """Wait until all processes have drawn their shards, then write `samples.npz`; returns its path."""
     facts, result = read_json(folder / FACTS), folder / RESULT
     shards = -(-facts["images"] // facts["shard"])
     while not result.exists() and len(list((folder / DONE).iterdir())) < shards:
-        time.sleep(PATIENCE)
+        time.sleep(POLL_SECONDS)
     if not result.exists():
         with atomic_path(result) as part, part.open("wb") as file:
             np.savez(file, arr_0=np.load(folder / RAW, mmap_mode="r"))
@@ -94,9 +91,9 @@ def finish_samples(folder: Path) -> Path:
 
 
 def read_samples(path: Path) -> np.ndarray:
-    """The bytes (n, height, width, 3) of a set, mapped into memory as they are used; no pickle is read.
+    """The bytes (n, height, width, 3) of a set, memory-mapped; no pickle is read.
 
-    Anything but such an array: ValueError.
+    A file with any other array: ValueError.
     """
     import zipfile
 
@@ -115,8 +112,8 @@ def read_samples(path: Path) -> np.ndarray:
     return np.memmap(path, np.uint8, "r", start, shape)
 
 
-def _opened(folder: Path, facts: dict[str, Any], pipeline: Pipeline, rank: int) -> np.memmap:
-    """The array on disk; the first process makes it, and others wait until it has."""
+def _open_array(folder: Path, facts: dict[str, Any], pipeline: Pipeline, rank: int) -> np.memmap:
+    """The array on disk, created by the first process while the others wait."""
     pixels = pipeline.vae.config.image_size
     if rank == 0 and not (folder / FACTS).exists():
         (folder / DONE).mkdir(parents=True, exist_ok=True)
@@ -125,7 +122,7 @@ def _opened(folder: Path, facts: dict[str, Any], pipeline: Pipeline, rank: int) 
             np.lib.format.open_memmap(part, "w+", np.uint8, shape).flush()
         write_json(folder / FACTS, facts)
     while not (folder / FACTS).exists():
-        time.sleep(PATIENCE)
-    found = read_json(folder / FACTS)
-    require(found == facts, f"{folder} holds other images; expected the same set, or none")
+        time.sleep(POLL_SECONDS)
+    stored = read_json(folder / FACTS)
+    require(stored == facts, f"{folder} holds other images; expected the same set, or none")
     return np.lib.format.open_memmap(folder / RAW, "r+")

@@ -1,7 +1,6 @@
 """Scores of a set of images against real ones, in the features of the offline judge or of Inception.
 
-Knows: arrays of bytes, read a chunk at a time.  Does not know: what drew them.
-Inception needs the extra `eval` (torch-fidelity, torchvision).
+Images are read in chunks. Inception needs the extra `eval` (torch-fidelity, torchvision).
 """
 
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ CHUNK = 256  # images held at a time
 
 
 def chunks(images: np.ndarray) -> Iterator[Float[Tensor, "n 3 size size"]]:
-    """Bytes (n, height, width, 3) -> images in [-1, 1], a chunk at a time: `to_uint8`'s inverse, to half a byte."""
+    """Bytes (n, height, width, 3) -> images in [-1, 1], in chunks: the inverse of `to_uint8`, to half a byte."""
     for start in range(0, len(images), CHUNK):
         pixels = torch.from_numpy(np.array(images[start : start + CHUNK]))
         yield (pixels.permute(0, 3, 1, 2).float() + 0.5 - 128) / 127.5
@@ -30,16 +29,16 @@ def chunks(images: np.ndarray) -> Iterator[Float[Tensor, "n 3 size size"]]:
 def offline_scores(
     images: np.ndarray, labels: Int[Tensor, " n"], real: Float[Tensor, "m 3 size size"], classifier: Classifier
 ) -> dict[str, float]:
-    """frechet, inception_score, precision, recall in the judge's features; accuracy: share seen as their label."""
+    """frechet, inception_score, precision, recall in the judge's features; accuracy: share seen as its label."""
     features = torch.cat([classifier.features(chunk) for chunk in chunks(images)])
     probabilities = classifier.classify(features).softmax(dim=1)
-    theirs = torch.cat([classifier.features(chunk) for chunk in real.split(CHUNK)])
-    near = precision_recall(theirs, features)
+    real_features = torch.cat([classifier.features(chunk) for chunk in real.split(CHUNK)])
+    fidelity = precision_recall(real_features, features)
     return {
-        "frechet": frechet_distance(theirs, features),
+        "frechet": frechet_distance(real_features, features),
         "inception_score": inception_score(probabilities),
-        "precision": near.precision,
-        "recall": near.recall,
+        "precision": fidelity.precision,
+        "recall": fidelity.recall,
         "accuracy": float((probabilities.argmax(dim=1) == labels).double().mean()),
     }
 
@@ -48,18 +47,18 @@ def offline_scores(
 def reconstruction_frechet(
     vae: VAE, real: Float[Tensor, "m 3 size size"], classifier: Classifier, generator: torch.Generator
 ) -> float:
-    """Frechet distance between real images and what the VAE makes of them, in the judge's features."""
+    """Frechet distance between real images and their reconstructions by the VAE, in the judge's features."""
     device = vae.quant_proj.weight.device
-    ours = []
+    reconstructed = []
     for chunk in real.split(CHUNK):
         tokens = vae.encode(chunk.to(device), generator).sample
-        ours.append(classifier.features(vae.decode(tokens).float().cpu()))
-    theirs = torch.cat([classifier.features(chunk) for chunk in real.split(CHUNK)])
-    return frechet_distance(theirs, torch.cat(ours))
+        reconstructed.append(classifier.features(vae.decode(tokens).float().cpu()))
+    real_features = torch.cat([classifier.features(chunk) for chunk in real.split(CHUNK)])
+    return frechet_distance(real_features, torch.cat(reconstructed))
 
 
 def inception_scores(images: np.ndarray, reference: str) -> dict[str, float]:
-    """FID, IS, precision and recall by torch-fidelity, against a folder of images or a set it knows by name.
+    """FID, IS, precision and recall by torch-fidelity, against a folder of images or one of its named data sets.
 
     Without it: ModuleNotFoundError that says what to install.
     """
@@ -69,15 +68,15 @@ def inception_scores(images: np.ndarray, reference: str) -> dict[str, float]:
         raise ModuleNotFoundError(
             'torch-fidelity is not installed; FID needs it: pip install "spherear[eval]"'
         ) from error
-    found: dict[str, Any] = torch_fidelity.calculate_metrics(
+    metrics: dict[str, Any] = torch_fidelity.calculate_metrics(
         input1=_Bytes(images), input2=reference, fid=True, isc=True, prc=True, verbose=False,
         cuda=torch.cuda.is_available(),
     )  # fmt: skip
-    return {name: float(value) for name, value in found.items()}
+    return {name: float(value) for name, value in metrics.items()}
 
 
 class _Bytes(torch.utils.data.Dataset[Tensor]):
-    """Images as torch-fidelity wants them: bytes, channels first."""
+    """Images in torch-fidelity's format: bytes, channels first."""
 
     def __init__(self, images: np.ndarray) -> None:
         self.images = images

@@ -1,14 +1,14 @@
-"""How each offline judge sees the images of its data set, as data, without torch."""
+"""The inputs of the offline judges, as data. Does not import torch."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class View:
-    """How a classifier sees the images of a data set.
+    """Input of a data set's classifier.
 
-    channels: 1 looks at grey alone.  native: pixels images are averaged down to.  size: pixels the network
-    works at.  shown: pixels of the images it is trained on.  pools: halvings inside.
+    channels: 1 means grey.  native: pixels to which images are averaged down.  size: input pixels of the
+    network.  shown: pixels of its training images.  pools: max-pooling layers, each halving the size.
     """
 
     channels: int

@@ -38,15 +38,25 @@ def can_pack() -> bool:
     return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
+def can_pack_bfloat16() -> bool:
+    """Whether the processor has what the bfloat16 kernels need."""
+    return can_pack() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
 def packed_copy(ar: SphereAR, rows: int) -> SphereAR:
     """A model that shares everything with `ar` but its large linear layers, which are packed for `rows` rows.
 
-    A model that is not on the CPU, not float32 or bfloat16, or a torch without oneDNN: ValueError.
+    A model that is not on the CPU, not float32 or bfloat16, bfloat16 on a processor without AVX-512 or
+    AVX-NE-CONVERT, or a torch without oneDNN: ValueError.
     """
     weight = ar.proj_in.weight
     require(weight.device.type == "cpu", f"the AR model is on {weight.device}; expected cpu for packed weights")
     require(weight.dtype in DTYPES, f"the AR model is {weight.dtype}; expected one of {DTYPES} for packed weights")
     require(can_pack(), "this torch has no oneDNN; expected it for packed weights (the engine 'eager' needs none)")
+    require(
+        weight.dtype != torch.bfloat16 or can_pack_bfloat16(),
+        "this processor has no bfloat16 kernels; expected AVX-512 or AVX-NE-CONVERT, float32, or engine 'eager'",
+    )
     shared = {id(tensor): tensor for tensor in (*ar.parameters(), *ar.buffers())}
     packed = copy.deepcopy(ar, shared)
     for part in (packed.layers, *packed.head.children()):

@@ -9,7 +9,7 @@ from spherear.models.config import require
 from spherear.training.recipes import VAERecipe
 
 SLOPE = 0.2  # of the leaky ReLUs
-SMALLEST = 32  # pixels; the critic's strides leave nothing of smaller images
+SMALLEST = 32  # pixels; the critic's strided convolutions need as many
 
 
 class Critic(nn.Module):

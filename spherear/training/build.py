@@ -31,7 +31,7 @@ def autocast(device: torch.device | str, precision: str) -> torch.autocast:
 
 
 def prepared(objective: nn.Module, model: nn.Module, team: Team, execution: Execution) -> nn.Module:
-    """The objective to call in training: checkpointed and compiled as `execution` says, wrapped by `team`."""
+    """The objective for training, with checkpointing and compilation as in `execution`, wrapped by `team`."""
     if execution.checkpointing:
         recompute_blocks(model)
     if execution.compile:
@@ -47,7 +47,9 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise ValueError(f"device is {name!r}; expected auto, cpu, cuda or cuda:N ({error})") from error
-    require(device.type != "cuda" or torch.cuda.is_available(), f"device is {name!r}; expected cpu: CUDA is not available")
+    require(
+        device.type != "cuda" or torch.cuda.is_available(), f"device is {name!r}; expected cpu: CUDA is not available"
+    )
     return device
 
 

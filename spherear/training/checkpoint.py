@@ -40,7 +40,9 @@ def write_shard(folder: Path, step: int, team: Team, tensors: Mapping[str, Tenso
     if team.first:
         _copy_to_previous(folder / SHARDS_FILE, folder / PREVIOUS_SHARDS)
         write_json(folder / SHARDS_FILE, {"step": step, "processes": team.size})
-        steps = {str(read_json(folder / name)["step"]) for name in (SHARDS_FILE, PREVIOUS_SHARDS) if _exists(folder, name)}
+        steps = {
+            str(read_json(folder / name)["step"]) for name in (SHARDS_FILE, PREVIOUS_SHARDS) if _exists(folder, name)
+        }
         for path in (folder / SHARDS).iterdir():
             if path.name not in steps:
                 shutil.rmtree(path)

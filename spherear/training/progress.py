@@ -64,7 +64,11 @@ def watch(
     """
     step = total  # for a run with no steps left
     silent = os.environ.get("RANK", "0") != "0"
-    with interruptible() as stop_signal, closing(states), tqdm(total=total, desc=title, unit="step", disable=silent) as bar:
+    with (
+        interruptible() as stop_signal,
+        closing(states),
+        tqdm(total=total, desc=title, unit="step", disable=silent) as bar,
+    ):
         for state in states:
             step = state.step
             if step % REFRESH == 0 or step == total:

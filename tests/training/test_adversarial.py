@@ -121,10 +121,10 @@ def test_the_critic_learns_to_tell_and_the_vae_to_fool(digits):
         found.append(float(losses["critic"].detach()))
     assert found[-1] < 0.5 * found[0]
     fake.grad = None
-    before = extras._fooled(fake)
+    before = extras._generator_loss(fake)
     before.backward()
     assert all(p.requires_grad for p in extras.critic.parameters())
-    after = extras._fooled(fake.detach() - 0.01 * fake.grad / fake.grad.abs().max())
+    after = extras._generator_loss(fake.detach() - 0.01 * fake.grad / fake.grad.abs().max())
     assert after < before
 
 

@@ -120,7 +120,7 @@ def test_an_encoder_that_fails_leaves_nothing(digits, tmp_path, monkeypatch):
 
     monkeypatch.setattr(VAE, "features", failing)
     with pytest.raises(RuntimeError, match="encoder fails"):
-        encode_all(family("vmf"), digits, keep=tmp_path)
+        encode_all(family("vmf"), digits, folder=tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -80,13 +80,13 @@ def encode_all(
     facts = {**(facts or {}), "shape": list(shape), "dtype": str(dtype), "data": data.spec}
     folder.parent.mkdir(parents=True, exist_ok=True)
     with locked(folder):  # one process encodes, others wait
-        if not (keep / "posteriors.json").exists():
+        if not (folder / "posteriors.json").exists():
             _write(folder, facts, vae, data, copies, device, look_at)
-    stored = read_json(keep / "posteriors.json")
+    stored = read_json(folder / "posteriors.json")
     differ = [name for name in sorted(stored.keys() | facts.keys()) if stored.get(name) != facts.get(name)]
     require(not differ, f"{folder} holds other posteriors ({', '.join(differ)} differ); expected the same, or none")
-    features = _mapped(keep / "features.bin", shape, dtype)
-    return Posteriors(data, features, _mapped(keep / "labels.bin", shape[:1], torch.int64))
+    features = _mapped(folder / "features.bin", shape, dtype)
+    return Posteriors(data, features, _mapped(folder / "labels.bin", shape[:1], torch.int64))
 
 
 def _write(
@@ -100,12 +100,12 @@ def _write(
 ) -> None:
     """Write features and labels, each atomically; the file that describes them comes last."""
     shape, dtype = facts["shape"], DTYPES[facts["dtype"]]
-    with atomic_path(keep / "features.bin") as part:
+    with atomic_path(folder / "features.bin") as part:
         features = _mapped(part, shape, dtype, create=True)
         labels = _fill(features, vae, data, copies, device, look_at)
-    with atomic_path(keep / "labels.bin") as part:
+    with atomic_path(folder / "labels.bin") as part:
         part.write_bytes(labels.numpy().tobytes())
-    write_json(keep / "posteriors.json", facts)
+    write_json(folder / "posteriors.json", facts)
 
 
 def _mapped(path: Path, shape: tuple[int, ...] | list[int], dtype: torch.dtype, create: bool = False) -> Tensor:

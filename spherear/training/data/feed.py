@@ -70,7 +70,9 @@ class Feed:
             read = next(reads, None)
             if read is None:
                 return
-            parts = [Part(number, self._to_device(inputs), self._to_device(labels)) for number, inputs, labels in read[0]]
+            parts = [
+                Part(number, self._to_device(inputs), self._to_device(labels)) for number, inputs, labels in read[0]
+            ]
             self.data.broken.update(read[1])
             self.note()
             check_broken(self.data, self.recipe.max_broken, self.team.size)
@@ -98,7 +100,10 @@ class Feed:
         for step, indices in zip(self.steps, order, strict=True):
             epoch = step // (len(self.data) // recipe.batch_size)
             numbers = range(team.rank * per_process, (team.rank + 1) * per_process)
-            yield recipe.look_at(epoch), [(number, indices[number * part_size : (number + 1) * part_size]) for number in numbers]
+            yield (
+                recipe.look_at(epoch),
+                [(number, indices[number * part_size : (number + 1) * part_size]) for number in numbers],
+            )
 
 
 class _Keys:
