@@ -1,1 +1,1 @@
-"""Numbers about tokens and images: tensors in, dataclasses out; nothing is drawn."""
+"""Measurements of tokens and images: tensors in, dataclasses out. Plots are in `figures`."""

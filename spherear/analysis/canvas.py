@@ -1,4 +1,4 @@
-"""A decode while it goes on: the tokens drawn so far, as images and as lengths."""
+"""A partial decode: the tokens drawn so far, as images and as lengths."""
 
 import math
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from spherear.sampling.pipeline import Pipeline, drawn_mask
 
 @dataclass(frozen=True)
 class Canvas:
-    """The first `drawn` tokens of every image of one model; the others are 0."""
+    """The first `drawn` tokens of every image from one model; the remaining tokens are 0."""
 
     pipeline: Pipeline
     drawn: int
@@ -22,42 +22,42 @@ class Canvas:
 
     @classmethod
     def empty(cls, pipeline: Pipeline, images: int) -> "Canvas":
-        """Nothing drawn yet."""
+        """A canvas without drawn tokens."""
         ar = pipeline.ar
         zeros = torch.zeros(images, ar.config.tokens, ar.config.latent_dim, dtype=ar.head.state_dtype)
         return cls(pipeline, 0, zeros, zeros)
 
     def extended(self, step: Step) -> "Canvas":
-        """A canvas with one more token."""
+        """A copy with the token of `step` added."""
         raw, tokens = self.raw.clone(), self.tokens.clone()
         raw[:, step.index], tokens[:, step.index] = step.raw, step.token
         return Canvas(self.pipeline, step.index + 1, raw, tokens)
 
     @property
     def done(self) -> bool:
-        """Whether every token is there."""
+        """Whether every token is drawn."""
         return self.drawn == self.tokens.shape[1]
 
     @torch.no_grad()
     def images(self) -> Float[Tensor, "batch 3 size size"]:
-        """Decoded in the VAE's precision, and grey where nothing is drawn yet."""
+        """Images decoded in the VAE's precision; patches that are not drawn yet are grey."""
         images = self.pipeline.vae.decode(self.tokens)
         config = self.pipeline.vae.config
         return images if self.done else images * drawn_mask(self.drawn, config.grid, config.patch, images.device)
 
     def lengths(self) -> tuple[Float[Tensor, "batch tokens"], Float[Tensor, "batch tokens"]]:
-        """|raw| and |token|: before and after the projection; nan where nothing is drawn yet."""
+        """|raw| and |token|: lengths before and after the projection; nan for tokens not drawn yet."""
         raw, token = (torch.linalg.vector_norm(z, dim=-1).float().cpu() for z in (self.raw, self.tokens))
         raw[:, self.drawn :] = token[:, self.drawn :] = math.nan
         return raw, token
 
 
 def expected_length(pipeline: Pipeline) -> float:
-    """R where tokens have a radius; else sqrt(dim), the length of tokens whose numbers have variance 1."""
+    """The radius R if the latents have one; else sqrt(dim), the root mean square length at variance 1 per dimension."""
     bottleneck = pipeline.vae.bottleneck
     return float(bottleneck.radius or math.sqrt(bottleneck.dim))
 
 
 def length_symbol(pipeline: Pipeline) -> str:
-    """How figures write `expected_length`."""
+    """The symbol of `expected_length` in figures: R or √d."""
     return "R" if pipeline.vae.bottleneck.radius else "√d"

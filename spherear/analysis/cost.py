@@ -1,9 +1,7 @@
-"""What a preset costs: parameters, operations, memory, from its sizes; nothing is built but shapes.
-
-Knows: the shapes of the models and what decoding does with them.  Does not know: a machine, or a clock.
+"""The cost of a preset, computed from its sizes: parameters, operations and memory. Nothing is timed.
 
 An operation is a multiplication or an addition of a matrix product (2 m n k for m x k times k x n); norms,
-activations and rotary positions are left out, as is usual.
+activations and rotary positions are not counted, as is usual.
 """
 
 from collections.abc import Mapping
@@ -21,16 +19,16 @@ from spherear.models.presets import preset
 from spherear.models.vae import VAE
 from spherear.sampling.settings import SamplingSettings
 
-ADAM = 2  # numbers that AdamW keeps a parameter
+ADAM = 2  # averages that AdamW stores per parameter
 
 
 @dataclass(frozen=True)
 class Cost:
-    """One preset. parameters: of the AR model and its head.  vae_parameters: of the VAE.
+    """The cost of one preset. parameters: of the AR model and its head.  vae_parameters: of the VAE.
 
-    transformer_flops, head_flops: operations of one image under guidance.  cache_bytes: keys and values of one image,
-    both branches, in the precision asked for.  weight_bytes: of the AR model in that precision.
-    training_bytes: float32 weights, gradients, AdamW's two averages and the EMA; activations come on top.
+    transformer_flops, head_flops: operations per image, all guidance branches.  cache_bytes: KV cache per image, all
+    branches, in the requested precision.  weight_bytes: of the AR model in that precision.
+    training_bytes: float32 weights, gradients, AdamW's two averages and the EMA, without activations.
     """
 
     name: str
@@ -44,38 +42,38 @@ class Cost:
 
     @property
     def image_flops(self) -> int:
-        """Operations of one image's tokens, without the VAE."""
+        """Operations per image, without the VAE."""
         return self.transformer_flops + self.head_flops
 
 
 def parameters(model: nn.Module) -> int:
-    """Numbers that are trained."""
+    """The number of parameters of a model."""
     return sum(p.numel() for p in model.parameters())
 
 
 def transformer_flops(config: ARConfig, cached: bool = True) -> int:
-    """Operations of the transformer for one image and one branch.
+    """Operations of the transformer per image and guidance branch.
 
-    With a cache every position is computed once, and reads what is filled of it, in multiples of SPAN. Without one
-    the whole sequence so far is computed anew for every token.
+    With a KV cache, every position is computed once and attends to the filled part of the cache, rounded up to a
+    multiple of SPAN. Without one, the whole sequence so far is computed again for every token.
     """
     c = config
     lengths = range(c.class_tokens, c.class_tokens + c.tokens)  # of the sequence when a token is predicted
     hidden = _hidden(c.width)
-    a_position = c.layers * (2 * c.width * 4 * c.width + 2 * c.width * 3 * hidden)
+    per_position = c.layers * (2 * c.width * 4 * c.width + 2 * c.width * 3 * hidden)
     if cached:
         capacity = lengths[-1]
         reads = [min(capacity, SPAN * -(-n // SPAN)) for n in lengths]
-        seen = c.class_tokens * reads[0] + sum(reads[1:])
-        return capacity * a_position + c.layers * 4 * c.width * seen + 2 * c.latent_dim * c.width * (c.tokens - 1)
+        attended = c.class_tokens * reads[0] + sum(reads[1:])
+        return capacity * per_position + c.layers * 4 * c.width * attended + 2 * c.latent_dim * c.width * (c.tokens - 1)
     return sum(
-        n * a_position + c.layers * 4 * c.width * n**2 + 2 * c.latent_dim * c.width * (n - c.class_tokens)
+        n * per_position + c.layers * 4 * c.width * n**2 + 2 * c.latent_dim * c.width * (n - c.class_tokens)
         for n in lengths
     )
 
 
 def head_flops(config: ARConfig) -> int:
-    """Operations of one evaluation of the velocity at one token, its time and condition already embedded."""
+    """Operations per velocity evaluation and token, with time and condition already embedded."""
     c = config
     blocks = c.head_depth * 2 * (c.head_width * 2 * int(1.5 * c.head_width) + int(1.5 * c.head_width) * c.head_width)
     modulation = 2 * c.head_width * (3 * c.head_groups + 2) * c.head_width
@@ -83,26 +81,26 @@ def head_flops(config: ARConfig) -> int:
 
 
 def embedding_flops(config: ARConfig, times: int) -> int:
-    """Operations of embedding `times` times, once a decode."""
+    """Operations to embed `times` solver times, once per decode."""
     return times * 2 * (FREQUENCIES + config.head_width) * config.head_width
 
 
 def cost(name: str, settings: SamplingSettings | None = None, bytes_each: int = 2) -> Cost:
-    """What the preset of that name costs, decoding as `settings` say. A discrete head: ValueError."""
+    """The cost of a preset when decoding with `settings`. `bytes_each` other than 2 or 4: ValueError."""
     require(bytes_each in (2, 4), f"bytes_each is {bytes_each}; expected 2 (bfloat16) or 4 (float32)")
     settings, row = settings or SamplingSettings(), preset(name)
     c = row.ar
     with torch.device("meta"):
         ar, vae = SphereAR(c), VAE(row.vae)
     branches = 1 if settings.guidance_scale == 1.0 else 2
-    a_token = settings.evaluations * head_flops(c) + 2 * c.width * c.head_width
+    per_token = settings.evaluations * head_flops(c) + 2 * c.width * c.head_width
     positions = c.class_tokens + c.tokens - 1
     return Cost(
         name,
         parameters(ar),
         parameters(vae),
         branches * transformer_flops(c),
-        branches * c.tokens * a_token,
+        branches * c.tokens * per_token,
         branches * positions * 2 * c.layers * c.width * bytes_each,
         parameters(ar) * bytes_each,
         parameters(ar) * 4 * (2 + ADAM + 1),
@@ -110,7 +108,7 @@ def cost(name: str, settings: SamplingSettings | None = None, bytes_each: int = 
 
 
 def made_up_checkpoint(name: str = "digits", seed: int = 0) -> Mapping[str, Tensor]:
-    """A state dict in the published format, with the shapes of a preset and drawn numbers: no download, no training."""
+    """A state dict in the published format: the shapes of a preset, filled with random numbers."""
     row = preset(name)
     generator = torch.Generator().manual_seed(seed)
     with torch.device("meta"):
@@ -122,5 +120,5 @@ def made_up_checkpoint(name: str = "digits", seed: int = 0) -> Mapping[str, Tens
 
 
 def _hidden(width: int) -> int:
-    """Of the feed-forward: 8/3 of the width, rounded up to a multiple of 256."""
+    """Width of the feed-forward layer: 8/3 of the model width, rounded up to a multiple of 256."""
     return -(-int(8 * width / 3) // 256) * 256

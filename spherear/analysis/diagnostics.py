@@ -1,6 +1,4 @@
-"""Measurements of latents and of how a decode treats them: tensors in, dataclasses out.
-
-Knows: tokens, traces of a decode, and what can be measured of them.  Does not know: pictures, files, training.
+"""Diagnostics of latents and decoded tokens: lengths, variances, radial errors, rank and diversity.
 
 Shapes: tokens are (batch, tokens, dim); profiles by position are (tokens,). Numbers are float64.
 """
@@ -30,7 +28,7 @@ class NormProfile:
 
 @dataclass(frozen=True)
 class NormComparison:
-    """Norms of generated tokens against real ones. relative: mean generated / mean real - 1, by position."""
+    """Lengths of generated and real tokens. relative: mean generated / mean real - 1, by position."""
 
     generated: NormProfile
     real: NormProfile
@@ -41,8 +39,8 @@ class NormComparison:
 class VarianceRatio:
     """Variance generated / real: below 1 is collapse, above 1 is inflation.
 
-    per_dim: variance over batch and positions (each position about its own mean), dimension by dimension.
-    per_token: variance over the batch, summed over dimensions, position by position.  total: all of it.
+    per_dim: variance over batch and positions (each position about its own mean), by dimension.
+    per_token: variance over the batch, summed over dimensions, by position.  total: summed over both.
     """
 
     per_dim: Float[Tensor, " dim"]
@@ -52,12 +50,12 @@ class VarianceRatio:
 
 @dataclass(frozen=True)
 class RadialShare:
-    """|radial|^2 / |error|^2 of an error at the true token; of a small error, what a projection removes.
+    """|radial|^2 / |error|^2 of an error at the true token: for a small error, the share that a projection removes.
 
-    An estimate of the mean token lies within the sphere, so that its error points inwards however good it is.
+    An estimate of the mean token lies inside the sphere, so its error points inwards even if the estimate is exact.
 
-    per_token: ratio of the batch means of both squares, by position.  mean: the ratio over all of them.
-    isotropic: 1 / dim, what an error without a preferred direction has.
+    per_token: ratio of the batch means of both squares, by position.  mean: the ratio over all positions.
+    isotropic: 1 / dim, the share of an error without a preferred direction.
     """
 
     per_token: Float[Tensor, " tokens"]
@@ -67,9 +65,9 @@ class RadialShare:
 
 @dataclass(frozen=True)
 class NormChange:
-    """What guidance does to the length of a token before projection: |guided| / |unguided| - 1 by position.
+    """Relative change of the length of raw tokens under guidance: |guided| / |unguided| - 1, by position.
 
-    mean, std: over the batch, image by image from the same noise.
+    mean, std: over pairs of images from the same noise.
     """
 
     mean: Float[Tensor, " tokens"]
@@ -91,7 +89,7 @@ class EffectiveRank:
 class ProjectionJacobian:
     """The derivative of the projection at z, by autograd, against (R/|z|) (I - u u^T), u = z/|z|.
 
-    difference: the largest, entry by entry.
+    difference: the largest absolute difference of entries.
     """
 
     measured: Float[Tensor, "dim dim"]
@@ -101,7 +99,7 @@ class ProjectionJacobian:
 
 @dataclass(frozen=True)
 class SpreadHistogram:
-    """Posterior spread over tokens. edges: of the bins (bins + 1).  counts: a bin.  quantiles: 5, 50, 95 %."""
+    """Histogram of the posterior spread. edges: of the bins (bins + 1).  counts: per bin.  quantiles: 5, 50, 95 %."""
 
     edges: Float[Tensor, " edges"]
     counts: Int[Tensor, " bins"]
@@ -111,9 +109,9 @@ class SpreadHistogram:
 
 @dataclass(frozen=True)
 class ClassDiversity:
-    """Mean pairwise distance within a class, generated / real; 0 is one picture over and over.
+    """Mean pairwise distance within a class, generated / real; 0 if all images of a class are the same.
 
-    labels: the classes.  ratio: class by class.  mean: over classes.
+    labels: the classes.  ratio: per class.  mean: over classes.
     """
 
     labels: Int[Tensor, " classes"]
@@ -130,22 +128,22 @@ def norm_profile(tokens: Float[Tensor, "batch tokens dim"]) -> NormProfile:
 def compare_norms(
     generated: Float[Tensor, "batch tokens dim"], real: Float[Tensor, "images tokens dim"]
 ) -> NormComparison:
-    """relative = mean |generated| / mean |real| - 1, by position."""
+    """relative = mean |generated| / mean |real| - 1, by position. Different token shapes: ValueError."""
     _check_alike(generated, real)
-    ours, theirs = norm_profile(generated), norm_profile(real)
-    return NormComparison(ours, theirs, ours.mean / theirs.mean - 1)
+    generated_profile, real_profile = norm_profile(generated), norm_profile(real)
+    return NormComparison(generated_profile, real_profile, generated_profile.mean / real_profile.mean - 1)
 
 
 def variance_ratio(
     generated: Float[Tensor, "batch tokens dim"], real: Float[Tensor, "images tokens dim"]
 ) -> VarianceRatio:
-    """Var(generated) / Var(real), each position about its own mean over images: by dimension, position, in all."""
+    """Var(generated) / Var(real), each position about its own mean over images."""
     _check_alike(generated, real)
-    ours, theirs = (_checked(name, z).var(dim=0) for name, z in (("generated", generated), ("real", real)))
+    generated_var, real_var = (_checked(n, z).var(dim=0) for n, z in (("generated", generated), ("real", real)))
     return VarianceRatio(
-        per_dim=ours.sum(dim=0) / theirs.sum(dim=0),
-        per_token=ours.sum(dim=1) / theirs.sum(dim=1),
-        total=float(ours.sum() / theirs.sum()),
+        per_dim=generated_var.sum(dim=0) / real_var.sum(dim=0),
+        per_token=generated_var.sum(dim=1) / real_var.sum(dim=1),
+        total=float(generated_var.sum() / real_var.sum()),
     )
 
 
@@ -157,9 +155,9 @@ def prediction_error(
     time: float,
     noise: Float[Tensor, "batch tokens dim"],
 ) -> Float[Tensor, "batch tokens dim"]:
-    """x_1 - z with x_1 = x_t + (1 - t) v(x_t, t) and x_t = (1 - t) noise + t z: what one step to the end misses.
+    """x_1 - z with x_1 = x_t + (1 - t) v(x_t, t) and x_t = (1 - t) noise + t z: the error of one step to the end.
 
-    The past of every token is the true one. time: t in [0, 1). A head without a velocity: TypeError.
+    All earlier tokens are the true ones. time: t in [0, 1). A head without a velocity: TypeError.
     """
     require(0 <= time < 1, f"time is {time}; expected 0 or more and below 1")
     if not isinstance(ar.head, VelocityHead):
@@ -170,18 +168,19 @@ def prediction_error(
 
 
 def radial_share(error: Float[Tensor, "batch tokens dim"], at: Float[Tensor, "batch tokens dim"]) -> RadialShare:
-    """sum |(error · u) u|^2 / sum |error|^2 with u = at/|at|: over the batch by position, and over all."""
+    """sum |(error · u) u|^2 / sum |error|^2 with u = at/|at|: by position, and over all."""
     _check_alike(error, at)
     radial, _ = split(_checked("error", error), _checked("at", at))
-    along, whole = (x.double().square().sum(dim=(0, 2)) for x in (radial, error))  # (tokens,) each
-    require(float(whole.min()) > 0, "the error of some token is 0 in all images; expected errors to share out")
-    return RadialShare(along / whole, float(along.sum() / whole.sum()), 1 / error.shape[-1])
+    radial_square, total_square = (x.double().square().sum(dim=(0, 2)) for x in (radial, error))  # (tokens,) each
+    require(float(total_square.min()) > 0, "the error of some token is 0 in all images; expected a non-zero error")
+    share = float(radial_square.sum() / total_square.sum())
+    return RadialShare(radial_square / total_square, share, 1 / error.shape[-1])
 
 
 def guidance_norm_change(
     guided: Float[Tensor, "batch tokens dim"], unguided: Float[Tensor, "batch tokens dim"]
 ) -> NormChange:
-    """|guided| / |unguided| - 1, image by image: both raw, from the same labels and seeds."""
+    """|guided| / |unguided| - 1 for raw tokens of the same labels and seeds. Different shapes: ValueError."""
     require(
         guided.shape == unguided.shape,
         f"guided tokens have shape {tuple(guided.shape)}; expected {tuple(unguided.shape)}, as the unguided",
@@ -192,7 +191,7 @@ def guidance_norm_change(
 
 
 def effective_rank(tokens: Float[Tensor, "batch tokens dim"]) -> EffectiveRank:
-    """exp(-sum p log p), p the normalised eigenvalues of the covariance of all tokens about their position's mean."""
+    """exp(-sum p log p), p the normalised eigenvalues of the covariance of tokens about the mean of their position."""
     centred = _checked("tokens", tokens)
     centred = (centred - centred.mean(dim=0)).flatten(0, 1)  # (batch * tokens, dim)
     values = torch.linalg.eigvalsh(centred.mT @ centred).clamp(min=0).flip(0)
@@ -205,13 +204,13 @@ def projection_jacobian(project: Callable[[Tensor], Tensor], z: Float[Tensor, " 
     """d project(z) / dz, by autograd, against (R/|z|) (I - u u^T) with R = |project(z)|, u = z/|z|."""
     z = z.double()
     measured = torch.func.jacrev(project)(z)  # (dim, dim)
-    u, length = z / z.norm(), project(z).norm() / z.norm()
-    expected = length * (torch.eye(len(z), dtype=z.dtype, device=z.device) - torch.outer(u, u))
+    u, scale = z / z.norm(), project(z).norm() / z.norm()
+    expected = scale * (torch.eye(len(z), dtype=z.dtype, device=z.device) - torch.outer(u, u))
     return ProjectionJacobian(measured, expected, float((measured - expected).abs().max()))
 
 
 def spread_histogram(spread: Float[Tensor, "*shape"], bins: int = 40) -> SpreadHistogram:
-    """Counts of posterior spreads (concentrations, or standard deviations) in equal bins from least to largest."""
+    """Counts of posterior spreads (concentrations or standard deviations) in bins of equal width from min to max."""
     require(bins >= 1, f"bins is {bins}; expected at least 1")
     values = spread.detach().double().flatten().cpu()
     check_finite("spread", values)
@@ -226,16 +225,16 @@ def class_diversity(
     real: Float[Tensor, "m f"],
     real_labels: Int[Tensor, " m"],
 ) -> ClassDiversity:
-    """Mean distance between two members of a class, generated / real, for the classes with two members in both."""
-    ours, theirs = class_distances(generated, labels), class_distances(real, real_labels)
-    shared = sorted(ours.keys() & theirs.keys())
-    require(len(shared) > 0, f"classes are {sorted(ours)} and {sorted(theirs)}; expected some in common")
-    ratio = torch.tensor([ours[label] / theirs[label] for label in shared], dtype=torch.float64)
+    """Mean distance between two images of a class, generated / real, for classes with two images in both sets."""
+    distances, references = class_distances(generated, labels), class_distances(real, real_labels)
+    shared = sorted(distances.keys() & references.keys())
+    require(len(shared) > 0, f"classes are {sorted(distances)} and {sorted(references)}; expected some in common")
+    ratio = torch.tensor([distances[label] / references[label] for label in shared], dtype=torch.float64)
     return ClassDiversity(torch.tensor(shared), ratio, float(ratio.mean()))
 
 
 def _checked(name: str, z: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
-    """z in float64; fewer than two images, or numbers that are not finite: ValueError."""
+    """z in float64. Fewer than two images, or numbers that are not finite: ValueError."""
     require(len(z) >= 2, f"{name} are of {len(z)} images; expected at least 2")
     check_finite(name, z)
     return z.detach().double()

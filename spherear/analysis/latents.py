@@ -1,4 +1,4 @@
-"""Tokens as a population: their lengths under guidance, their variances, their shapes where they have three numbers."""
+"""Statistics of many tokens: lengths under guidance, variances, and the shape of three-dimensional tokens."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ def real_latents(
 
 @dataclass(frozen=True)
 class CollapseRow:
-    """One family. norms: of raw tokens against real ones, a guidance scale each.  images: ten a scale or fewer."""
+    """Results of one family. norms: raw against real tokens, per guidance scale.  images: some samples per scale."""
 
     family: str
     scales: tuple[float, ...]
@@ -49,7 +49,7 @@ def collapse_row(
     steps: int = 25,
     seed: int = 0,
 ) -> CollapseRow:
-    """Draw `images` images (labels in turn, the same seeds) at every guidance scale; keep `shown` of them.
+    """Draw `images` images at every guidance scale, with the same labels and seeds; return `shown` of them per scale.
 
     latents: real tokens of the same VAE.
     """
@@ -65,9 +65,9 @@ def collapse_row(
 
 @dataclass(frozen=True)
 class TokenLaws:
-    """Points (positions, n, 3) of the tokens at `positions`, drawn by three models from the same seeds.
+    """Tokens at `positions`, drawn by three models from the same seeds: (positions, n, 3) each.
 
-    discrete: the probabilities of three codes, points of a simplex.  gaussian, sphere: the tokens.
+    discrete: probabilities of the three codes, points of a simplex.  gaussian, sphere: the tokens.
     """
 
     positions: tuple[int, ...]
@@ -85,9 +85,9 @@ def token_laws(
     images: int = 200,
     steps: int = 25,
 ) -> TokenLaws:
-    """Draw `images` images of one label with each model, unguided; keep the tokens at `positions`.
+    """Draw `images` images of one label with each model, unguided; return the tokens at `positions`.
 
-    A model whose tokens have another number of numbers (or codes) than 3: ValueError.
+    A model whose latent dimension (or number of codes) is not 3: ValueError.
     """
     codes = discrete.ar.config.codes
     require(codes == 3, f"the discrete model has {codes} codes; expected 3")
@@ -102,7 +102,7 @@ def token_laws(
 
 @torch.no_grad()
 def _probabilities(pipeline: Pipeline, labels: Int[Tensor, " n"], settings: SamplingSettings) -> Tensor:
-    """What the head gave every code at every position of its own decode: (tokens, n, codes)."""
+    """The probability of every code at every position of a decode: (tokens, n, codes)."""
     head = pipeline.ar.head
     assert isinstance(head, CategoricalHead)
     tokens = trace(pipeline.steps(labels, settings)).tokens
@@ -111,22 +111,22 @@ def _probabilities(pipeline: Pipeline, labels: Int[Tensor, " n"], settings: Samp
 
 @dataclass(frozen=True)
 class TokenVariances:
-    """Variance of tokens over images. per_dim: averaged over positions, (dim,).  per_token: over dimensions."""
+    """Variance of tokens over images. per_dim: averaged over positions.  per_token: averaged over dimensions."""
 
     per_dim: Float[Tensor, " dim"]
     per_token: Float[Tensor, " tokens"]
 
     @property
     def unevenness(self) -> float:
-        """Largest over smallest variance of a dimension: 1 where all have one scale."""
+        """Largest / smallest variance of a dimension; 1 if all dimensions have the same scale."""
         return float(self.per_dim.max() / self.per_dim.min())
 
 
 @dataclass(frozen=True)
 class WrongLength:
-    """One image's tokens decoded after all were made `factor` times as long.
+    """One image's tokens, decoded after multiplication by every factor.
 
-    images: (factors, 3, size, size).  errors: mean absolute difference from the image at factor 1, a factor each.
+    images: (factors, 3, size, size).  errors: mean absolute difference from the image at factor 1, per factor.
     """
 
     factors: tuple[float, ...]
@@ -135,7 +135,7 @@ class WrongLength:
 
 
 def token_variances(tokens: Float[Tensor, "images tokens dim"]) -> TokenVariances:
-    """Variance of every number of every token over the images, averaged both ways. Fewer than two: ValueError."""
+    """Variance of tokens over images, per dimension and per token. Fewer than two images: ValueError."""
     require(len(tokens) >= 2, f"tokens are of {len(tokens)} images; expected at least 2")
     variance = tokens.double().var(dim=0)  # (tokens, dim)
     return TokenVariances(variance.mean(dim=0), variance.mean(dim=1))
@@ -143,9 +143,9 @@ def token_variances(tokens: Float[Tensor, "images tokens dim"]) -> TokenVariance
 
 @torch.no_grad()
 def wrong_length(vae: VAE, image: Float[Tensor, "3 size size"], factors: Sequence[float]) -> WrongLength:
-    """Encode an image, multiply its tokens by every factor, decode: what a decoder makes of a wrong length."""
+    """Encode an image, multiply its tokens by every factor, and decode. A factor of 0 or less: ValueError."""
     require(min(factors) > 0, f"factors are {list(factors)}; expected numbers above 0")
     tokens = vae.encode(image[None]).mode
-    right = vae.decode(tokens)
+    reference = vae.decode(tokens)
     images = torch.cat([vae.decode(factor * tokens) for factor in factors])
-    return WrongLength(tuple(factors), images, (images - right).abs().mean(dim=(1, 2, 3)).tolist())
+    return WrongLength(tuple(factors), images, (images - reference).abs().mean(dim=(1, 2, 3)).tolist())

@@ -1,6 +1,6 @@
-"""What becomes of an error: move one token by hand, and follow the change into later tokens and into pixels.
+"""Error propagation: perturb one token, and measure the change of later tokens and of pixels.
 
-A decode passes every token through its projection, in order; the perturbation is added there.
+A decode passes every token through its projection, in order; the perturbation is added just before.
 """
 
 import math
@@ -23,19 +23,19 @@ Direction = Callable[[Tensor, Tensor, float], Tensor]
 
 
 def radial(u: Tensor, v: Tensor, size: float) -> Tensor:
-    """size u: along the token. A projection removes it exactly, to all orders."""
+    """size u: along the token. A projection removes it exactly."""
     return size * u
 
 
 def tangential(u: Tensor, v: Tensor, size: float) -> Tensor:
-    """size v: across the token."""
+    """size v: perpendicular to the token."""
     return size * v
 
 
 def turning(u: Tensor, v: Tensor, size: float) -> Tensor:
-    """size (u cos size + v sin size): along the token to first order, turning away from it as it grows.
+    """size (u cos size + v sin size): along the token to first order, turning away as `size` grows.
 
-    What a projection leaves of it is of second order.
+    After a projection, the change is of second order in `size`.
     """
     return size * (math.cos(size) * u + math.sin(size) * v)
 
@@ -44,35 +44,35 @@ KINDS: dict[str, Direction] = {"radial": radial, "tangential": tangential, "turn
 
 
 def directions(z: Float[Tensor, "rows dim"], seed: int) -> tuple[Float[Tensor, "rows dim"], Float[Tensor, "rows dim"]]:
-    """u = z/|z|, and a unit vector across it that depends on the seed and on u alone."""
+    """u = z/|z|, and a unit vector perpendicular to it that depends only on the seed and u."""
     generator = torch.Generator().manual_seed(seed)
-    aside = torch.randn(z.shape[-1], generator=generator, dtype=torch.float64).to(z)
-    _, across = split(aside.expand_as(z), z)
-    return project(z), project(across)
+    random = torch.randn(z.shape[-1], generator=generator, dtype=torch.float64).to(z)
+    _, tangent = split(random.expand_as(z), z)
+    return project(z), project(tangent)
 
 
 def perturbed(inner: Projection, position: int, kind: str, size: float, seed: int = 0) -> Projection:
-    """`inner`, but token number `position` is moved by a perturbation of length `size` before it.
+    """The projection `inner`, with a perturbation of length `size` added to token `position` before it.
 
-    kind: radial, tangential or turning. The result serves one decode: it counts the tokens that pass.
+    kind: radial, tangential or turning. Use the result for one decode only: it counts its calls.
     """
     one_of("kind", kind, KINDS)
     require(position >= 0 and size >= 0, f"position and size are {position} and {size}; expected 0 or more")
-    passed = 0
+    calls = 0
 
-    def moved(raw: Tensor) -> Tensor:
-        nonlocal passed
-        here, passed = passed == position, passed + 1
-        return inner(raw + KINDS[kind](*directions(raw, seed), size) if here else raw)
+    def projection(raw: Tensor) -> Tensor:
+        nonlocal calls
+        index, calls = calls, calls + 1
+        return inner(raw + KINDS[kind](*directions(raw, seed), size) if index == position else raw)
 
-    return moved
+    return projection
 
 
 @dataclass(frozen=True)
 class Perturbation(Config):
-    """Token `position` of every image is moved by `size`. kind: radial, tangential or turning.
+    """A perturbation of length `size` at token `position` of every image. kind: radial, tangential or turning.
 
-    labels: of the images.  seed: of the first image; the others follow.
+    labels: one per image.  seed: of the first image; image i uses seed + i.
     """
 
     labels: tuple[int, ...]
@@ -93,28 +93,28 @@ class Perturbation(Config):
 
 @dataclass(frozen=True)
 class PerturbedPair:
-    """The same decode so far, without and with the perturbation. projected: whether tokens are put on the sphere."""
+    """A partial decode without and with the perturbation. projected: whether tokens are projected onto the sphere."""
 
     projected: bool
     before: Canvas
     after: Canvas
 
     def change(self) -> Float[Tensor, " tokens"]:
-        """Root mean square over images of |change of the token handed on|; nan where nothing is drawn yet."""
-        moved = (self.after.tokens - self.before.tokens).double().square().sum(dim=-1).mean(dim=0).sqrt()
-        moved[self.before.drawn :] = math.nan
-        return moved.cpu()
+        """Root mean square over images of |change of the token|, after projection; nan for tokens not drawn yet."""
+        change = (self.after.tokens - self.before.tokens).double().square().sum(dim=-1).mean(dim=0).sqrt()
+        change[self.before.drawn :] = math.nan
+        return change.cpu()
 
     def pixels(self) -> float:
-        """Root mean square change of a pixel of the images so far."""
+        """Root mean square change of a pixel of the partial images."""
         return float((self.after.images().double() - self.before.images().double()).square().mean().sqrt())
 
 
 @dataclass(frozen=True)
 class ErrorGrowth:
-    """What a perturbation has become at the end of a decode: root mean square changes over images.
+    """The effect of a perturbation at the end of a decode: root mean square changes over images.
 
-    latents: |change of the token handed on| by position, 0 before `position`.  pixels: change of a pixel.
+    latents: |change of the token|, after projection, by position; 0 before `position`.  pixels: change of a pixel.
     """
 
     kind: str
@@ -126,10 +126,10 @@ class ErrorGrowth:
 
 
 def perturbed_decode(pipeline: Pipeline, perturbation: Perturbation, projected: bool = True) -> Iterator[PerturbedPair]:
-    """Decode twice from the same noise, without and with the perturbation; an empty pair first, then token by token.
+    """Decode twice from the same noise, without and with the perturbation; yields an empty pair, then one per token.
 
-    projected: whether tokens are put on the sphere before they are fed back and decoded. The models' own precision is
-    kept: small sizes need float64 models. A position beyond the last token: ValueError.
+    projected: whether tokens are projected onto the sphere before they are fed back and decoded. Runs in the models'
+    precision: small sizes need float64 models. A position beyond the last token: ValueError.
     """
     p, tokens = perturbation, pipeline.ar.config.tokens
     require(p.position < tokens, f"position is {p.position}; expected below {tokens}")
@@ -149,16 +149,16 @@ def _perturbed_decode(pipeline: Pipeline, p: Perturbation, projected: bool) -> I
 
 
 def error_growth(pipeline: Pipeline, perturbation: Perturbation, projected: bool = True) -> ErrorGrowth:
-    """The end of `perturbed_decode`, as numbers."""
-    *_, end = perturbed_decode(pipeline, perturbation, projected)
+    """The changes at the end of `perturbed_decode`."""
+    *_, last = perturbed_decode(pipeline, perturbation, projected)
     p = perturbation
-    return ErrorGrowth(p.kind, p.position, p.size, projected, end.change(), end.pixels())
+    return ErrorGrowth(p.kind, p.position, p.size, projected, last.change(), last.pixels())
 
 
 def growth_slope(sizes: Sequence[float], changes: Sequence[float]) -> float:
-    """Least-squares slope of log change over log size: the order to which a change follows a perturbation.
+    """Least-squares slope of log change over log size: the order of the change in the size.
 
-    Two sizes or more, all above 0, as are the changes: else ValueError.
+    Fewer than two sizes, or a size or change that is not above 0: ValueError.
     """
     require(
         len(sizes) == len(changes) >= 2 and min(*sizes, *changes) > 0,

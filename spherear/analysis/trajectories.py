@@ -1,4 +1,4 @@
-"""From noise to a token: the solver's path, the velocities along it, and one image's passage through all models."""
+"""From noise to a token: the path of the solver, the velocities along it, and one image traced through all models."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +19,7 @@ from spherear.sampling.solvers import Velocity
 
 
 def record(velocity: Velocity, noise: Tensor, settings: SamplingSettings) -> Float[Tensor, "points batch dim"]:
-    """Where a solver was at every time of its grid: the state it evaluated last at that time, and where it ended."""
+    """The states of a solver on its time grid: the last state evaluated at each time, and the final state."""
     states: dict[float, Tensor] = {}
 
     def recorded(x: Tensor, t: float) -> Tensor:
@@ -32,7 +32,7 @@ def record(velocity: Velocity, noise: Tensor, settings: SamplingSettings) -> Flo
 
 
 def _velocity_head(pipeline: Pipeline, position: int) -> VelocityHead:
-    """The head, once it and the position are known to have a path."""
+    """The head. A head without a velocity: TypeError; a position beyond the last token: ValueError."""
     head, tokens = pipeline.ar.head, pipeline.ar.config.tokens
     if not isinstance(head, VelocityHead):
         raise TypeError(f"the head is a {type(head).__name__}; expected a VelocityHead")
@@ -44,19 +44,19 @@ def _velocity_head(pipeline: Pipeline, position: int) -> VelocityHead:
 class TokenPath:
     """Token `position` of one image, drawn in n steps.
 
-    times: n + 1 moments, from 0 to 1.  points: where the token was at those times, raw at the end.
+    times: n + 1 times, from 0 to 1.  points: states at those times; the last is the raw token.
     conditional, null, guided: velocities at the first n points, guided = null + scale (conditional - null).
-    token: the end as it is handed on.  unguided: the path from the same noise and past without guidance.
-    scale: of this position.
+    token: the last point after projection.  unguided: the path from the same noise and past without guidance.
+    scale: guidance scale at this position.
     """
 
-    times: Float[Tensor, " moments"]
-    points: Float[Tensor, "moments dim"]
+    times: Float[Tensor, " points"]
+    points: Float[Tensor, "points dim"]
     conditional: Float[Tensor, "n dim"]
     null: Float[Tensor, "n dim"]
     guided: Float[Tensor, "n dim"]
     token: Float[Tensor, " dim"]
-    unguided: Float[Tensor, "moments dim"]
+    unguided: Float[Tensor, "points dim"]
     scale: float
 
 
@@ -69,10 +69,10 @@ def token_path(
     seed: int,
     stopped: Callable[[], bool] = lambda: False,
 ) -> TokenPath | None:
-    """The path that a decode of (label, seed) takes at `position`, with the velocities on it.
+    """The solver path at `position` when decoding (label, seed), with the velocities along it.
 
-    stopped: asked before every token; once it says so, the result is None.
-    A position beyond the last: ValueError. A head without a velocity: TypeError.
+    stopped: called before every token; once it returns True, the result is None.
+    A position beyond the last token: ValueError. A head without a velocity: TypeError.
     """
     tokens, head = pipeline.ar.config.tokens, _velocity_head(pipeline, position)
     scale = settings.scale_at(position, tokens)
@@ -99,10 +99,10 @@ def token_path(
 def _conditions(
     pipeline: Pipeline, label: int, position: int, settings: SamplingSettings, seed: int, stopped: Callable[[], bool]
 ) -> Float[Tensor, "2 width"] | None:
-    """The conditions of token `position` under the label and under the null class.
+    """The conditions of token `position` for the label and for the null class.
 
-    Both branches of a guided decode have the same past, except for tokens at scale 1: there the null branch drew its
-    own.
+    Both branches of a guided decode have the same past, except for tokens at scale 1, which the null branch draws
+    itself.
     """
     ar = pipeline.ar
     shape = (2, ar.config.tokens, ar.config.latent_dim)
@@ -119,11 +119,11 @@ def _conditions(
 
 
 def arrow_tips(path: TokenPath, step: int) -> Float[Tensor, "3 dim"]:
-    """x + (1 - t) v at a step, for the conditional, null and guided velocity: where each alone would end."""
+    """x + (1 - t) v at a step, for the conditional, null and guided velocity: the end point along each velocity."""
     steps = len(path.guided)
     require(0 <= step < steps, f"step is {step}; expected 0 to {steps - 1}")
-    left = 1 - float(path.times[step])
-    return path.points[step] + left * torch.stack((path.conditional[step], path.null[step], path.guided[step]))
+    remaining = 1 - float(path.times[step])
+    return path.points[step] + remaining * torch.stack((path.conditional[step], path.null[step], path.guided[step]))
 
 
 @dataclass(frozen=True)
@@ -142,9 +142,10 @@ class Trajectories:
 def trajectories(
     pipeline: Pipeline, label: int, position: int, seeds: Sequence[int], steps: int = 40, scale: float = 1.0
 ) -> Trajectories:
-    """Euler's paths from many noises to token `position` of one image (seed 0 before that token).
+    """Euler paths to token `position` of one image, from one noise per seed; earlier tokens are drawn with seed 0.
 
-    scale: of guidance, at this token alone. A head without a velocity: TypeError. A position beyond: ValueError.
+    scale: guidance scale at this token only. A head without a velocity: TypeError. A position beyond the last token:
+    ValueError.
     """
     ar, head = pipeline.ar, _velocity_head(pipeline, position)
     settings = SamplingSettings(guidance_scale=1.0, solver="euler", steps=steps)
@@ -162,13 +163,12 @@ def trajectories(
 
 @dataclass(frozen=True)
 class Overview:
-    """Numbers of one image's passage through the models.
+    """Intermediate results of encoding one image and generating another of the same label.
 
-    image: the real one, (3, size, size).  reconstruction: its tokens decoded.  tokens: its tokens, (tokens, dim).
-    condition: (width,), of token `position` when an image of the same label is drawn.
-    times, path: the solver's path from noise to that token, (points,) and (points, dim).
-    raw, token: where it ends, and after projection.  radius: of the sphere, or None.
-    drawn: the image drawn, (3, size, size).
+    image: the real image.  tokens: its latents.  reconstruction: these tokens decoded.
+    condition: of token `position` of the generated image.  times, path: the solver path from noise to that token.
+    raw, token: its end, before and after projection.  radius: of the sphere, or None.
+    drawn: the generated image.
     """
 
     image: Float[Tensor, "3 size size"]
@@ -193,9 +193,9 @@ def overview(
     steps: int = 40,
     seed: int = 0,
 ) -> Overview:
-    """Encode and decode `image`; draw one of the same label, unguided, by Euler steps; record token `position`'s path.
+    """Encode and decode `image`; draw one of the same label, unguided, by Euler steps; trace token `position`.
 
-    A head without a velocity: TypeError. A position beyond the last: ValueError.
+    A head without a velocity: TypeError. A position beyond the last token: ValueError.
     """
     ar, vae, head = pipeline.ar, pipeline.vae, _velocity_head(pipeline, position)
     tokens = vae.encode(image[None]).mode
@@ -210,8 +210,8 @@ def overview(
 
 
 def _path(head: VelocityHead, condition: Tensor, noise: Tensor, settings: SamplingSettings) -> Tensor:
-    """Where the solver passes from noise to token: (points, dim)."""
+    """The solver path from noise to token: (points, dim)."""
     times = settings.times()
-    clock = dict(zip(times, head.embed_time(torch.tensor(times, dtype=head.state_dtype)), strict=True))
+    embedded_times = dict(zip(times, head.embed_time(torch.tensor(times, dtype=head.state_dtype)), strict=True))
     embedded = head.embed_condition(condition)
-    return record(lambda x, t: head.velocity(x, clock[t], embedded), noise, settings)[:, 0]
+    return record(lambda x, t: head.velocity(x, embedded_times[t], embedded), noise, settings)[:, 0]

@@ -1,1 +1,1 @@
-"""Comparisons of families and solvers: what is compared, how it is measured, what the records say."""
+"""Comparisons of families and of solvers: design, execution, records and claims."""

@@ -1,9 +1,9 @@
-"""The paper's statements, held against a study's records: confirmed, contradicted or undecided, by one rule.
+"""The paper's statements, tested on the records of a study: confirmed, contradicted or undecided.
 
-The rule is the same for all. A family's best point is the variant and guidance scale (linear schedule, all
-projections) with the lowest Frechet distance, mean over seeds. Two sides are compared seed by seed: a
-statement is confirmed where the difference has the stated sign in every seed, contradicted where it has the
-other sign in every seed, and undecided otherwise. With three seeds, chance alone confirms one in eight.
+One rule applies to all. A family's best point is the variant and guidance scale (linear schedule, all projections)
+with the lowest Frechet distance, averaged over seeds. Two sides are compared seed by seed: a statement is confirmed
+if the difference has the stated sign in every seed, contradicted if it has the other sign in every seed, and
+undecided otherwise. With three seeds, chance alone confirms one statement in eight.
 """
 
 import math
@@ -20,7 +20,7 @@ BySeed = Mapping[int, float]
 
 @dataclass(frozen=True)
 class Best:
-    """A family's best point, and its metric by seed there."""
+    """The best point of a family. values: the metric at this point, by seed."""
 
     family: str
     variant: str
@@ -30,7 +30,7 @@ class Best:
 
 @dataclass(frozen=True)
 class Claim:
-    """statement: of the paper.  left, right: what is compared; left should be the smaller.  verdict: by the rule."""
+    """A statement of the paper. left, right: the compared values; it says left < right.  verdict: by the rule above."""
 
     statement: str
     left: str
@@ -39,36 +39,36 @@ class Claim:
 
 
 def by_seed(records: Sequence[Record]) -> BySeed:
-    """One value per seed. Two records of one seed: ValueError."""
+    """The value of each seed. Two records with the same seed: ValueError."""
     values = {r.seed: r.value for r in records}
     require(len(values) == len(records), f"{len(records)} records of {len(values)} seeds; expected one per seed")
     return values
 
 
 def spread(values: BySeed) -> str:
-    """mean ± standard deviation over seeds, with their number."""
+    """mean ± standard deviation over seeds."""
     numbers = list(values.values())
     deviation = stdev(numbers) if len(numbers) > 1 else math.nan
     return f"{fmean(numbers):.3g} ± {deviation:.2g}"
 
 
 def default_sampling(records: Sequence[Record], **fields: object) -> list[Record]:
-    """Records under the linear schedule with every projection in place."""
+    """Records with the linear schedule and both projections."""
     return select(records, schedule="linear", project_ar=True, project_decoder=True, **fields)
 
 
 def best(records: Sequence[Record], family: str, metric: str = "frechet", **fields: object) -> Best:
-    """The point of lowest mean metric. A family without records: ValueError."""
-    mine = default_sampling(records, family=family, metric=metric, **fields)
-    require(len(mine) > 0, f"there are no records of {metric} of {family!r}; expected some")
-    points = sorted({(r.variant, r.guidance_scale) for r in mine})
-    at = {point: by_seed(select(mine, variant=point[0], guidance_scale=point[1])) for point in points}
-    variant, scale = min(points, key=lambda point: fmean(at[point].values()))
-    return Best(family, variant, scale, at[variant, scale])
+    """The point with the lowest mean metric. A family without records: ValueError."""
+    candidates = default_sampling(records, family=family, metric=metric, **fields)
+    require(len(candidates) > 0, f"there are no records of {metric} of {family!r}; expected some")
+    points = sorted({(r.variant, r.guidance_scale) for r in candidates})
+    values = {point: by_seed(select(candidates, variant=point[0], guidance_scale=point[1])) for point in points}
+    variant, scale = min(points, key=lambda point: fmean(values[point].values()))
+    return Best(family, variant, scale, values[variant, scale])
 
 
 def verdict(smaller: BySeed, larger: BySeed) -> str:
-    """confirmed, contradicted or undecided: is `smaller` below `larger` in every seed both have?"""
+    """confirmed, contradicted or undecided: whether `smaller` is below `larger` in every seed that both have."""
     seeds = sorted(smaller.keys() & larger.keys())
     require(len(seeds) > 0, f"seeds are {sorted(smaller)} and {sorted(larger)}; expected some in common")
     signs = {smaller[seed] < larger[seed] for seed in seeds}
@@ -78,9 +78,9 @@ def verdict(smaller: BySeed, larger: BySeed) -> str:
 
 
 def claims(records: Sequence[Record], high: float, ablation: float) -> list[Claim]:
-    """Every statement that the records can speak to: those whose families and points were measured.
+    """All statements whose families and points were measured.
 
-    high: the guidance scale called high.  ablation: the one at which projections are left out.
+    high: guidance scale for the statements on high guidance.  ablation: the scale of the runs without projections.
     """
     return [
         *_order(records),
@@ -92,7 +92,7 @@ def claims(records: Sequence[Record], high: float, ablation: float) -> list[Clai
 
 
 def has(records: Sequence[Record], *families: str, metric: str = "frechet", **fields: object) -> bool:
-    """Whether each of the families was measured there."""
+    """Whether every family has records of `metric` with these field values."""
     return all(select(records, family=family, metric=metric, **fields) for family in families)
 
 
@@ -115,42 +115,42 @@ def _compared(statement: str, left: Best, right: Best) -> Claim:
 
 
 def degradation(records: Sequence[Record], family: str, high: float) -> BySeed:
-    """Frechet at the high guidance scale / at the best, of the best variant, seed by seed."""
+    """Frechet distance of the best variant at the high guidance scale / at its best scale, by seed."""
     top = best(records, family)
-    there = by_seed(
+    at_high = by_seed(
         default_sampling(records, family=family, metric="frechet", variant=top.variant, guidance_scale=high)
     )
-    return {seed: there[seed] / value for seed, value in top.values.items() if seed in there}
+    return {seed: at_high[seed] / value for seed, value in top.values.items() if seed in at_high}
 
 
 def _degradation(records: Sequence[Record], high: float) -> list[Claim]:
     out = []
-    for steady in (S, N):
-        for loose in (G, F):
-            if not has(records, steady, loose, guidance_scale=high):
+    for spherical in (S, N):
+        for free in (G, F):
+            if not has(records, spherical, free, guidance_scale=high):
                 continue
-            left, right = (degradation(records, family, high) for family in (steady, loose))
-            text = f"{FAMILIES[loose].letter} degrades faster than {FAMILIES[steady].letter}: "
+            left, right = (degradation(records, family, high) for family in (spherical, free))
+            text = f"{FAMILIES[free].letter} degrades faster than {FAMILIES[spherical].letter}: "
             text += f"Frechet at guidance {high:g} / at best"
             out.append(Claim(text, spread(left), spread(right), verdict(left, right)))
     return out
 
 
 def drift(records: Sequence[Record], family: str, high: float) -> BySeed:
-    """|mean length of raw tokens / of real ones - 1|, last quarter of positions, best variant, high scale."""
-    at = {"variant": best(records, family).variant, "guidance_scale": high}
-    values = by_seed(default_sampling(records, family=family, metric="norm_change_late", **at))
+    """|mean length of raw tokens / of real tokens - 1| in the last quarter of positions, best variant, by seed."""
+    point = {"variant": best(records, family).variant, "guidance_scale": high}
+    values = by_seed(default_sampling(records, family=family, metric="norm_change_late", **point))
     return {seed: abs(value) for seed, value in values.items()}
 
 
 def _drift(records: Sequence[Record], high: float) -> list[Claim]:
     out = []
-    for steady in (S, N):
-        for loose in (G, F):
-            if has(records, steady, loose, guidance_scale=high, metric="norm_change_late"):
-                left, right = (drift(records, family, high) for family in (steady, loose))
+    for spherical in (S, N):
+        for free in (G, F):
+            if has(records, spherical, free, guidance_scale=high, metric="norm_change_late"):
+                left, right = (drift(records, family, high) for family in (spherical, free))
                 text = (
-                    f"Guidance makes lengths drift in {FAMILIES[loose].letter} more than in {FAMILIES[steady].letter}"
+                    f"Guidance makes lengths drift in {FAMILIES[free].letter} more than in {FAMILIES[spherical].letter}"
                 )
                 text += f": late raw tokens at {high:g}"
                 out.append(Claim(text, spread(left), spread(right), verdict(left, right)))
@@ -163,9 +163,9 @@ def _sides(records: Sequence[Record], scale: float) -> list[Claim]:
         if not has(records, family, guidance_scale=scale, project_ar=False):
             continue
         top = best(records, family).variant
-        here = {"family": family, "variant": top, "metric": "frechet", "schedule": "linear", "guidance_scale": scale}
-        without_decoder = by_seed(select(records, **here, project_ar=True, project_decoder=False))
-        without_ar = by_seed(select(records, **here, project_ar=False, project_decoder=True))
+        point = {"family": family, "variant": top, "metric": "frechet", "schedule": "linear", "guidance_scale": scale}
+        without_decoder = by_seed(select(records, **point, project_ar=True, project_decoder=False))
+        without_ar = by_seed(select(records, **point, project_ar=False, project_decoder=True))
         text = (
             f"AR-side projection matters more than decoder-side: {top} at {scale:g}, decoder's left out / AR's left out"
         )

@@ -1,4 +1,4 @@
-"""What a study compares: variants of the latents, seeds and sampling settings, declared as data, without torch."""
+"""The design of a study: variants of the latents, seeds and sampling settings, as data. Does not import torch."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -8,13 +8,13 @@ from typing import Any
 from spherear.models.config import Config, one_of, require
 from spherear.sphere.families import BY_LETTER, FAMILIES
 
-MIN_STEPS = 20  # of training, however small the budget
+MIN_STEPS = 20  # minimum of training steps for any budget
 MIN_IMAGES = 100
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A family at one strength, named as in the paper's figure 4.
+    """A family with one setting of its strength, named as in the paper's figure 4.
 
     S-04, vMF-04, G-04, N-04, D-04: KL weight 0.004.  F-02: noise scale 0.2.  VQ-64: 64 codes.
     """
@@ -27,7 +27,7 @@ class Variant:
 
     @classmethod
     def named(cls, name: str) -> "Variant":
-        """The variant of that name. Anything else: ValueError."""
+        """The variant of that name. An invalid name: ValueError."""
         letter, _, digits = name.partition("-")
         one_of("family", letter, BY_LETTER)
         require(digits.isdigit() and int(digits) > 0, f"variant is {name!r}; expected a name like S-04, F-02 or VQ-64")
@@ -37,14 +37,14 @@ class Variant:
 
 
 def default_variants(families: Iterable[str] = FAMILIES) -> tuple[str, ...]:
-    """The variants that the table of families names: first the first of every family, then the second, and so on."""
+    """The variants listed in the table of families: the first of every family, then the second of each, and so on."""
     rounds = zip_longest(*([f"{FAMILIES[f].letter}-{v}" for v in FAMILIES[f].variants] for f in families))
     return tuple(name for names in rounds for name in names if name is not None)
 
 
 @dataclass(frozen=True)
 class Point:
-    """One setting of sampling. project_ar, project_decoder: whether tokens are projected before each."""
+    """One sampling setting. project_ar, project_decoder: project tokens before the AR model, before the decoder."""
 
     guidance_scale: float
     schedule: str = "linear"
@@ -54,10 +54,10 @@ class Point:
 
 @dataclass(frozen=True)
 class Grid(Config):
-    """What is compared: variants x seeds, each cell trained once and sampled with every setting below.
+    """A grid of variants x seeds: each cell is trained once and sampled with every setting below.
 
-    scales: guidance scales under the linear schedule.  constant_scales: under the constant one.
-    ablation_scales: where projection is left out on one side or both, in families that have one.
+    scales: guidance scales with the linear schedule.  constant_scales: with the constant schedule.
+    ablation_scales: scales also sampled without projection on one side or both, for families that have a projection.
     """
 
     name: str
@@ -83,11 +83,11 @@ class Grid(Config):
 
     @property
     def cells(self) -> list[tuple[str, int]]:
-        """(variant, seed), seed by seed, so that what is done first is already balanced."""
+        """(variant, seed) pairs, ordered by seed, so that a partial study already covers all variants."""
         return [(variant, seed) for seed in self.seeds for variant in self.variants]
 
     def points(self, has_projection: bool) -> list[Point]:
-        """Every setting that a cell is sampled with."""
+        """All sampling settings of a cell."""
         points = [Point(scale) for scale in self.scales]
         points += [Point(scale, "constant") for scale in self.constant_scales]
         if has_projection:
@@ -96,7 +96,7 @@ class Grid(Config):
         return points
 
     def scaled(self, factor: float) -> "Grid":
-        """Less training and fewer images, by one factor for every cell."""
+        """A copy with training steps and images multiplied by `factor`, down to the minima above."""
         return replace(
             self,
             vae_steps=max(MIN_STEPS, round(factor * self.vae_steps)),
@@ -128,6 +128,6 @@ GRIDS = {
 
 
 def grid_named(name: str) -> Grid:
-    """The grid of that name. Unknown names: ValueError with the known."""
+    """The grid of that name. Unknown names: ValueError that lists the known ones."""
     one_of("grid", name, GRIDS)
     return GRIDS[name]

@@ -1,14 +1,11 @@
-"""Numbers of the paper (Ke & Xue, arXiv 2509.24335), as published; none of them is measured here.
-
-ImageNet at 256 px, 50,000 samples.
-"""
+"""Numbers published in the paper (Ke & Xue, arXiv 2509.24335): ImageNet at 256 px, 50,000 samples."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class PublishedModel:
-    """parameters: in millions, as the paper's tables say."""
+    """parameters: in millions, from the paper's tables."""
 
     name: str
     kind: str
@@ -34,4 +31,4 @@ ABLATION = {
     "normalized_gaussian": ("decoder and AR side", 2.68),
     "power_spherical": ("both, spherical posterior", 2.52),
 }
-"""What is normalised, and FID, of the ablation (L, 50 + 50 epochs), by the family that stands for each row here."""
+"""Rows of the paper's ablation (L, 50 + 50 epochs), by corresponding family: (what is normalised, FID)."""

@@ -1,4 +1,4 @@
-"""Results of a study: one line of JSON per measurement, with all it depends on."""
+"""Results of a study: one line of JSON per measurement, with its settings and provenance."""
 
 import json
 import os
@@ -19,17 +19,17 @@ RESULTS = Path(__file__).parent / "results" / "full.jsonl"
 
 @dataclass(frozen=True)
 class Record(Config):
-    """One measured number and all it depends on."""
+    """One measured number, with its settings and provenance."""
 
     variant: str
-    """Family and its strength, as the paper's figure 4 writes it: S-04 is KL weight 0.004, F-02 is scale 0.2."""
+    """Family and strength, named as in the paper's figure 4: S-04 is KL weight 0.004, F-02 is noise scale 0.2."""
     family: str
-    """The bottleneck's name."""
+    """Name of the bottleneck."""
     kl_weight: float
     noise_scale: float
-    """Of fixed_variance; 0 for the others."""
+    """For fixed_variance; 0 for other families."""
     seed: int
-    """Of training; samples take the same seeds in every cell."""
+    """Seed of training; all cells use the same sampling seeds."""
     guidance_scale: float
     schedule: str
     project_ar: bool
@@ -39,7 +39,7 @@ class Record(Config):
     metric: str
     value: float
     images: int
-    """How many were measured."""
+    """Number of measured images."""
     data: str
     command: str
     commit: str
@@ -51,12 +51,12 @@ class Record(Config):
 
 
 def read_records(path: str | Path) -> list[Record]:
-    """Read a JSON-lines file of records. A missing file: FileNotFoundError; a line that is none: ValueError."""
+    """Read a JSON-lines file of records. A missing file: FileNotFoundError; an invalid line: ValueError."""
     return read_lines(path, Record)
 
 
 def read_lines(path: str | Path, kind: type[ConfigT]) -> list[ConfigT]:
-    """Read a JSON-lines file of configs of one kind. Errors: as `read_records`."""
+    """Read a JSON-lines file of configs of class `kind`. Errors: as `read_records`."""
     records = []
     for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
         try:
@@ -67,7 +67,7 @@ def read_lines(path: str | Path, kind: type[ConfigT]) -> list[ConfigT]:
 
 
 def shipped_records() -> list[Record]:
-    """The records of the `full` study that come with the library: figures without training."""
+    """The records of the `full` study, shipped with the library."""
     return read_records(RESULTS)
 
 
@@ -77,12 +77,12 @@ def write_records(path: str | Path, records: Iterable[Config]) -> None:
 
 
 def select(records: Sequence[Record], **fields: object) -> list[Record]:
-    """Those records whose fields have the given values."""
+    """The records whose fields have the given values."""
     return [r for r in records if all(getattr(r, name) == value for name, value in fields.items())]
 
 
 def provenance() -> dict[str, str]:
-    """The commit and the hardware, as far as they are known."""
+    """The commit (`unknown` without git) and the hardware."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{processor()} ({os.cpu_count()} cores)"
     return {"commit": _commit(), "hardware": f"{device}, {torch.get_num_threads()} threads"}
 
@@ -92,5 +92,5 @@ def _commit() -> str:
     if git is None:
         return "unknown"
     command = (git, "rev-parse", "--short", "HEAD")
-    found = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
-    return found.stdout.strip() or "unknown"
+    result = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    return result.stdout.strip() or "unknown"

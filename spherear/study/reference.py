@@ -1,4 +1,4 @@
-"""Real images that generated ones are measured against, the classifier that judges both, and the scores of a set."""
+"""Held-out images and the classifier to evaluate generated images with, and scores of a set of samples."""
 
 from dataclasses import dataclass
 
@@ -19,19 +19,19 @@ from spherear.training.data import load_data
 from spherear.training.recipes import course
 from spherear.training.run import keyed_generator
 
-MAX_IMAGES = 2000  # held-out images at most
+MAX_IMAGES = 2000  # maximum number of held-out images
 BY_SIZE = {16: "digits", 32: "shapes"}
 
 
 def held_out(name: str, image_size: int) -> tuple[Float[Tensor, "n 3 size size"], Int[Tensor, " n"]]:
-    """Images, up to `MAX_IMAGES`, and labels of a data set's test split, which no model is trained on."""
+    """Up to `MAX_IMAGES` images and labels of the test split of a data set. No model is trained on it."""
     data = load_data(f"{name}:test", image_size)
     return data.batch(torch.arange(min(MAX_IMAGES, len(data))))
 
 
 @dataclass(frozen=True)
 class Reference:
-    """Held-out images and the classifier that judges: what generated images are measured against."""
+    """Held-out images and the classifier that generated images are evaluated with."""
 
     images: Float[Tensor, "n 3 size size"]
     labels: Int[Tensor, " n"]
@@ -39,25 +39,25 @@ class Reference:
 
     @classmethod
     def load(cls, name: str, image_size: int) -> "Reference":
-        """The held-out images of a data set and its classifier."""
+        """The held-out images and the classifier of a data set."""
         return cls(*held_out(name, image_size), load_classifier(name))
 
     @classmethod
     def of(cls, preset_name: str) -> "Reference":
-        """The reference of a preset's data set, at its size."""
+        """The reference of the data set of a preset, at the image size of that preset."""
         return cls.load(course(preset_name).data, preset(preset_name).vae.image_size)
 
     def judge(self, images: Float[Tensor, "n 3 size size"], labels: Int[Tensor, " n"]) -> Judgement:
-        """Judge images that were drawn for `labels` against these."""
+        """Scores of images generated for `labels`, compared with these held-out images."""
         return judge(images, labels, self.images, self.labels, self.classifier)
 
 
 def score_samples(
     images: np.ndarray, pipeline: Pipeline, data: str, reference: str | None, seed: int
 ) -> dict[str, float]:
-    """Scores by Inception where there is a reference, and by the offline judge of `digits` or `shapes`.
+    """Inception scores if `reference` is given, and scores of the offline classifier of `digits` or `shapes`.
 
-    data: one of these, or auto: by the image size, with none for other sizes. Nothing to score by: ValueError.
+    data: digits, shapes, or auto: chosen by image size, no offline scores for other sizes. No scores: ValueError.
     """
     scores: dict[str, float] = {}
     if reference is not None:

@@ -1,6 +1,6 @@
-"""The shipped models: copied from finished studies in half precision with their logs, and measured again.
+"""The shipped models: copied from finished studies in half precision, with their logs, and measured again.
 
-python -m spherear.study.release runs/study/full      # and the records of `full`
+python -m spherear.study.release runs/study/full      # copies the records of `full` too
 python -m spherear.study.release runs/study/laws
 """
 
@@ -27,25 +27,25 @@ from spherear.training.data import load_data
 from spherear.training.recipes import course
 from spherear.training.run import METRICS_FILE, RUN_FILE
 
-SHIPS = {
+SHIPPED_VARIANTS = {
     "full": ("S-04", "G-04", "F-02", "N-04", "VQ-64"),
     "laws": ("S-04", "G-04", "VQ-3"),
 }
 SEED = 0
-LINES = 8  # of a training log
+LINES = 8  # kept per training log
 
 
 def name_of(grid: Grid, variant: str) -> str:
-    """digits-power_spherical, digits3-vq and the like."""
+    """The name of the shipped model, e.g. digits-power_spherical or digits3-vq."""
     return f"{grid.preset}-{Variant.named(variant).family}"
 
 
 def release(study: Path, out: Path = SHIPPED) -> list[Path]:
-    """Write the models of a finished study below `out`; returns their folders. Unknown studies: ValueError."""
+    """Write the models of a finished study below `out`; returns their folders. An unknown study: ValueError."""
     saved = read_json(study / GRID_FILE)
     grid = Grid.from_dict(saved["grid"])
-    require(grid.name in SHIPS, f"the study is {grid.name!r}; expected one of {sorted(SHIPS)}")
-    return [_release(study, grid, variant, saved["command"], out) for variant in SHIPS[grid.name]]
+    require(grid.name in SHIPPED_VARIANTS, f"the study is {grid.name!r}; expected one of {sorted(SHIPPED_VARIANTS)}")
+    return [_release(study, grid, variant, saved["command"], out) for variant in SHIPPED_VARIANTS[grid.name]]
 
 
 def _release(study: Path, grid: Grid, variant: str, command: str, out: Path) -> Path:
@@ -57,16 +57,16 @@ def _release(study: Path, grid: Grid, variant: str, command: str, out: Path) -> 
 
 
 def _log(run: Path, command: str) -> str:
-    """The command, the recipe, and some lines of metrics from first to last."""
+    """The command, the recipe, and about `LINES` lines of metrics at equal distances, including the last."""
     lines = (run / METRICS_FILE).read_text(encoding="utf-8").splitlines()
-    every = max(1, len(lines) // LINES)
+    stride = max(1, len(lines) // LINES)
     recipe = json.dumps(read_json(run / RUN_FILE)["recipe"])
-    return "\n".join([f"command: {command}", f"recipe: {recipe}", *lines[::-every][::-1]]) + "\n"
+    return "\n".join([f"command: {command}", f"recipe: {recipe}", *lines[::-stride][::-1]]) + "\n"
 
 
 @dataclass(frozen=True)
 class Remeasured:
-    """One number of a shipped model, measured again, beside the study's record of it."""
+    """One metric of a shipped model, measured again, and its value in the records of the study."""
 
     family: str
     metric: str
@@ -75,13 +75,13 @@ class Remeasured:
 
     @property
     def difference(self) -> float:
-        """Relative difference: half precision's rounding, if the model is the one it says it is."""
+        """Relative difference; only half-precision rounding if the shipped model is the recorded one."""
         return abs(self.now / self.recorded - 1)
 
 
 def remeasure(pipeline: Pipeline, family: str, records: Sequence[Record]) -> list[Remeasured]:
-    """Measure the VAE and the predictions of a shipped model as its study did, beside the records."""
-    (variant,) = (v for v in SHIPS["full"] if Variant.named(v).family == family)
+    """Measure the VAE and the predictions of a shipped model again, as its study did."""
+    (variant,) = (v for v in SHIPPED_VARIANTS["full"] if Variant.named(v).family == family)
     data = load_data(course("digits").data, pipeline.vae.config.image_size)
     latents, labels = real_latents(pipeline.vae, data, SEED)
     now = measure_vae(pipeline.vae, Reference.of(GRIDS["full"].preset), SEED)
@@ -92,7 +92,7 @@ def remeasure(pipeline: Pipeline, family: str, records: Sequence[Record]) -> lis
 
 
 def main(study: str) -> None:
-    """Copy a study's models, and its records if it is the full one."""
+    """Copy the models of a study, and the records if it is the study `full`."""
     for folder in release(Path(study)):
         print(folder)
     if Grid.from_dict(read_json(Path(study) / GRID_FILE)["grid"]).name == "full":

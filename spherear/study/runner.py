@@ -1,4 +1,4 @@
-"""Run a study: its cells as independent processes, their records gathered, going on where it stopped.
+"""Run a study: each cell in its own process, records collected in one file, resumable.
 
 A study's folder holds `grid.json` (grid and command), a folder per cell (`<variant>/seed-<k>`: vae/, ar/, log.txt,
 records.jsonl) and `results.jsonl`, the records of all cells together.
@@ -27,14 +27,14 @@ from spherear.training.data import load_data
 from spherear.training.recipes import course
 
 RESULTS_FILE = "results.jsonl"
-MARGIN = 0.8  # share of a budget that is planned for
-PROBE = 10  # steps of each training that are timed
-PAUSE = 0.2  # seconds between looks at the processes
+MARGIN = 0.8  # share of the budget to plan for
+PROBE = 10  # timed steps per training run
+PAUSE = 0.2  # seconds between polls of the processes
 
 
 @dataclass(frozen=True)
 class Job:
-    """A command to run, and the file that takes what it prints."""
+    """A command to run. log: the file for its output."""
 
     name: str
     command: Sequence[str]
@@ -43,7 +43,7 @@ class Job:
 
 @dataclass(frozen=True)
 class JobResult:
-    """A job that ended. status: its exit status.  last_line: of its log.  seconds: it took."""
+    """A finished job. status: exit status.  last_line: of its log.  seconds: duration."""
 
     job: Job
     status: int
@@ -52,9 +52,9 @@ class JobResult:
 
 
 def run_jobs(jobs: Sequence[Job], at_once: int) -> Generator[JobResult, None, None]:
-    """Run the jobs in order, `at_once` at a time, and yield each as it ends; leaving the loop ends the rest.
+    """Run the jobs in order, `at_once` at a time, and yield each when it ends; closing the generator kills the rest.
 
-    A job must call `exit_with_parent` first (see `study.trial`), so that none outlives this process.
+    Each job must first call `exit_with_parent` (see `study.trial`), so that it cannot outlive this process.
     """
     waiting, running = list(jobs)[::-1], dict[subprocess.Popen, tuple[Job, float]]()
     try:
@@ -80,7 +80,7 @@ def _start(job: Job) -> subprocess.Popen:
 
 
 def _close(process: subprocess.Popen) -> None:
-    """Wait for a process that has ended or will at once, and close its pipe."""
+    """Wait for a process that has ended or was killed, and close its pipe."""
     with process:
         pass
 
@@ -91,25 +91,25 @@ def _last_line(log: Path) -> str:
 
 
 def open_study(grid: Grid, folder: Path, command: str) -> Grid:
-    """The grid that `folder` holds, or this one, written there first. Another study's folder: ValueError."""
+    """The grid stored in `folder`, or `grid` after storing it there. A folder of another study: ValueError."""
     path = folder / GRID_FILE
     if not path.exists():
         write_json(path, {"command": command, "grid": grid.to_dict()})
         return grid
-    found = Grid.from_dict(read_json(path)["grid"])
-    require(found.name == grid.name, f"{folder} holds the study {found.name!r}; expected {grid.name!r}")
-    return found
+    stored = Grid.from_dict(read_json(path)["grid"])
+    require(stored.name == grid.name, f"{folder} holds the study {stored.name!r}; expected {grid.name!r}")
+    return stored
 
 
 def waiting_cells(grid: Grid, folder: Path) -> list[tuple[str, int]]:
-    """The cells whose records are not there yet."""
+    """The cells without a records file."""
     return [cell for cell in grid.cells if not (cell_folder(folder, *cell) / CELL_FILE).exists()]
 
 
 def run_study(grid: Grid, folder: Path, at_once: int, threads: int) -> Iterator[JobResult]:
-    """Run the waiting cells, each in a process of its own; `results.jsonl` grows as they end.
+    """Run the unfinished cells, each in its own process; update `results.jsonl` after each.
 
-    Calling it again on the same folder goes on: finished cells are kept, others resume from their checkpoints.
+    A second call on the same folder continues: finished cells are skipped, others resume from their checkpoints.
     """
     jobs = [_job(folder, variant, seed, threads) for variant, seed in waiting_cells(grid, folder)]
     gather(grid, folder)
@@ -125,7 +125,7 @@ def _job(folder: Path, variant: str, seed: int, threads: int) -> Job:
 
 
 def gather(grid: Grid, folder: Path) -> list[Record]:
-    """All finished cells' records, written to `results.jsonl` together."""
+    """The records of all finished cells, also written to `results.jsonl`."""
     files = [cell_folder(folder, *cell) / CELL_FILE for cell in grid.cells]
     records = [record for file in files if file.exists() for record in read_records(file)]
     write_records(folder / RESULTS_FILE, records)
@@ -133,14 +133,14 @@ def gather(grid: Grid, folder: Path) -> list[Record]:
 
 
 def within_budget(grid: Grid, minutes: float, at_once: int, threads: int) -> Grid:
-    """The grid, its training and images scaled down by one factor where it would take longer here. Rough."""
+    """The grid, with training and images scaled down by one factor if it would exceed the budget. Approximate."""
     require(minutes > 0, f"budget is {minutes} minutes; expected more than 0")
     factor = MARGIN * minutes / estimate_minutes(grid, at_once, threads)
     return grid if factor >= 1 else grid.scaled(factor)
 
 
 def estimate_minutes(grid: Grid, at_once: int, threads: int) -> float:
-    """How long a grid takes here, from a few steps of its first variant and one small sheet of images."""
+    """Estimated run time on this machine, from a few training steps of the first variant and a few images."""
     tiny = replace(grid, vae_steps=PROBE, ar_steps=PROBE, images=MIN_IMAGES)
     variant, threads_before = Variant.named(grid.variants[0]), torch.get_num_threads()
     torch.set_num_threads(threads)

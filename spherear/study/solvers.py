@@ -1,9 +1,9 @@
-"""Fewer evaluations at equal quality: solvers, steps and spacings, held against a hundred Euler-Maruyama steps.
+"""Fewer evaluations at equal quality: solvers, steps and spacings, compared with 100 Euler-Maruyama steps.
 
     python -m spherear.study.solvers runs/sweep.jsonl digits-power_spherical digits-gaussian
 
 draws the same labels and seeds with every solver setting, in blocks of images, and writes one line of JSON per
-measurement. An existing file is continued.
+measurement. An existing file is resumed.
 """
 
 import sys
@@ -31,7 +31,7 @@ REFERENCE = SamplingSettings()
 
 @dataclass(frozen=True)
 class SweepRecord(Config):
-    """One number measured of one block of images. block: its seeds are block x images and those after."""
+    """One metric of one block of images. block: its index; the seeds begin at block x images."""
 
     model: str
     guidance_scale: float
@@ -49,7 +49,7 @@ class SweepRecord(Config):
 
 
 def compared_settings() -> list[SamplingSettings]:
-    """Every solver setting that is compared; the reference first."""
+    """All compared solver settings, the reference first."""
     rows = [replace(REFERENCE, steps=steps) for steps in (100, 50, 20, 10, 5)]
     for solver, counts in (("euler", (20, 10, 6)), ("heun", (10, 5, 3)), ("adams_bashforth", (20, 10, 6))):
         for steps in counts:
@@ -61,32 +61,32 @@ def compared_settings() -> list[SamplingSettings]:
 def sweep(
     name: str, pipeline: Pipeline, real: Reference, done: set[tuple], command: str, images: int = IMAGES
 ) -> Iterator[list[SweepRecord]]:
-    """The records of one block after another, those in `done` left out."""
+    """Yields the records of each block that is not in `done`."""
     labels = torch.arange(images) % pipeline.ar.config.num_classes
     origin = provenance()
     for settings in compared_settings():
         for scale in SCALES:
             for block in range(BLOCKS):
-                place = (name, scale, settings.solver, settings.steps, settings.spacing, settings.evaluations, block)
-                if place in done:
+                key = (name, scale, settings.solver, settings.steps, settings.spacing, settings.evaluations, block)
+                if key in done:
                     continue
                 drawn = pipeline.sample(labels, replace(settings, guidance_scale=scale), seeds=block * images)
-                judged = asdict(real.judge(drawn.cpu(), labels))
+                scores = asdict(real.judge(drawn.cpu(), labels))
                 source = origin["commit"], origin["hardware"]
-                yield [SweepRecord(*place, m, judged[m], images, command, *source) for m in METRICS]
+                yield [SweepRecord(*key, m, scores[m], images, command, *source) for m in METRICS]
 
 
 def place_of(record: SweepRecord) -> tuple:
-    """What identifies a block."""
+    """The key of a block of images: model, scale, solver, steps, spacing, evaluations, block."""
     r = record
     return (r.model, r.guidance_scale, r.solver, r.steps, r.spacing, r.evaluations, r.block)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One solver setting on one model at one scale: mean and standard deviation over blocks, metric by metric.
+    """One solver setting on one model at one scale: mean and standard deviation over blocks, by metric.
 
-    matches: whether it is as good as the reference within its seed noise (see `matching`).
+    matches: whether all metrics are as good as those of the reference (see `matching`).
     """
 
     model: str
@@ -98,7 +98,7 @@ class Row:
 
 
 def rows(records: Sequence[SweepRecord]) -> list[Row]:
-    """All settings, fewest evaluations first. Records without the reference: ValueError."""
+    """One row per model, scale and setting, fewest evaluations first. Records without the reference: ValueError."""
     grouped: dict[tuple, dict[str, list[float]]] = {}
     for r in records:
         key = (r.model, r.guidance_scale, r.solver, r.steps, r.spacing)
@@ -120,13 +120,13 @@ def _deviation(values: list[float]) -> float:
 
 
 def matching(metric: str, values: Sequence[float], reference: Sequence[float]) -> bool:
-    """Whether the mean is no worse than the reference's by more than two of its standard deviations over blocks."""
+    """Whether the mean is at most two standard deviations of the reference worse than the mean of the reference."""
     worse = fmean(values) - fmean(reference)
     return (worse if metric in LOWER_IS_BETTER else -worse) <= 2 * _deviation(list(reference))
 
 
 def matching_everywhere(table: Sequence[Row]) -> list[SamplingSettings]:
-    """Settings that match on every model at every scale, fewest evaluations first, at the default guidance scale."""
+    """Settings that match for every model and scale, fewest evaluations first, with the default guidance scale."""
     by_setting: dict[SamplingSettings, list[bool]] = {}
     for row in table:
         by_setting.setdefault(replace(row.settings, guidance_scale=REFERENCE.guidance_scale), []).append(row.matches)
@@ -136,7 +136,7 @@ def matching_everywhere(table: Sequence[Row]) -> list[SamplingSettings]:
 
 
 def table(chosen: Sequence[Row], name: Callable[[SamplingSettings], str] = lambda s: "") -> str:
-    """Rows as Markdown."""
+    """Rows as a Markdown table. name: text to append to the solver of a setting."""
     head = "| model | guidance | solver | steps | spacing | evaluations | Frechet | recognised | recall | matches |\n"
     lines = [head, "|---" * 10 + "|\n"]
     for row in chosen:
@@ -156,24 +156,24 @@ the reference's standard deviations over blocks. Evaluations are of the velocity
 
 
 def shipped_sweep() -> list[SweepRecord]:
-    """The records that come with the library."""
+    """The sweep records shipped with the library."""
     return read_lines(SWEEP, SweepRecord)
 
 
 def sweep_report(records: Sequence[SweepRecord]) -> str:
-    """All rows as Markdown, with how they were measured."""
+    """All rows as a Markdown table, preceded by a note on the method."""
     names = {replace(s, guidance_scale=REFERENCE.guidance_scale): name for name, s in NAMED_SETTINGS.items()}
 
     def name(settings: SamplingSettings) -> str:
-        found = names.get(replace(settings, guidance_scale=REFERENCE.guidance_scale))
-        return f" (**{found}**)" if found else ""
+        match = names.get(replace(settings, guidance_scale=REFERENCE.guidance_scale))
+        return f" (**{match}**)" if match else ""
 
     first, blocks = records[0], len({r.block for r in records})
     return NOTE.format(command=first.command, images=first.images, blocks=blocks) + table(rows(records), name)
 
 
 def main(out: str, *names: str) -> None:
-    """Sweep the models, continuing `out`, and print the table."""
+    """Sweep the models, resume from the records in `out`, and print the table."""
     path = Path(out)
     records = read_lines(path, SweepRecord) if path.exists() else []
     command = " ".join(["python -m spherear.study.solvers", out, *names])

@@ -2,7 +2,7 @@
 
     python -m spherear.study.trial FOLDER VARIANT SEED THREADS
 
-runs one cell of the study at FOLDER; `spherear study` starts these. Every cell gets the same backbone, budget, labels,
+runs one cell of the study at FOLDER; `spherear study` starts these. All cells have the same backbone, budget, labels,
 sampling seeds and reference images.
 """
 
@@ -41,19 +41,19 @@ CELL_FILE = "records.jsonl"
 
 
 def cell_folder(folder: Path, variant: str, seed: int) -> Path:
-    """The folder of a cell's models and records."""
+    """The folder of the models and records of a cell."""
     return folder / variant / f"seed-{seed}"
 
 
 def sizes_of(grid: Grid, variant: Variant) -> Preset:
-    """The preset with the variant's bottleneck."""
+    """The preset of the grid, with the bottleneck of the variant."""
     row = preset(grid.preset, variant.family)
     options = {name: getattr(variant, name) for name in ("noise_scale", "codes") if getattr(variant, name)}
     return with_vae(row, replace(row.vae, **options))
 
 
 def run_cell(grid: Grid, variant: Variant, seed: int, folder: Path, device: torch.device | str) -> Pipeline:
-    """Train the cell's VAE and AR model in `folder`, going on from what is there."""
+    """Train the VAE and the AR model of a cell in `folder`, resuming from the checkpoints there."""
     sizes, plan = sizes_of(grid, variant), course(grid.preset)
     data = load_data(plan.data, sizes.vae.image_size)
     vae_recipe = replace(plan.vae, steps=grid.vae_steps, kl_weight=variant.kl_weight, seed=seed)
@@ -68,33 +68,33 @@ def measure_cell(grid: Grid, variant: Variant, seed: int, pipeline: Pipeline, co
     real = Reference.of(grid.preset)
     data = load_data(course(grid.preset).data, pipeline.vae.config.image_size)
     latents, labels = real_latents(pipeline.vae, data, seed=seed)
-    blank = Record(
+    template = Record(
         variant.name, variant.family, variant.kl_weight, variant.noise_scale, seed, 1.0, "linear", True, True,
         metric="", value=0.0, images=grid.images, data=data.spec, command=command, **provenance(),
         vae_steps=grid.vae_steps, ar_steps=grid.ar_steps,
     )  # fmt: skip
 
-    def filled(values: Mapping[str, float], **where: Any) -> list[Record]:
-        return [replace(blank, **where, metric=name, value=value) for name, value in values.items()]
+    def records_of(values: Mapping[str, float], **fields: Any) -> list[Record]:
+        return [replace(template, **fields, metric=name, value=value) for name, value in values.items()]
 
-    records = filled(measure_vae(pipeline.vae, real, seed), images=len(real.images))
-    records += filled(measure_prediction(pipeline, latents, labels, seed), images=len(latents))
+    records = records_of(measure_vae(pipeline.vae, real, seed), images=len(real.images))
+    records += records_of(measure_prediction(pipeline, latents, labels, seed), images=len(latents))
     for point in grid.points(pipeline.vae.bottleneck.radius is not None):
-        records += filled(measure_point(grid, pipeline, point, real, latents), **asdict(point))
+        records += records_of(measure_point(grid, pipeline, point, real, latents), **asdict(point))
     return records
 
 
 @torch.no_grad()
 def measure_vae(vae: VAE, real: Reference, seed: int) -> dict[str, float]:
-    """How well the VAE alone reconstructs held-out images: the best that any AR model on it can reach."""
+    """Metrics of the VAE's reconstructions of held-out images: a bound for any AR model on top of it."""
     device = vae.quant_proj.weight.device
     latent = vae.encode(real.images.to(device), keyed_generator(seed, 2, device))
     images = vae.decode(latent.sample).float().cpu()
-    judged = real.judge(images, real.labels)
+    scores = real.judge(images, real.labels)
     return {
         "reconstruction_l1": float((images - real.images).abs().mean()),
-        "reconstruction_frechet": judged.frechet,
-        "reconstruction_accuracy": judged.accuracy,
+        "reconstruction_frechet": scores.frechet,
+        "reconstruction_accuracy": scores.accuracy,
         "kl": float(latent.kl.mean()),
         "latent_scale": vae.config.latent_scale,
     }
@@ -117,19 +117,19 @@ def measure_prediction(
 def measure_point(
     grid: Grid, pipeline: Pipeline, point: Point, real: Reference, latents: Float[Tensor, "n tokens dim"]
 ) -> dict[str, float]:
-    """Every metric of the images drawn with one setting; labels and seeds are the same in every cell."""
+    """All metrics of the images drawn with one setting; labels and seeds are the same for every cell."""
     labels = torch.arange(grid.images) % pipeline.ar.config.num_classes
     settings = SamplingSettings(point.guidance_scale, point.schedule, steps=grid.solver_steps, project=point.project_ar)
     drawn = trace(pipeline.steps(labels, settings, seeds=0))
     raw, tokens = drawn.raw, drawn.tokens  # (images, tokens, dim)
     images = pipeline.images(pipeline.vae.project(raw) if point.project_decoder else raw).cpu()
-    judged = real.judge(images, labels)
+    scores = real.judge(images, labels)
     norms = compare_norms(raw.cpu(), latents)
-    last = math.ceil(len(norms.relative) / 4)
+    quarter = math.ceil(len(norms.relative) / 4)
     return {
-        **asdict(judged),
+        **asdict(scores),
         "inception_score": inception_score(real.classifier(images).softmax(dim=-1)),
-        "norm_change_late": float(norms.relative[-last:].mean()),
+        "norm_change_late": float(norms.relative[-quarter:].mean()),
         "norm_change": float(norms.relative.mean()),
         "variance_ratio": variance_ratio(tokens.cpu(), latents).total,
         "raw_variance_ratio": variance_ratio(raw.cpu(), latents).total,
@@ -138,10 +138,10 @@ def measure_point(
 
 
 def exit_with_parent() -> None:
-    """End this process when the one at the other end of its standard input ends, for whatever reason."""
+    """Exit when the parent process ends for any reason, that is, when standard input is closed."""
 
     def wait() -> None:
-        while os.read(sys.stdin.fileno(), 1):  # not sys.stdin.read(), whose lock an exiting process would wait for
+        while os.read(sys.stdin.fileno(), 1):  # sys.stdin.read() would hold a lock that blocks the exit
             pass
         os._exit(1)
 
@@ -149,14 +149,14 @@ def exit_with_parent() -> None:
 
 
 def main(folder: str, variant: str, seed: str, threads: str) -> None:
-    """Run a cell to its end: train, measure, write records. What is done already is kept."""
+    """Run a cell: train, measure, write records. Resumes from existing checkpoints."""
     exit_with_parent()
     torch.set_num_threads(int(threads))
     grid = Grid.from_dict(read_json(Path(folder) / GRID_FILE)["grid"])
     command = read_json(Path(folder) / GRID_FILE)["command"]
-    own, row = cell_folder(Path(folder), variant, int(seed)), Variant.named(variant)
-    pipeline = run_cell(grid, row, int(seed), own, pick_device("auto"))
-    write_records(own / CELL_FILE, measure_cell(grid, row, int(seed), pipeline, command))
+    cell, row = cell_folder(Path(folder), variant, int(seed)), Variant.named(variant)
+    pipeline = run_cell(grid, row, int(seed), cell, pick_device("auto"))
+    write_records(cell / CELL_FILE, measure_cell(grid, row, int(seed), pipeline, command))
 
 
 if __name__ == "__main__":

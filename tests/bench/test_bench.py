@@ -155,7 +155,7 @@ def test_latency_has_a_row_a_named_settings():
 def test_steps_are_timed_in_every_way():
     variants = {"encoding": (False, False, "float32"), "cached": (True, False, "float32")}
     rows = step_times("digits3", steps=3, batch_size=4, variants=variants)
-    assert [row.way for row in rows] == ["encoding", "cached"]
+    assert [row.variant for row in rows] == ["encoding", "cached"]
     assert rows[0].speedup == 1.0
     for row in rows:
         assert row.timing.repeats == 3

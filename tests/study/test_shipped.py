@@ -15,11 +15,11 @@ from spherear.sampling.pipeline import cached_pipeline
 from spherear.study.design import GRIDS, Grid
 from spherear.study.records import select, shipped_records
 from spherear.study.reference import Reference
-from spherear.study.release import LINES, SHIPS, Remeasured, name_of, release, remeasure
+from spherear.study.release import LINES, SHIPPED_VARIANTS, Remeasured, name_of, release, remeasure
 from spherear.study.runner import open_study
 from spherear.study.trial import GRID_FILE, cell_folder
 
-NAMES = sorted(name_of(GRIDS[grid], variant) for grid, variants in SHIPS.items() for variant in variants)
+NAMES = sorted(name_of(GRIDS[grid], variant) for grid, variants in SHIPPED_VARIANTS.items() for variant in variants)
 
 
 def test_what_should_ship_does():
@@ -73,7 +73,7 @@ def test_shipping_writes_half_precision_and_a_log(tmp_path):
     study, out = tmp_path / "study", tmp_path / "out"
     open_study(GRIDS["laws"], study, "spherear study laws")
     source = Pipeline.from_pretrained("digits3-gaussian")
-    for variant in SHIPS["laws"]:
+    for variant in SHIPPED_VARIANTS["laws"]:
         folder = cell_folder(study, variant, 0)
         source.save_pretrained(folder)
         for part in ("vae", "ar"):
