@@ -76,7 +76,7 @@ def test_ways_start_with_the_reference_and_are_told_apart():
 
 @pytest.mark.slow
 def test_a_sweep_goes_on(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sweeping, "ways", lambda: [replace(REFERENCE, steps=2), HEUN])
+    monkeypatch.setattr(sweeping, "compared_settings", lambda: [replace(REFERENCE, steps=2), HEUN])
     monkeypatch.setattr(sweeping, "REFERENCE", replace(REFERENCE, steps=2))
     monkeypatch.setattr(sweeping, "BLOCKS", 2)
     monkeypatch.setattr(sweeping, "IMAGES", 20)
