@@ -1,20 +1,20 @@
-"""What every command shares: exit statuses, one line per error, and printing from one of several processes."""
+"""Helpers of every command: exit statuses, one-line error messages, and printing from the first process only."""
 
 import os
 import sys
 from collections.abc import Callable
 
-INTERRUPTED = 130  # the exit status of a command that Ctrl-C ended
+INTERRUPTED = 130  # exit status after Ctrl-C
 
 
 def say(text: str) -> None:
-    """Print, from the first of several processes alone."""
+    """Print `text`, from the first process (rank 0) only."""
     if os.environ.get("RANK", "0") == "0":
         print(text)
 
 
 def exit_status(work: Callable[[], int]) -> int:
-    """Run a command; an error a person can mend is one line on stderr and status 2, not a traceback."""
+    """Run a command and return its exit status; a user's error gives one line on stderr and status 2, no traceback."""
     try:
         return work()
     except (ValueError, OSError, ArithmeticError, ImportError) as error:

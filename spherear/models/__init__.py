@@ -1,1 +1,1 @@
-"""What is trained: the VAE, the velocity head, the AR model, their presets and checkpoints."""
+"""The models: VAE, AR model and its heads, with their presets and checkpoints."""

@@ -1,8 +1,7 @@
-"""The causal transformer that turns a label and the tokens so far into a condition for the next token.
+"""The causal transformer: from a label and the tokens so far to the condition of the next token.
 
-Knows: sequences of class tokens and latents, teacher forced or one at a time with a KV cache.
-Does not know: the VAE, guidance, solvers or projection; who feeds tokens back decides what they are.
-(Paper section 3.2.)
+It runs with teacher forcing, or one token at a time with a KV cache. Guidance, solvers and projection are in
+`sampling`, not here. (Paper section 3.2.)
 """
 
 import math
@@ -25,8 +24,8 @@ class ARConfig(Config):
     """Sizes of an AR model; the defaults are SphereAR-B for 256 px.
 
     width, layers, heads: of the transformer.  head_width, head_depth, head_groups: of the head.
-    class_tokens: how many sequence positions a label fills.  codes: how many different tokens there are,
-    each with its logit; 0: a continuum, with a velocity.
+    class_tokens: sequence positions per label.  codes: size of the codebook, for a categorical head; 0 for
+    continuous tokens, with a velocity head.
     """
 
     latent_dim: int = 16
@@ -43,8 +42,8 @@ class ARConfig(Config):
 
     def check(self) -> None:
         for name, value in self.to_dict().items():
-            least = 0 if name == "codes" else 1
-            require(value >= least, f"{name} is {value}; expected at least {least}")
+            minimum = 0 if name == "codes" else 1
+            require(value >= minimum, f"{name} is {value}; expected at least {minimum}")
         require(math.isqrt(self.tokens) ** 2 == self.tokens, f"tokens is {self.tokens}; expected a square")
         require(
             self.width % (4 * self.heads) == 0,
@@ -57,11 +56,10 @@ class ARConfig(Config):
 
 
 class SphereAR(nn.Module, Pretrained[ARConfig]):
-    """p(z_1 ... z_L | label), one token after another in raster order, each by its head.
+    """p(z_1 ... z_L | label), one token at a time in raster order, drawn by the head.
 
-    The sequence is [class tokens, z_1 ... z_(L-1)]; its last L outputs, each with the learnt embedding
-    of the position it predicts added, are the conditions of tokens 1 to L. Label `num_classes` is the
-    null class.
+    The input sequence is [class tokens, z_1 ... z_(L-1)]. The conditions of tokens 1 to L are its last L
+    outputs, plus a learnt embedding of the predicted position. Label `num_classes` is the null class.
     """
 
     config_class = ARConfig
@@ -87,16 +85,16 @@ class SphereAR(nn.Module, Pretrained[ARConfig]):
 
     @property
     def null_label(self) -> int:
-        """The label of the null class, which guidance extrapolates away from."""
+        """The label of the null class, for the unconditional branch of guidance."""
         return self.config.num_classes
 
     def forward(
         self, tokens: Float[Tensor, "batch tokens dim"], labels: Int[Tensor, " batch"]
     ) -> Float[Tensor, "batch tokens width"]:
-        """Teacher forced: all tokens and labels -> the condition of every token.
+        """Teacher forcing: all tokens and labels -> the condition of every token.
 
-        Token i's condition depends on the label and on tokens before i alone. Wrong shapes raise
-        ValueError; so do labels out of range where they can be read without waiting for a device.
+        The condition of token i depends only on the label and on the tokens before i. ValueError for wrong
+        shapes, and for labels out of range if they are on the CPU (elsewhere the check would wait for the device).
         """
         self._check(tokens, labels)
         inputs = torch.cat((self._classes(labels), self._inputs(tokens[:, :-1])), dim=1)
@@ -114,10 +112,10 @@ class SphereAR(nn.Module, Pretrained[ARConfig]):
         label_dropout: float = 0.1,
         generator: torch.Generator | None = None,
     ) -> Float[Tensor, ""]:
-        """The head's loss of every token, given the tokens before it and its label.
+        """The head's loss, averaged over all tokens, each given its label and the tokens before it.
 
-        A share `label_dropout` of labels becomes the null class. repeats, times, noise: see
-        `VelocityHead.loss`; a categorical head needs none.
+        label_dropout: probability that a label is replaced by the null class.  repeats, times, noise: see
+        `VelocityHead.loss`; a categorical head ignores them.
         """
         if label_dropout > 0:
             drop = torch.rand(labels.shape, generator=generator, device=tokens.device) < label_dropout
@@ -126,7 +124,7 @@ class SphereAR(nn.Module, Pretrained[ARConfig]):
         return self.head.loss(tokens, condition, repeats=repeats, times=times, noise=noise, generator=generator)
 
     def kv_cache(self, batch: int) -> KVCache:
-        """An empty cache for `batch` rows, in the weights' dtype and on their device."""
+        """An empty cache for `batch` rows, with the dtype and device of the weights."""
         weight, c = self.proj_in.weight, self.config
         length = c.class_tokens + c.tokens - 1
         return KVCache(c.layers, batch, c.heads, length, c.width // c.heads, weight.dtype, weight.device)
@@ -136,11 +134,11 @@ class SphereAR(nn.Module, Pretrained[ARConfig]):
         return self._next(self._classes(labels), kv_cache.extend(self.config.class_tokens))
 
     def step(self, token: Float[Tensor, "batch dim"], kv_cache: KVCache) -> Float[Tensor, "batch width"]:
-        """The newest token -> the condition of the one after it; the cache grows by one position."""
+        """The newest token -> the condition of the next one; fills one position of the cache."""
         return self.advance(token, kv_cache.extend(1))
 
     def advance(self, token: Float[Tensor, "batch dim"], past: Past) -> Float[Tensor, "batch width"]:
-        """`step` at a place of a cache that is given: nothing in it depends on a number that the host knows."""
+        """`step` at a given position of a cache, which is a tensor: so the call can be compiled or captured."""
         return self._next(self._inputs(token[:, None]), past)
 
     def _next(self, inputs: Tensor, past: Past) -> Tensor:
@@ -158,8 +156,8 @@ class SphereAR(nn.Module, Pretrained[ARConfig]):
     def _transform(self, inputs: Tensor, past: Past | None) -> Tensor:
         rope = self.rotary(inputs.shape[1]) if past is None else self.rotary.at(past.index)
         x = self.emb_norm(inputs)
-        for layer, own in zip(self.layers, past.layers if past else [None] * len(self.layers), strict=True):
-            x = layer(x, rope, causal=True, past=own)
+        for layer, layer_past in zip(self.layers, past.layers if past else [None] * len(self.layers), strict=True):
+            x = layer(x, rope, causal=True, past=layer_past)
         return x
 
     def _check(self, tokens: Tensor, labels: Tensor) -> None:
@@ -178,7 +176,7 @@ def _head(config: ARConfig) -> VelocityHead | CategoricalHead:
 
 
 def check_labels(labels: Int[Tensor, " batch"], num_classes: int) -> None:
-    """Refuse labels outside 0 .. num_classes - 1, naming the first."""
+    """ValueError for labels outside 0 .. num_classes - 1; it names the first one."""
     bad = (labels < 0) | (labels >= num_classes)
     if bad.any():
         raise ValueError(f"label {int(labels[bad][0])} is out of range; expected 0 to {num_classes - 1}")

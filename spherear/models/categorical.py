@@ -1,8 +1,4 @@
-"""The other head: which code comes next, for tokens from a codebook.
-
-Knows: logits of codes given a condition, and the vectors the codes stand for.
-Does not know: where the codebook was learnt, guidance, or how a code is picked.
-"""
+"""The categorical head, for tokens from a codebook: from a condition to the logits of the next code."""
 
 from typing import Any
 
@@ -49,7 +45,7 @@ class CategoricalHead(nn.Module):
 
     @property
     def state_dtype(self) -> torch.dtype:
-        """Of logits: float32 or better."""
+        """Dtype of the logits: float32 or better."""
         return torch.promote_types(self.final_linear.weight.dtype, torch.float32)
 
     def forward(self, condition: Float[Tensor, "*batch condition_width"]) -> Float[Tensor, "*batch codes"]:
@@ -60,13 +56,13 @@ class CategoricalHead(nn.Module):
         return self.final_linear(self.final_norm(x)).to(self.state_dtype)
 
     def codes(self, tokens: Float[Tensor, "*batch dim"]) -> Int[Tensor, "*batch"]:
-        """The code of every token."""
+        """Index of the code nearest to every token."""
         return nearest_code(tokens, self.codebook)
 
     def adopt(self, codebook: Float[Tensor, "codes dim"]) -> None:
-        """Take over a VAE's codebook. One of another shape: ValueError."""
-        found, expected = tuple(codebook.shape), tuple(self.codebook.shape)
-        require(found == expected, f"the codebook has shape {found}; expected {expected}")
+        """Copy a VAE's codebook into this head. ValueError if its shape differs."""
+        shape, expected = tuple(codebook.shape), tuple(self.codebook.shape)
+        require(shape == expected, f"the codebook has shape {shape}; expected {expected}")
         self.codebook.copy_(codebook)
 
     def loss(
@@ -75,6 +71,6 @@ class CategoricalHead(nn.Module):
         condition: Float[Tensor, "batch tokens width"],
         **draws: Any,
     ) -> Float[Tensor, ""]:
-        """Cross-entropy of the tokens' codes, in nats a token; draws (of a velocity head) are not needed."""
+        """Cross-entropy of the tokens' codes, in nats per token; `draws`, for a velocity head, is ignored."""
         logits = rearrange(self(condition), "batch tokens codes -> (batch tokens) codes")
         return F.cross_entropy(logits, self.codes(tokens).flatten())

@@ -1,7 +1,6 @@
-"""The published SphereAR files: config read off the shapes, weights renamed, nothing unpickled but tensors.
+"""The published SphereAR checkpoints: configs are inferred from shapes, weights renamed, only tensors unpickled.
 
-Knows: the published state dicts (names, prefixes, the two wrapped forms) and where the hub keeps them.
-Does not know: this project's own format (see `pretrained`), or pipelines (`sampling.pipeline.load_published`).
+This project's own format is in `pretrained`; `sampling.pipeline.load_published` loads whole pipelines.
 """
 
 import argparse
@@ -20,9 +19,9 @@ from spherear.models.vae import VAE, VAEConfig
 
 HUB_REPOSITORY = "guolinke/SphereAR"
 HUB_FILES = ("vae.pt", "SphereAR_B.pt", "SphereAR_L.pt", "SphereAR_H.pt")
-HEAD_WIDTH = 64  # of every published attention head
+HEAD_WIDTH = 64  # of the attention heads of every published model
 
-# (published, ours): parts of a parameter's name, replaced one after another.
+# (published, here): parts of parameter names, replaced in this order.
 _VAE_NAMES = (
     ("encoder.conv_in.", "encoder.stem."),
     ("encoder.patchify.0.net.", "encoder.down."),
@@ -41,16 +40,16 @@ _AR_NAMES = (
 )
 
 
-def _rename(name: str, table: tuple[tuple[str, str], ...], back: bool = False) -> str:
-    for published, ours in table:
-        name = name.replace(ours, published) if back else name.replace(published, ours)
+def _rename(name: str, table: tuple[tuple[str, str], ...], inverse: bool = False) -> str:
+    for published, local in table:
+        name = name.replace(local, published) if inverse else name.replace(published, local)
     return name
 
 
 def to_published(model: VAE | SphereAR) -> dict[str, Tensor]:
     """A model's weights under their published names (a VAE's without the prefix `vae.`)."""
     table = _VAE_NAMES if isinstance(model, VAE) else _AR_NAMES
-    return {_rename(name, table, back=True): tensor for name, tensor in model.state_dict().items()}
+    return {_rename(name, table, inverse=True): tensor for name, tensor in model.state_dict().items()}
 
 
 def load_parts(
@@ -59,9 +58,9 @@ def load_parts(
     revision: str | None = None,
     device: torch.device | str = "cpu",
 ) -> tuple[VAE | None, SphereAR | None]:
-    """A published file, its name on the hub, or its state dict -> (VAE, AR model), None where absent.
+    """A published file, its name on the hub, or its state dict -> (VAE, AR model), None for one that is absent.
 
-    Errors: FileNotFoundError; ValueError for a truncated or foreign file, or one that holds neither.
+    FileNotFoundError if there is no such file; ValueError if it is truncated, has another format, or holds neither.
     """
     weights = _unwrap(source if isinstance(source, Mapping) else _read(source, revision))
     name = "the state dict" if isinstance(source, Mapping) else str(source)
@@ -72,12 +71,12 @@ def load_parts(
     )
     vae = ar = None
     if vae_weights:
-        table_free = {k: v for k, v in vae_weights.items() if not k.endswith("freqs_cis")}
-        ours = {_rename(k, _VAE_NAMES): v for k, v in table_free.items()}
-        vae = VAE.from_weights(vae_config(vae_weights, ar_weights), ours, name, device)
+        learnt = {k: v for k, v in vae_weights.items() if not k.endswith("freqs_cis")}
+        renamed = {_rename(k, _VAE_NAMES): v for k, v in learnt.items()}
+        vae = VAE.from_weights(vae_config(vae_weights, ar_weights), renamed, name, device)
     if ar_weights:
-        ours = {_rename(k, _AR_NAMES): v for k, v in ar_weights.items()}
-        ar = SphereAR.from_weights(ar_config(ar_weights), ours, name, device)
+        renamed = {_rename(k, _AR_NAMES): v for k, v in ar_weights.items()}
+        ar = SphereAR.from_weights(ar_config(ar_weights), renamed, name, device)
     return vae, ar
 
 
@@ -106,7 +105,7 @@ def _unwrap(content: Any) -> dict[str, Tensor]:
 
 
 def _split(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """-> (VAE weights without their prefix, AR weights); a bare VAE is one whose encoder is at the top."""
+    """-> (VAE weights without their prefix, AR weights); a VAE-only file has no prefix."""
     if "encoder.conv_in.weight" in weights:
         return weights, {}
     vae = {k.removeprefix("vae."): v for k, v in weights.items() if k.startswith("vae.")}
@@ -115,7 +114,7 @@ def _split(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Ten
 
 
 def _count(weights: Mapping[str, Tensor], prefix: str) -> int:
-    """How many numbered parts stand under `prefix`."""
+    """Number of distinct name parts that follow `prefix`."""
     return len({k[len(prefix) :].split(".")[0] for k in weights if k.startswith(prefix)})
 
 
@@ -125,7 +124,7 @@ def _shape(weights: Mapping[str, Tensor], name: str) -> torch.Size:
 
 
 def vae_config(weights: Mapping[str, Tensor], ar_weights: Mapping[str, Tensor] | None = None) -> VAEConfig:
-    """Read a VAE's sizes off its shapes; the number of tokens off its RoPE table or its AR model."""
+    """Infer a VAE's config from its shapes, and the number of tokens from its RoPE table or its AR model."""
     blocks = _count(weights, "encoder.patchify.0.net.")
     stem = _shape(weights, "encoder.conv_in.weight")[0]
     downs = [_shape(weights, f"encoder.patchify.0.net.{i}.block.2.weight")[0] for i in range(blocks)]
@@ -151,7 +150,7 @@ def vae_config(weights: Mapping[str, Tensor], ar_weights: Mapping[str, Tensor] |
 
 
 def ar_config(weights: Mapping[str, Tensor]) -> ARConfig:
-    """Read an AR model's sizes off its shapes."""
+    """Infer an AR model's config from its shapes."""
     width, latent_dim = _shape(weights, "proj_in.weight")
     classes, embedded = _shape(weights, "cls_embedding.weight")
     return ARConfig(

@@ -1,4 +1,4 @@
-"""Configs as frozen dataclasses that survive a trip through JSON and refuse values of the wrong type."""
+"""Configs as frozen dataclasses that convert to JSON and back and refuse values of the wrong type."""
 
 import dataclasses
 import types
@@ -10,13 +10,13 @@ ConfigT = TypeVar("ConfigT", bound="Config")
 
 
 def require(condition: bool, message: str) -> None:
-    """Raise `ValueError(message)` unless the condition holds."""
+    """Raise `ValueError(message)` if the condition is false."""
     if not condition:
         raise ValueError(message)
 
 
 def one_of(name: str, value: object, known: Iterable[str]) -> None:
-    """Refuse a `value` that is not among `known` names: list those that are, the nearest first."""
+    """ValueError if `value` is not among the `known` names; the message lists them, the most similar first."""
     names = sorted(known)
     nearest = get_close_matches(str(value), names, n=1)
     listed = ", ".join(map(repr, [*nearest, *(name for name in names if name not in nearest)]))
@@ -27,7 +27,7 @@ def _fits(value: object, annotation: Any) -> bool:
     origin = get_origin(annotation)
     if origin in (Union, types.UnionType):
         return any(_fits(value, option) for option in get_args(annotation))
-    if origin is Literal:  # names from a table; which ones, `check` says
+    if origin is Literal:  # names from a table; `check` validates them
         return isinstance(value, str)
     if origin is tuple:
         item = get_args(annotation)[0]
@@ -41,7 +41,7 @@ def _fits(value: object, annotation: Any) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Base of every config: typed, validated where it is built, equal when its fields are equal."""
+    """Base of every config. TypeError or ValueError, at construction, for fields that do not fit."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -52,7 +52,7 @@ class Config:
         self.check()
 
     def check(self) -> None:
-        """Raise `ValueError` where a field, or two fields together, make no sense."""
+        """Raise ValueError if a field, or a combination of fields, is invalid."""
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain Python values, ready for JSON."""
@@ -60,7 +60,7 @@ class Config:
 
     @classmethod
     def from_dict(cls: type[ConfigT], values: dict[str, Any]) -> ConfigT:
-        """The inverse of `to_dict`; absent fields take their defaults, unknown ones are a `ValueError`."""
+        """The inverse of `to_dict`. Missing fields take their defaults; unknown ones raise ValueError."""
         known = {field.name for field in dataclasses.fields(cls)}
         unknown = sorted(set(values) - known)
         require(not unknown, f"{cls.__name__} has no field {unknown}; its fields are {sorted(known)}")

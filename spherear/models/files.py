@@ -1,4 +1,4 @@
-"""Files that are whole or not there: atomic writes of text and JSON, and reads that say what is wrong."""
+"""Atomic writes of text and JSON, and reads with clear error messages."""
 
 import json
 import os
@@ -12,10 +12,10 @@ from safetensors import SafetensorError
 
 @contextmanager
 def atomic_path(target: Path) -> Iterator[Path]:
-    """A temporary path beside `target` that becomes it, synced to disk, when the block ends well.
+    """A temporary path beside `target`; when the block succeeds, it is synced to disk and renamed to `target`.
 
-    When it does not, the temporary file is removed and whatever `target` held before is untouched; an
-    error of the disk comes out as an OSError that names the file.
+    On failure the temporary file is removed and `target` is unchanged; a write error is raised as an OSError
+    that names the file.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f"{target.name}.{os.getpid()}.tmp")
@@ -32,7 +32,7 @@ def atomic_path(target: Path) -> Iterator[Path]:
 
 
 def _sync_folder(folder: Path) -> None:
-    if os.name == "posix":  # a rename is on disk only once its folder is
+    if os.name == "posix":  # a rename reaches the disk only when its folder is synced
         handle = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(handle)
@@ -41,18 +41,18 @@ def _sync_folder(folder: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all."""
+    """Write a text file atomically."""
     with atomic_path(path) as part:
         part.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Write JSON, indented, whole or not at all."""
+    """Write indented JSON atomically."""
     write_text(path, json.dumps(values, indent=2) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object. A missing file is a FileNotFoundError, anything else amiss a ValueError."""
+    """Read a JSON object. FileNotFoundError for a missing file, ValueError for other contents."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

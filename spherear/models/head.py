@@ -1,7 +1,6 @@
-"""The rectified-flow velocity of one token, and the loss that trains it.
+"""The velocity head: the rectified-flow velocity v(x, t | condition) of one token, and its loss.
 
-Knows: velocity(x, t | condition) for a single token, and what in it depends on time or condition alone.
-Does not know: where the condition comes from, guidance, solvers or the sphere (paper section 3.2).
+Guidance and solvers are in `sampling`, not here. (Paper section 3.2.)
 """
 
 import math
@@ -17,7 +16,7 @@ from spherear.models.layers import NORM_EPS, init_normal
 FREQUENCIES = 256
 
 Modulation = list[Tensor]
-"""1 + scale, shift, gate of every group, then 1 + scale, shift of the end; (..., width) each."""
+"""1 + scale, shift, gate of every group, then 1 + scale, shift of the final layer; (..., width) each."""
 
 
 def time_features(t: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape features"]:
@@ -38,7 +37,7 @@ class TimeEmbedding(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights."""
+        """Dtype of the weights."""
         return next(self.mlp.parameters()).dtype
 
     def forward(self, t: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape width"]:
@@ -61,13 +60,13 @@ class HeadBlock(nn.Module):
 
 
 class VelocityHead(nn.Module):
-    """v(x, t | condition): an MLP whose every block is modulated by time + condition.
+    """v(x, t | condition): an MLP in which time + condition modulates every block.
 
     latent_dim: of x and v.  condition_width: of the condition.  width, depth: of the MLP.
-    groups: consecutive blocks share one of `groups` modulations.
+    groups: number of modulations; consecutive blocks share one.
 
-    `forward` is the whole; a solver calls its parts: `embed_time` once a time grid, `embed_condition` once a
-    token, `modulate` once for many times, and `answer` once an evaluation.
+    `forward` computes everything. A solver calls the parts: `embed_time` once per time grid, `embed_condition`
+    once per token, `modulate` once for many times, and `answer` once per evaluation.
     """
 
     def __init__(self, latent_dim: int, condition_width: int, width: int, depth: int, groups: int) -> None:
@@ -93,12 +92,12 @@ class VelocityHead(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights, and so of the arithmetic inside."""
+        """Dtype of the weights and of the computation."""
         return self.input_proj.weight.dtype
 
     @property
     def state_dtype(self) -> torch.dtype:
-        """Of x, t and v: float32 or better."""
+        """Dtype of x, t and v: float32 or better."""
         return torch.promote_types(self.dtype, torch.float32)
 
     def forward(
@@ -111,11 +110,11 @@ class VelocityHead(nn.Module):
         return self.velocity(x, self.embed_time(t), self.embed_condition(condition))
 
     def embed_time(self, t: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape width"]:
-        """The part that depends on time alone."""
+        """The part that depends only on time."""
         return self.time_embed(t)
 
     def embed_condition(self, condition: Float[Tensor, "*shape condition_width"]) -> Float[Tensor, "*shape width"]:
-        """The part that depends on the condition alone."""
+        """The part that depends only on the condition."""
         return self.cond_embed(condition.to(self.dtype))
 
     def velocity(self, x: Tensor, time: Tensor, condition: Tensor) -> Tensor:
@@ -123,9 +122,9 @@ class VelocityHead(nn.Module):
         return self.answer(x, self.modulate(time + condition))
 
     def modulate(self, embedded: Float[Tensor, "*shape width"]) -> Modulation:
-        """All that time + condition has to say: 1 + scale, shift and gate a group, 1 + scale and shift at the end.
+        """The modulation by time + condition: 1 + scale, shift and gate per group, then 1 + scale and shift at the end.
 
-        It does not depend on x, so a solver asks for many times at once.
+        It does not depend on x, so a solver computes it for many times at once.
         """
         y = F.silu(embedded)
         out: Modulation = []
@@ -135,13 +134,13 @@ class VelocityHead(nn.Module):
         return out
 
     def answer(self, x: Float[Tensor, "*batch dim"], modulation: Modulation) -> Float[Tensor, "*rows dim"]:
-        """Velocity at x under a modulation of as many rows, or of twice as many that share x (two branches)."""
+        """Velocity at x. The modulation has as many rows as x, or twice as many (two branches that share x)."""
         h = self.input_proj(x.to(self.dtype))  # (..., width)
         if len(modulation[0]) == 2 * len(h):
             h = h.repeat(2, 1)
-        share = len(self.res_blocks) // len(self.ada_ln_blocks)
+        group_size = len(self.res_blocks) // len(self.ada_ln_blocks)
         for index, block in enumerate(self.res_blocks):
-            group = index // share
+            group = index // group_size
             h = block(h, *modulation[3 * group : 3 * group + 3])
         scale, shift = modulation[-2:]
         out = self.final_linear(torch.addcmul(shift, self.final_norm(h), scale))  # (..., dim)
@@ -157,9 +156,9 @@ class VelocityHead(nn.Module):
         noise: Float[Tensor, "rows dim"] | None = None,
         generator: torch.Generator | None = None,
     ) -> Float[Tensor, ""]:
-        """`flow_matching_loss` of every token, each `repeats` times with fresh time and noise.
+        """`flow_matching_loss` averaged over all tokens, each with `repeats` independent times and noises.
 
-        Times default to sigmoid(N(0, 1)), noise to N(0, I); given ones have (repeats * batch * tokens)
+        Times default to sigmoid(N(0, 1)), noise to N(0, I). If given, they have (repeats * batch * tokens)
         rows, ordered (repeat, batch, token).
         """
         condition = repeat(condition, "batch tokens width -> (r batch tokens) width", r=repeats)
@@ -178,7 +177,7 @@ def flow_matching_loss(
     times: Float[Tensor, "*batch"],
     noise: Float[Tensor, "*batch dim"],
 ) -> Float[Tensor, ""]:
-    """mean |v(x_t, t) - (z - noise)|^2 at x_t = (1 - t) noise + t z; a scalar, in float32 or better."""
+    """mean (v(x_t, t) - (z - noise))^2 over all entries, x_t = (1 - t) noise + t z; a scalar, float32 or better."""
     t = times[..., None]
     velocity = head((1 - t) * noise + t * target, times, condition)
     return F.mse_loss(velocity, (target - noise).to(velocity.dtype))

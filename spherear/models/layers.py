@@ -1,8 +1,4 @@
-"""Attention with 2-D rotary positions, a gated feed-forward, and the pre-norm block they make.
-
-Knows: how tokens on a square grid exchange information, and how past keys and values are kept.
-Does not know: what a token stands for, images, labels, guidance or noise.
-"""
+"""Transformer layers: attention with 2-D rotary positions and a KV cache, gated feed-forward, pre-norm block."""
 
 import math
 from collections.abc import Callable
@@ -16,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 NORM_EPS = 1e-6
-SPAN = 64  # cached positions are read in multiples of so many
+SPAN = 64  # cached positions are read in multiples of this number
 
 
 def rope_table(
@@ -24,8 +20,8 @@ def rope_table(
 ) -> Float[Tensor, "positions pairs 2"]:
     """cos and sin of p * 10000^(-2k / (head_width / 2)): angles of 2-D rotary positions.
 
-    Each axis takes half of the head's pairs, x (column) before y (row). Cell i of an axis sits at
-    p = i + 1.5; the `prefix` tokens before the grid (classes, registers) at p = 0, which rotates nothing.
+    Each axis has half of the head's pairs, x (column) before y (row). Cell i of an axis is at p = i + 1.5; the
+    `prefix` tokens before the grid (classes, registers) are at p = 0, which is no rotation.
 
     Returns: (prefix + grid^2, head_width / 2, 2), float32, raster order.
     """
@@ -41,9 +37,9 @@ def rope_table(
 
 
 class Rotary(nn.Module):
-    """The table of `rope_table` as a module: it follows the model's device and stays float32.
+    """The table of `rope_table` as a module: it moves with the model's device and stays float32.
 
-    Not saved with the weights. `length` cuts the table (an AR model never feeds its last token back).
+    Not saved with the weights. `length` truncates the table (an AR model never feeds its last token back).
     """
 
     table: Tensor
@@ -63,11 +59,11 @@ class Rotary(nn.Module):
         return self
 
     def forward(self, count: int) -> Float[Tensor, "count pairs 2"]:
-        """Of the first `count` positions."""
+        """The table of the first `count` positions."""
         return self.table[:count]
 
     def at(self, index: Int[Tensor, " new"]) -> Float[Tensor, "new pairs 2"]:
-        """Of the positions in `index`."""
+        """The table of the positions in `index`."""
         return self.table.index_select(0, index)
 
 
@@ -83,9 +79,9 @@ def rotate(
 
 @dataclass(frozen=True)
 class LayerPast:
-    """What one layer keeps of the tokens so far. keys, values: (batch, heads, length, head width), all of them.
+    """One layer's part of the KV cache. keys, values: (batch, heads, length, head width), preallocated.
 
-    index: (new,), where new tokens go.  mask: (new, span), which of the first `span` positions each may see.
+    index: (new,), positions of the new tokens.  mask: (new, span), which of the first `span` positions each attends to.
     """
 
     keys: Tensor
@@ -103,17 +99,17 @@ class LayerPast:
 
 @dataclass(frozen=True)
 class Past:
-    """An extension of a cache by some tokens. layers: one `LayerPast` each.  index: (new,), where they go."""
+    """A cache extended by new tokens. layers: one `LayerPast` per layer.  index: (new,), their positions."""
 
     layers: list[LayerPast]
     index: Tensor
 
 
 class KVCache:
-    """The past of a causal transformer: keys and values of every layer, preallocated in the compute dtype.
+    """The KV cache of a causal transformer: keys and values of every layer, preallocated in the compute dtype.
 
-    Nothing in it grows: new tokens are written at an index that is a tensor, and attention reads the first `span`
-    positions, a multiple of SPAN, behind a mask. A decode so meets few shapes, and can be compiled or captured.
+    Its size is fixed: new tokens are written at an index that is a tensor, and attention reads the first `span`
+    positions, a multiple of SPAN, with a mask. So a decode has few shapes and can be compiled or captured.
     """
 
     def __init__(
@@ -136,14 +132,14 @@ class KVCache:
     @property
     def nbytes(self) -> int:
         """Memory of keys and values, in bytes."""
-        return sum(kept.nbytes for kept in (*self.keys, *self.values))
+        return sum(tensor.nbytes for tensor in (*self.keys, *self.values))
 
     def span(self, filled: int) -> int:
-        """How many positions are read when so many are filled."""
+        """Number of positions that attention reads when `filled` are filled."""
         return min(len(self.positions), SPAN * math.ceil(filled / SPAN))
 
     def extend(self, count: int) -> Past:
-        """Take the next `count` positions. More than there are: ValueError."""
+        """Reserve the next `count` positions. ValueError if the cache is too short."""
         end = self.filled + count
         if end > len(self.positions):
             raise ValueError(f"KV cache holds {len(self.positions)} positions; position {end} was asked for")
@@ -151,7 +147,7 @@ class KVCache:
         return self.at(index, self.span(end))
 
     def at(self, index: Int[Tensor, " new"], span: int) -> Past:
-        """New tokens at `index`, each seeing what lies before it among the first `span` positions, and itself."""
+        """New tokens at `index`; each attends to itself and to earlier positions among the first `span`."""
         mask = self.positions[:span] <= index[:, None]  # (new, span)
         pairs = zip(self.keys, self.values, strict=True)
         return Past([LayerPast(keys, values, index, mask) for keys, values in pairs], index)
@@ -160,7 +156,7 @@ class KVCache:
 class Attention(nn.Module):
     """Multi-head attention with a fused, bias-free query-key-value projection and rotary positions.
 
-    With a past, new tokens see what lies before them there; without one, `causal` says who sees whom.
+    With a past, new tokens attend to it; without one, `causal` chooses between causal and full attention.
     """
 
     def __init__(self, width: int, heads: int) -> None:
@@ -192,7 +188,7 @@ class Attention(nn.Module):
 
 
 class RMSNorm(nn.RMSNorm):
-    """x / rms(x) * weight, in the weight's precision: in float32 under autocast, as layer norms are."""
+    """x / rms(x) * weight, in the weight's dtype: float32 under autocast, like layer norm."""
 
     def __init__(self, width: int) -> None:
         super().__init__(width, eps=NORM_EPS)
@@ -237,7 +233,7 @@ class Block(nn.Module):
 
 
 def init_normal(module: nn.Module, std: float = 0.02) -> None:
-    """N(0, std) on every linear and embedding below `module`; linear biases zero."""
+    """Initialise all linear and embedding weights in `module` with N(0, std^2), linear biases with 0."""
     for part in module.modules():
         if isinstance(part, nn.Linear | nn.Embedding):
             nn.init.normal_(part.weight, std=std)

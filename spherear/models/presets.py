@@ -1,7 +1,4 @@
-"""Named sizes, as a table: one row is a VAE and the AR model that predicts its tokens.
-
-Knows: model sizes.  Does not know: how long or on what each is trained (see `training.recipes`).
-"""
+"""Presets: named sizes of a VAE and the AR model of its tokens. How they are trained: `training.recipes`."""
 
 from dataclasses import dataclass, replace
 
@@ -12,7 +9,7 @@ from spherear.models.vae import VAEConfig
 
 @dataclass(frozen=True)
 class Preset:
-    """A VAE and its AR model. guidance_scale: the one to sample with when none is asked for."""
+    """A VAE and its AR model. guidance_scale: the default for sampling."""
 
     vae: VAEConfig
     ar: ARConfig
@@ -29,7 +26,7 @@ PRESETS: dict[str, Preset] = {
                  width=96, layers=4, heads=2, head_width=96, head_depth=3, head_groups=1),
         guidance_scale=2.0,
     ),
-    "digits3": Preset(  # tokens of three numbers, to be looked at
+    "digits3": Preset(  # tokens of three numbers, for 3-D plots
         VAEConfig(latent_dim=3, image_size=16, widths=(16, 32, 64), encoder_layers=1, decoder_layers=1),
         ARConfig(latent_dim=3, tokens=16, num_classes=10, class_tokens=4,
                  width=64, layers=2, heads=2, head_width=64, head_depth=2, head_groups=1),
@@ -57,19 +54,19 @@ PRESETS: dict[str, Preset] = {
 
 
 def preset(name: str, bottleneck: str = "power_spherical") -> Preset:
-    """The preset of that name, its VAE with that bottleneck. Unknown names: ValueError with the known."""
+    """The preset of that name with that bottleneck. Unknown names: ValueError that lists the known ones."""
     one_of("preset", name, PRESETS)
     row = PRESETS[name]
     return with_vae(row, replace(row.vae, bottleneck=bottleneck))
 
 
 def with_vae(row: Preset, vae: VAEConfig) -> Preset:
-    """The preset with this VAE, and with its AR model made to fit the VAE's tokens."""
+    """The preset with this VAE, its AR model adapted to the VAE's tokens."""
     ar = replace(row.ar, latent_dim=vae.latent_dim, tokens=vae.tokens, codes=vae.alphabet)
     return replace(row, vae=vae, ar=ar)
 
 
 def check_pair(vae: VAEConfig, ar: ARConfig) -> None:
-    """Refuse an AR model made for other tokens than the VAE's: ValueError."""
-    ours, theirs = (vae.tokens, vae.latent_dim, vae.alphabet), (ar.tokens, ar.latent_dim, ar.codes)
-    require(ours == theirs, f"the VAE makes {ours} (tokens, dim, codes); expected {theirs}, as the AR model's")
+    """ValueError if the AR model expects other tokens than the VAE's."""
+    made, expected = (vae.tokens, vae.latent_dim, vae.alphabet), (ar.tokens, ar.latent_dim, ar.codes)
+    require(made == expected, f"the VAE makes {made} (tokens, dim, codes); expected {expected}, as the AR model's")

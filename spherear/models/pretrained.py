@@ -1,7 +1,6 @@
-"""Saving a model and finding it again: a folder of `config.json` and `model.safetensors`, here or on the hub.
+"""Saving and loading models: folders of `config.json` and `model.safetensors`, local, shipped or on the hub.
 
-Knows: folders, hub repositories, and how weights are matched with the config beside them.
-Does not know: any particular model, or the published files of the paper (see `checkpoints`).
+The paper's published files have another format; see `checkpoints`.
 """
 
 import hashlib
@@ -29,25 +28,25 @@ ModelT = TypeVar("ModelT", bound="Pretrained[Any]")
 
 
 def shipped() -> list[str]:
-    """Names of the models that come with the library."""
+    """Names of the models that ship with the library."""
     return sorted(path.name for path in SHIPPED.iterdir()) if SHIPPED.is_dir() else []
 
 
 def shipped_families(preset: str) -> list[str]:
-    """The families of a preset whose models ship, in the order of the table of families."""
+    """The families with a shipped model of this preset, in the order of `FAMILIES`."""
     names = shipped()
     return [family for family in FAMILIES if f"{preset}-{family}" in names]
 
 
 def shipped_name(family: str, preset: str) -> str:
-    """The shipped model of a family; any other name is returned as it is: a folder, or a repository of the hub."""
+    """Name of the shipped model of a family; any other name (a folder, a hub repository) is returned unchanged."""
     return f"{preset}-{family}" if family in shipped_families(preset) else family
 
 
 def find_folder(name_or_path: str | Path, revision: str | None = None) -> Path:
-    """A folder on this machine: the path itself, weights that ship, or a snapshot of a hub repository `owner/name`.
+    """The local folder of a model: the path itself, a shipped model, or a snapshot of a hub repository `owner/name`.
 
-    revision: branch, tag or commit to pin, for the hub alone. Nothing there: FileNotFoundError.
+    revision: branch, tag or commit, for the hub only. FileNotFoundError if there is no such model.
     """
     folder = Path(name_or_path).expanduser()
     if folder.is_dir():
@@ -66,13 +65,13 @@ def find_folder(name_or_path: str | Path, revision: str | None = None) -> Path:
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
-    """`model.load_state_dict`, but every misfit is one ValueError that names the keys and the shapes."""
+    """`model.load_state_dict`, but any mismatch is one ValueError that names the keys and the shapes."""
     expected = {name: tuple(t.shape) for name, t in model.state_dict().items()}
-    found = {name: tuple(t.shape) for name, t in weights.items()}
-    faults = [f"{name} is missing" for name in expected.keys() - found.keys()]
-    faults += [f"{name} is unknown" for name in found.keys() - expected.keys()]
-    shared = expected.keys() & found.keys()
-    faults += [f"{k} is {found[k]}, expected {expected[k]}" for k in shared if found[k] != expected[k]]
+    shapes = {name: tuple(t.shape) for name, t in weights.items()}
+    faults = [f"{name} is missing" for name in expected.keys() - shapes.keys()]
+    faults += [f"{name} is unknown" for name in shapes.keys() - expected.keys()]
+    shared = expected.keys() & shapes.keys()
+    faults += [f"{k} is {shapes[k]}, expected {expected[k]}" for k in shared if shapes[k] != expected[k]]
     if faults:
         more = f" and {len(faults) - 4} more" if len(faults) > 4 else ""
         listed = "; ".join(sorted(faults)[:4])
@@ -81,7 +80,7 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str) -
 
 
 def fingerprint(model: nn.Module) -> str:
-    """A short hash of a model's weights."""
+    """A hash of a model's weights: 16 hexadecimal digits."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
@@ -90,13 +89,13 @@ def fingerprint(model: nn.Module) -> str:
 
 
 class Pretrained(Generic[ConfigT]):
-    """Mixin of models built from one config: `save_pretrained`, `from_pretrained`."""
+    """Mixin for models built from one config: `save_pretrained`, `from_pretrained`."""
 
     config: ConfigT
     config_class: ClassVar[type[Any]]
 
     def save_pretrained(self, path: str | Path, dtype: torch.dtype | None = None) -> None:
-        """Write config and weights (in `dtype`, or their own) to the folder `path`; each file whole or as it was."""
+        """Write config and weights (in `dtype`, or unchanged) to the folder `path`; each file is written atomically."""
         assert isinstance(self, nn.Module)
         folder = Path(path)
         config = {"model": type(self).__name__, **self.config.to_dict()}
@@ -113,10 +112,10 @@ class Pretrained(Generic[ConfigT]):
         revision: str | None = None,
         device: torch.device | str = "cpu",
     ) -> ModelT:
-        """Read what `save_pretrained` wrote, from a folder or a hub repository; in eval mode.
+        """Load a model that `save_pretrained` wrote, from a folder or a hub repository, in eval mode.
 
-        Errors: FileNotFoundError where there is nothing, ValueError where it is another model's,
-        truncated, or its weights do not fit its config.
+        FileNotFoundError if nothing is there; ValueError if it is another kind of model or truncated, or if
+        the weights do not fit the config.
         """
         folder = find_folder(name_or_path, revision) / subfolder
         config = read_json(folder / CONFIG_FILE)
@@ -134,7 +133,7 @@ class Pretrained(Generic[ConfigT]):
         source: str = "the state dict",
         device: torch.device | str = "cpu",
     ) -> ModelT:
-        """A model of this config with these weights, in eval mode, without drawing any first."""
+        """A model of this config with these weights, in eval mode; random initialisation is skipped."""
         with torch.device("meta"):
             model = cls(config)  # type: ignore[call-arg]
         assert isinstance(model, nn.Module)

@@ -1,4 +1,4 @@
-"""Safetensors files that are whole or not there, and reads that say what is wrong."""
+"""Atomic writes of safetensors files, and reads with clear error messages."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,16 +12,16 @@ from spherear.models.files import atomic_path
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file, whole or not at all."""
+    """Write a safetensors file atomically."""
     with atomic_path(path) as part:
         part.touch()
-        mode = part.stat().st_mode  # what the user's umask asks for; safetensors writes files none else may read
+        mode = part.stat().st_mode  # from the user's umask; safetensors makes files that only the owner can read
         save_file({name: t.detach().contiguous() for name, t in tensors.items()}, part, metadata)
         part.chmod(mode)
 
 
 def read_tensors(path: Path, device: torch.device | str = "cpu") -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read a safetensors file -> (tensors, metadata). A truncated or foreign file is a ValueError."""
+    """Read a safetensors file -> (tensors, metadata). FileNotFoundError; ValueError if truncated or another format."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; expected a safetensors file there")
     try:

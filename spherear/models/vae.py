@@ -1,7 +1,6 @@
-"""The image tokeniser: convolutions and a transformer on both sides of a bottleneck.
+"""The image tokeniser: a VAE with convolutions and a transformer on both sides of a bottleneck.
 
-Knows: images in [-1, 1], the grid of tokens they become, and the bottleneck between them.
-Does not know: how its losses are weighted, labels, or how tokens are predicted (paper section 3.1).
+Its loss is in `training.objectives`. (Paper section 3.1.)
 """
 
 import math
@@ -26,8 +25,8 @@ class VAEConfig(Config):
     widths: channels after the stem and after each halving of the image, so the patch is
     2^(len(widths) - 1) pixels; the last is also the transformer's width.
     noise_scale: of the `fixed_variance` bottleneck.  codes: of the `vq` bottleneck.
-    latent_scale: a token is this times the latent; one over the latents' standard deviation on the training
-    set where nothing else fixes their scale.
+    latent_scale: token = latent_scale * latent. For families without a fixed scale it is
+    1 / (standard deviation of the latents on the training set).
     """
 
     bottleneck: str = "power_spherical"
@@ -70,7 +69,7 @@ class VAEConfig(Config):
 
     @property
     def patch(self) -> int:
-        """Pixels along one side of a token."""
+        """Side of a token's patch, in pixels."""
         return 2 ** (len(self.widths) - 1)
 
     @property
@@ -80,12 +79,12 @@ class VAEConfig(Config):
 
     @property
     def tokens(self) -> int:
-        """Tokens of an image."""
+        """Tokens per image."""
         return self.grid**2
 
     @property
     def alphabet(self) -> int:
-        """How many different tokens there are; 0: a continuum."""
+        """Number of different tokens; 0 if they are continuous."""
         return self.codes if self.bottleneck == "vq" else 0
 
 
@@ -98,7 +97,7 @@ def _conv(fan_in: int, fan_out: int, size: int = 3, stride: int = 1) -> nn.Conv2
 
 
 class Down(nn.Module):
-    """Halve the resolution: a residual pair of convolutions over a strided 2x2 shortcut."""
+    """Halve the resolution: two convolutions plus a strided 2x2 shortcut."""
 
     def __init__(self, fan_in: int, fan_out: int) -> None:
         super().__init__()
@@ -113,7 +112,7 @@ class Down(nn.Module):
 
 
 class Up(nn.Module):
-    """Double the resolution: a transposed residual pair, then a residual pair at the new resolution."""
+    """Double the resolution: a transposed residual block, then a residual block at the new resolution."""
 
     def __init__(self, fan_in: int, fan_out: int) -> None:
         super().__init__()
@@ -133,7 +132,7 @@ class Up(nn.Module):
 
 
 class Mixer(nn.Module):
-    """A non-causal transformer over the grid, with learnt register tokens in front that are then dropped."""
+    """A non-causal transformer over the grid; learnt register tokens are prepended and removed at the end."""
 
     def __init__(self, config: VAEConfig, layers: int) -> None:
         super().__init__()
@@ -153,7 +152,7 @@ class Mixer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Images to one feature vector a token."""
+    """Images -> one feature vector per token."""
 
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
@@ -171,7 +170,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """One feature vector a token to images."""
+    """One feature vector per token -> images."""
 
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
@@ -189,10 +188,10 @@ class Decoder(nn.Module):
 
 
 class VAE(nn.Module, Pretrained[VAEConfig]):
-    """Images to constrained tokens and back (S-VAE with the `power_spherical` bottleneck).
+    """Images -> constrained tokens -> images (S-VAE with the `power_spherical` bottleneck).
 
-    `encode` and `decode` check what they are given, values included; `forward`, the training path,
-    checks shapes alone and so never waits for the device.
+    `encode` and `decode` check shapes and values of their input; `forward`, for training, checks only shapes,
+    so it never waits for the device.
     """
 
     config_class = VAEConfig
@@ -211,30 +210,30 @@ class VAE(nn.Module, Pretrained[VAEConfig]):
     def forward(
         self, images: Float[Tensor, "batch 3 height width"], generator: torch.Generator | None = None
     ) -> tuple[Float[Tensor, "batch 3 height width"], Latent]:
-        """Images -> (reconstruction, latent): one differentiable pass for training."""
+        """Images -> (reconstruction, latent), for training. ValueError for a wrong shape, TypeError for integers."""
         self._check_images(images)
         latent = self.posterior(images, generator)
         return self._decode(latent.sample), latent
 
     @property
     def codebook(self) -> Float[Tensor, "codes dim"] | None:
-        """All tokens there are, where they are discrete."""
+        """All possible tokens if they are discrete, otherwise None."""
         if not isinstance(self.bottleneck, VectorQuantizedBottleneck):
             return None
         return self.config.latent_scale * self.bottleneck.codebook
 
     def rescale(self, latent_scale: float) -> None:
-        """Let tokens be `latent_scale` times the latents, from now on."""
+        """Set `latent_scale` in the config."""
         self.config = replace(self.config, latent_scale=latent_scale)
 
     def encode(self, images: Float[Tensor, "batch 3 height width"], generator: torch.Generator | None = None) -> Latent:
-        """Images in [-1, 1] -> `Latent` of (batch, tokens, latent_dim). NaN or a wrong shape: ValueError."""
+        """Images in [-1, 1] -> `Latent` of (batch, tokens, latent_dim). ValueError for NaN or a wrong shape."""
         self._check_images(images)
         check_finite("images", images)
         return self.posterior(images, generator)
 
     def decode(self, tokens: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch 3 height width"]:
-        """(batch, tokens, latent_dim) -> images, about [-1, 1]. NaN or a wrong shape: ValueError."""
+        """(batch, tokens, latent_dim) -> images, about [-1, 1]. ValueError for NaN or a wrong shape."""
         expected = (self.config.tokens, self.config.latent_dim)
         require(
             tuple(tokens.shape[1:]) == expected,
@@ -251,13 +250,13 @@ class VAE(nn.Module, Pretrained[VAEConfig]):
         return self.constrain(self.features(images), generator)
 
     def features(self, images: Tensor) -> Float[Tensor, "batch tokens channels"]:
-        """All that the posterior of images depends on; what costs time in `posterior`."""
+        """The bottleneck's input: the expensive part of `posterior`."""
         return self.quant_proj(self.encoder(images.to(self.quant_proj.weight.dtype)))
 
     def constrain(
         self, features: Float[Tensor, "batch tokens channels"], generator: torch.Generator | None = None
     ) -> Latent:
-        """`features` -> the posterior's latent, with a fresh draw."""
+        """`features` -> the posterior's `Latent`, with a new draw."""
         latent = self.bottleneck(features, generator)
         scale = self.config.latent_scale
         return latent if scale == 1.0 else latent.scaled(scale)
@@ -277,7 +276,7 @@ class VAE(nn.Module, Pretrained[VAEConfig]):
 
 
 def check_finite(name: str, values: Tensor) -> None:
-    """Refuse NaN and infinity, saying how many and where the first one is."""
+    """ValueError for NaN or infinity; it says how many there are and where the first one is."""
     bad = ~torch.isfinite(values)
     if bad.any():
         first = tuple(bad.nonzero()[0].tolist())

@@ -1,1 +1,1 @@
-"""How an image is drawn: solvers, settings, the token loop and the pipeline around it."""
+"""Sampling images: solvers, settings, the token loop and the pipeline around it."""

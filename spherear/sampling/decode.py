@@ -1,8 +1,6 @@
-"""The token loop: condition, draw, project, feed back.
+"""The token loop: condition, draw, project, feed back. (Paper section 3.2.)
 
-Knows: one AR model, its two branches under guidance, and the order in which tokens are drawn.
-Does not know: how a token is drawn (`draw`), the VAE (a projection is handed in), pixels, or who is watching
-(paper section 3.2).
+How one token is drawn is in `draw`. The loop does not know the VAE: the projection is an argument.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -24,7 +22,7 @@ EAGER = Engine()
 
 @dataclass(frozen=True)
 class Step:
-    """One token, drawn. raw: as the solver left it.  token: as it is handed on; both (batch, dim)."""
+    """One drawn token. raw: the solver's result.  token: after projection, as it is fed back; both (batch, dim)."""
 
     index: int
     raw: Float[Tensor, "batch dim"]
@@ -41,19 +39,18 @@ def decode(
     null_labels: Int[Tensor, " batch"] | None = None,
     engine: Engine = EAGER,
 ) -> Iterator[Step]:
-    """Draw `ar.config.tokens` tokens for each label, one `Step` at a time; leave the loop to stop.
+    """Draw `ar.config.tokens` tokens per label, one `Step` at a time; leave the loop to stop early.
 
-    noise: called once a token, in order, as noise(index, (draws, batch, dim)); both guidance
+    noise: called once per token, in order, as noise(index, (draws, batch, dim)); both guidance
         branches share it.
-    project: applied to every token before it is fed back (and ignored if `settings.project` is False).
-    null_labels: what guidance leads away from; the null class by default. Without guidance (scale 1)
-        these rows are not computed.
+    project: applied to every token before it is fed back (ignored if `settings.project` is False).
+    null_labels: labels of the unconditional branch; the null class by default. Without guidance (scale 1)
+        this branch is not computed.
     engine: how the repeated computations are run (see `sampling.engines`); the tokens are the same.
 
-    A token at scale 1 (the first, under the linear schedule) is not guided: the null branch then draws one
-    of its own from the same noise, and that is what its past holds, as in the published model. Every other
-    token is handed to both branches. Tokens are float32 or better whatever the model's dtype.
-    Labels out of range: ValueError.
+    A token at scale 1 (the first, with the linear schedule) is not guided: each branch then draws its own token
+    from the same noise and feeds it back, as in the published model. Every other token is fed back to both
+    branches. Tokens are float32 or better whatever the model's dtype. ValueError for labels out of range.
     """
     device = ar.proj_in.weight.device
     labels = labels.to(device)
@@ -61,15 +58,15 @@ def decode(
     branches = 1 if settings.guidance_scale == 1.0 else 2
     rows = labels if branches == 1 else torch.cat((labels, _null_rows(ar, labels, null_labels)))
     with engine.machine(ar, settings, len(rows)) as machine:
-        with torch.no_grad():  # never around a yield: what the caller does in between is the caller's
+        with torch.no_grad():  # never around a yield, or it would also apply to the caller's code
             condition = ar.start(rows, machine.cache)  # (rows, width)
         shape = (machine.draws, len(labels), ar.config.latent_dim)
         for index in range(ar.config.tokens):
             scale = settings.scale_at(index, ar.config.tokens)
-            drawn = _to(noise(index, shape), device, ar.head.state_dtype)
-            require(tuple(drawn.shape) == shape, f"noise has shape {tuple(drawn.shape)}; expected {shape}")
+            token_noise = _move(noise(index, shape), device, ar.head.state_dtype)
+            require(tuple(token_noise.shape) == shape, f"noise has shape {tuple(token_noise.shape)}; expected {shape}")
             with torch.no_grad():
-                raw = _draw(machine, condition, drawn, scale, branches)  # (batch or rows, dim)
+                raw = _draw(machine, condition, token_noise, scale, branches)  # (batch or rows, dim)
                 token = project(raw) if settings.project else raw
             yield Step(index, raw[: len(labels)], token[: len(labels)], scale)
             if index + 1 < ar.config.tokens:
@@ -78,14 +75,14 @@ def decode(
 
 
 def _draw(machine: Machine, condition: Tensor, noise: Tensor, scale: float, branches: int) -> Tensor:
-    """One token; at scale 1, one for every branch from the same noise."""
+    """One token; at scale 1, one per branch, from the same noise."""
     if scale == 1.0:
         return machine.draw(condition, noise.repeat(1, branches, 1), None)
     return machine.draw(condition, noise, torch.full((), scale, dtype=noise.dtype, device=noise.device))
 
 
-def _to(noise: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Noise where it is needed; to a GPU, without waiting for it."""
+def _move(noise: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Noise on `device` in `dtype`; the copy to a GPU is asynchronous."""
     if device.type == "cuda" and noise.device.type == "cpu":
         noise = noise.pin_memory()
     return noise.to(device, dtype, non_blocking=True)
@@ -104,9 +101,9 @@ def _null_rows(ar: SphereAR, labels: Tensor, null_labels: Tensor | None) -> Tens
 
 @dataclass(frozen=True)
 class Trace:
-    """All steps of one decode. raw: tokens as the solver left them.  tokens: as they were handed on.
+    """All steps of one decode. raw: the solver's results.  tokens: after projection, as they were fed back.
 
-    scales: guidance scale by position.
+    scales: guidance scale per token.
     """
 
     raw: Float[Tensor, "batch tokens dim"]
@@ -115,8 +112,8 @@ class Trace:
 
 
 def trace(steps: Iterable[Step]) -> Trace:
-    """Run a decode to its end and stack its steps. No steps: ValueError."""
-    taken = list(steps)
-    require(len(taken) > 0, "there are no steps; expected at least one")
-    raw, tokens = (torch.stack([getattr(step, name) for step in taken], dim=1) for name in ("raw", "token"))
-    return Trace(raw, tokens, torch.tensor([step.guidance_scale for step in taken], dtype=torch.float64))
+    """Run a decode to its end and stack its steps. ValueError if there are none."""
+    steps = list(steps)
+    require(len(steps) > 0, "there are no steps; expected at least one")
+    raw, tokens = (torch.stack([getattr(step, name) for step in steps], dim=1) for name in ("raw", "token"))
+    return Trace(raw, tokens, torch.tensor([step.guidance_scale for step in steps], dtype=torch.float64))

@@ -1,7 +1,6 @@
-"""How one token is drawn from its condition: along a velocity, or from a table of codes.
+"""Drawing one token from its condition: by integrating a velocity, or from a codebook. (Paper section 3.2.)
 
-Knows: both kinds of head, guidance between two of their answers, and noise as an argument.
-Does not know: the transformer, the token loop, or projection (paper section 3.2).
+Guidance is applied here. The token loop and projection are in `decode`.
 """
 
 from collections.abc import Callable
@@ -20,8 +19,8 @@ from spherear.sampling.settings import SamplingSettings
 class Drawing:
     """draw(condition, noise, scale) -> raw tokens, from noise of (draws, batch, dim).
 
-    Without a scale every condition has its noise and its token; with one (a scalar tensor), conditional rows
-    are followed by null rows, and the tokens are those of the guided answer.
+    Without a scale there is one token per row of the condition. With a scale (a scalar tensor), conditional rows
+    are followed by as many null rows, and there is one guided token per pair.
     """
 
     draws: int
@@ -29,16 +28,16 @@ class Drawing:
 
 
 Transform = Callable[[Callable[..., Tensor]], Callable[..., Tensor]]
-"""What an engine makes of a function of tensors: itself, or a compiled one."""
+"""An engine's transform of a function of tensors: it returns the function itself or a compiled one."""
 
 
 def as_written(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """No transform."""
+    """The function, unchanged."""
     return function
 
 
 def guide(answers: Float[Tensor, "rows dim"], scale: float | Tensor) -> Float[Tensor, "batch dim"]:
-    """null + scale (cond - null), from conditional rows followed by as many null rows."""
+    """Guidance: null + scale (cond - null), from conditional rows followed by as many null rows."""
     conditional, null = answers.chunk(2)
     return null + scale * (conditional - null)
 
@@ -46,7 +45,7 @@ def guide(answers: Float[Tensor, "rows dim"], scale: float | Tensor) -> Float[Te
 def drawing(
     head: VelocityHead | CategoricalHead, settings: SamplingSettings, transform: Transform = as_written
 ) -> Drawing:
-    """The way of drawing that a head has; `transform` is applied to what is evaluated again and again."""
+    """The `Drawing` for the head's type; `transform` is applied to the function that a solver evaluates repeatedly."""
     if isinstance(head, CategoricalHead):
         return by_code(head, settings)
     return by_velocity(head, settings, transform)
@@ -55,11 +54,11 @@ def drawing(
 def by_velocity(head: VelocityHead, settings: SamplingSettings, transform: Transform) -> Drawing:
     """Integrate the (guided) velocity from temperature * noise at t = 0 to a token at t = 1.
 
-    What depends on time is computed here, once; what depends on a condition, once a token, for many times
-    at once; what is left for an evaluation is what depends on x.
+    The time embeddings are computed here, once. Modulations depend on time and condition: they are computed once
+    per token, for many times together. An evaluation computes only what depends on x.
     """
     times = settings.times()
-    place = {t: index for index, t in enumerate(times)}
+    index_of = {t: index for index, t in enumerate(times)}
     device = head.input_proj.weight.device
     time_embeddings = head.embed_time(torch.tensor(times, dtype=head.state_dtype, device=device))  # (times, width)
 
@@ -73,7 +72,7 @@ def by_velocity(head: VelocityHead, settings: SamplingSettings, transform: Trans
         modulation = Modulations(head, time_embeddings, head.embed_condition(condition))
 
         def velocity(x: Tensor, t: float) -> Tensor:
-            return evaluation(x, scale, *modulation.at(place[t]))
+            return evaluation(x, scale, *modulation.at(index_of[t]))
 
         return settings.method.integrate(velocity, noise * settings.temperature, times)  # (batch, dim)
 
@@ -81,33 +80,33 @@ def by_velocity(head: VelocityHead, settings: SamplingSettings, transform: Trans
 
 
 class Modulations:
-    """What a head is told of every time of a grid and of one token's condition, some ROWS at a time.
+    """A head's modulations for one token's condition and all times of a grid, about ROWS rows at a time.
 
-    Computed together, weights are read once for many evaluations; in pieces, memory does not grow with steps.
+    Batching reads the weights once for many evaluations; limiting the batch keeps memory independent of steps.
     """
 
     ROWS = 512
 
     def __init__(self, head: VelocityHead, time_embeddings: Tensor, condition: Tensor) -> None:
         self.head, self.time_embeddings, self.condition = head, time_embeddings, condition
-        self.each = max(1, self.ROWS // len(condition))  # times a piece
+        self.each = max(1, self.ROWS // len(condition))  # times per piece
         self.piece, self.modulations = -1, list[tuple[Tensor, ...]]()
 
     def at(self, index: int) -> tuple[Tensor, ...]:
-        """Of time number `index` of the grid."""
-        piece, place = divmod(index, self.each)
+        """The modulation at time number `index` of the grid."""
+        piece, offset = divmod(index, self.each)
         if piece != self.piece:
-            some = self.time_embeddings[piece * self.each : (piece + 1) * self.each]
-            values = self.head.modulate(some[:, None] + self.condition)  # (times, rows, width) each
+            embeddings = self.time_embeddings[piece * self.each : (piece + 1) * self.each]
+            values = self.head.modulate(embeddings[:, None] + self.condition)  # (times, rows, width) each
             self.piece, self.modulations = piece, list(zip(*(x.unbind() for x in values), strict=True))
-        return self.modulations[place]
+        return self.modulations[offset]
 
 
 def by_code(head: CategoricalHead, settings: SamplingSettings) -> Drawing:
-    """The code at which the distribution of (guided) logits / temperature passes a uniform number.
+    """Draw a code from softmax((guided) logits / temperature), by inverting its distribution function.
 
-    That number is the normal distribution function of the first number of the noise, so seeds mean what they
-    mean everywhere. Temperature 0 takes the most likely code. Solvers have no part in it.
+    The uniform number is Phi(first number of the noise), Phi the normal distribution function, so the same seeded
+    noise serves both heads. Temperature 0 gives the most likely code. The solver is not used.
     """
 
     def draw(condition: Tensor, noise: Tensor, scale: Tensor | None) -> Tensor:
@@ -122,6 +121,6 @@ def pick(logits: Float[Tensor, "batch codes"], noise: Float[Tensor, " batch"], t
     """Inverse of the distribution function of softmax(logits / temperature), at Phi(noise); (batch,) indices."""
     if temperature == 0:
         return logits.argmax(dim=-1)
-    upto = torch.softmax(logits / temperature, dim=-1).cumsum(dim=-1)  # (batch, codes)
-    level = torch.special.ndtr(noise)[:, None] * upto[:, -1:]
-    return torch.searchsorted(upto, level).squeeze(-1).clamp(max=logits.shape[-1] - 1)
+    cumulative = torch.softmax(logits / temperature, dim=-1).cumsum(dim=-1)  # (batch, codes)
+    level = torch.special.ndtr(noise)[:, None] * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, level).squeeze(-1).clamp(max=logits.shape[-1] - 1)

@@ -1,10 +1,8 @@
-"""How the two repeated computations of a decode are run: as written, packed, compiled, or as CUDA graphs.
+"""Engines run the two repeated computations of a decode: eager, with packed weights, compiled, or as CUDA graphs.
 
-Knows: the draw of a token and the step of the transformer, as functions of tensors of fixed shapes.
-Does not know: the token loop, guidance scales, or what is drawn.
-
-An engine lends a `Machine` to one decode at a time. The engines that prepare something (compiled code, graphs)
-keep their machines for the next decode of the same model, solver and batch.
+These computations are the draw of a token and the step of the transformer, as functions of tensors with fixed
+shapes. One decode at a time uses a `Machine` of an engine. Engines with expensive preparation (packed weights,
+compiled code, graphs) cache their machines for the next decode with the same model, settings and batch.
 """
 
 from collections.abc import Callable, Iterator
@@ -27,9 +25,9 @@ AdvanceFunction = Callable[[Tensor, Tensor, int], Tensor]
 
 @dataclass(frozen=True)
 class Machine:
-    """What a decode works with. draws: rows of noise a token.  draw(condition, noise, scale or None) -> raw tokens.
+    """Cache and functions of a decode. draws: rows of noise per token. draw(condition, noise, scale or None) -> tokens.
 
-    advance(token, index, span) -> condition: the transformer's step at a place of the cache.
+    advance(token, index, span) -> condition: the transformer's step at position `index` of the cache.
     """
 
     cache: KVCache
@@ -38,45 +36,44 @@ class Machine:
     advance: AdvanceFunction
 
     def step(self, token: Tensor) -> Tensor:
-        """The newest token -> the condition of the one after it."""
+        """The newest token -> the condition of the next one."""
         index = self.cache.extend(1).index
         return self.advance(token, index, self.cache.span(self.cache.filled))
 
 
 def build(ar: SphereAR, settings: SamplingSettings, rows: int, transform: Transform = as_written) -> Machine:
-    """A machine that runs as written, but for what `transform` makes of its repeated functions."""
+    """A machine for `rows` conditions, with `transform` applied to its repeated functions."""
     cache = ar.kv_cache(rows)
-    drawer = drawing(ar.head, settings, transform)
+    head_drawing = drawing(ar.head, settings, transform)
 
     def advance(token: Tensor, index: Tensor, span: int) -> Tensor:
         return ar.advance(token, cache.at(index, span))
 
-    return Machine(cache, drawer.draws, drawer.draw, transform(advance))
+    return Machine(cache, head_drawing.draws, head_drawing.draw, transform(advance))
 
 
 class Engine:
-    """As written: nothing is prepared or cached. The base of the others."""
+    """Eager: nothing is prepared or cached. The base class of the others."""
 
     @contextmanager
     def machine(self, ar: SphereAR, settings: SamplingSettings, rows: int) -> Iterator[Machine]:
-        """For a decode of `rows` conditions at once, with an empty cache."""
+        """A machine with an empty cache, for a decode of `rows` conditions at once."""
         yield build(ar, settings, rows)
 
 
 @dataclass
 class CachingEngine(Engine):
-    """An engine whose machines are expensive to make: they are cached, and used again once they are free."""
+    """An engine whose machines are expensive to make: they are cached and reused when they are free."""
 
     free: dict[Any, list[Machine]] = field(default_factory=dict, init=False, repr=False)
 
     @contextmanager
     def machine(self, ar: SphereAR, settings: SamplingSettings, rows: int) -> Iterator[Machine]:
-        """A free machine of the same model, solver and rows, or a new one."""
+        """A free machine with the same model, settings and rows, or a new one; its cache is empty."""
         weight = ar.proj_in.weight
-        core = replace(
-            settings, guidance_scale=1.0, schedule="linear", project=True
-        )  # a machine depends on none of these
-        machines = self.free.setdefault((ar, weight.data_ptr(), weight.dtype, core, rows), [])
+        # A machine does not depend on guidance scale, schedule or projection.
+        key_settings = replace(settings, guidance_scale=1.0, schedule="linear", project=True)
+        machines = self.free.setdefault((ar, weight.data_ptr(), weight.dtype, key_settings, rows), [])
         machine = machines.pop() if machines else self.make(ar, settings, rows)
         machine.cache.filled = 0
         try:
@@ -89,45 +86,45 @@ class CachingEngine(Engine):
         return build(ar, settings, rows, self.transform)
 
     def transform(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        """What becomes of an evaluation of the head, and of a step."""
+        """Applied to the head's evaluation and the transformer's step; no change here."""
         return function
 
 
 @dataclass
 class Packed(CachingEngine):
-    """As written, on the CPU, with large weights laid out for few rows (see `sampling.packed`)."""
+    """Eager, on the CPU, with large weights in a layout for few rows (see `sampling.packed`)."""
 
     def make(self, ar: SphereAR, settings: SamplingSettings, rows: int) -> Machine:
-        """A machine of a packed copy."""
+        """A machine of a packed copy of the AR model."""
         return build(packed_copy(ar, rows), settings, rows)
 
 
 @dataclass
 class Compiled(CachingEngine):
-    """`torch.compile` on an evaluation of the head and on the transformer's step; needs a compiler."""
+    """`torch.compile` on the head's evaluation and on the transformer's step; needs a compiler."""
 
     def transform(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        """Compiled, one version a shape."""
+        """Compiled, one version per shape; RuntimeError when called if that fails."""
         compiled = torch.compile(function, fullgraph=True, dynamic=False)
 
         def run(*inputs: Any) -> Tensor:
-            with _explained():
+            with _explain_compiler_errors():
                 return compiled(*inputs)
 
         return run
 
 
 @contextmanager
-def _explained() -> Iterator[None]:
-    """A compiler that is missing or fails, in a sentence."""
+def _explain_compiler_errors() -> Iterator[None]:
+    """Replace an error of the compiler by a short RuntimeError."""
     try:
         yield
     except Exception as error:
         if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-            first = str(error).strip().partition("\n")[0]
+            first_line = str(error).strip().partition("\n")[0]
             raise RuntimeError(
-                f"torch.compile failed ({type(error).__name__}: {first}); the engine 'eager' needs no compiler "
-                "(this one wants a C++ compiler on the CPU, Triton on CUDA)"
+                f"torch.compile failed ({type(error).__name__}: {first_line}); the engine 'eager' needs no compiler "
+                "(this one needs a C++ compiler on the CPU, Triton on CUDA)"
             ) from error
         raise
 
@@ -136,7 +133,7 @@ def _explained() -> Iterator[None]:
 class CudaGraphs(CachingEngine):
     """The whole solver loop of a token captured as one CUDA graph, and the transformer's step as another.
 
-    compiled: capture compiled code instead of code as written. A CPU model: ValueError.
+    compiled: capture compiled code instead of eager code. ValueError if the AR model is not on a CUDA device.
     """
 
     compiled: bool = False
@@ -146,7 +143,7 @@ class CudaGraphs(CachingEngine):
         self.inner = Compiled() if self.compiled else CachingEngine()
 
     def make(self, ar: SphereAR, settings: SamplingSettings, rows: int) -> Machine:
-        """A new machine, whose graphs are captured as they are first needed."""
+        """A new machine; its graphs are captured on first use."""
         device = ar.proj_in.weight.device
         require(device.type == "cuda", f"the AR model is on {device}; expected cuda for CUDA graphs")
         machine = self.inner.make(ar, settings, rows)
@@ -154,7 +151,7 @@ class CudaGraphs(CachingEngine):
 
 
 class Captured:
-    """A function of tensors, captured once for every combination of shapes and constants, then replayed."""
+    """A function of tensors as CUDA graphs: captured once per combination of shapes and constants, then replayed."""
 
     def __init__(self, function: Callable[..., Tensor]) -> None:
         self.function = function
@@ -165,21 +162,21 @@ class Captured:
         if key not in self.graphs:
             self.graphs[key] = self._capture(inputs)
         graph, captured, out = self.graphs[key]
-        for target, new in zip(captured, inputs, strict=True):
-            if isinstance(new, Tensor):
-                target.copy_(new)
+        for target, source in zip(captured, inputs, strict=True):
+            if isinstance(source, Tensor):
+                target.copy_(source)
         graph.replay()
         return out.clone()
 
     def _capture(self, inputs: tuple[Tensor | int | None, ...]) -> tuple[torch.cuda.CUDAGraph, list[Any], Tensor]:
-        """Once as it is, on a side stream (libraries set themselves up, compilers compile), then captured."""
+        """Capture the function, after two warm-up runs on a side stream (library set-up, compilation)."""
         captured = [x.clone() if isinstance(x, Tensor) else x for x in inputs]
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
+        side_stream = torch.cuda.Stream()
+        side_stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side_stream):
             for _ in range(2):
                 self.function(*captured)
-        torch.cuda.current_stream().wait_stream(side)
+        torch.cuda.current_stream().wait_stream(side_stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             out = self.function(*captured)
@@ -196,6 +193,6 @@ ENGINES: dict[str, Callable[[], Engine]] = {
 
 
 def engine_named(name: str) -> Engine:
-    """A new engine of that name. Unknown names: ValueError with the known."""
+    """A new engine of that name. Unknown names: ValueError that lists the known ones."""
     one_of("engine", name, ENGINES)
     return ENGINES[name]()

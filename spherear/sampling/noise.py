@@ -1,4 +1,4 @@
-"""How a seed becomes noise: one counter-based stream per image, drawn on the CPU."""
+"""Noise from seeds: one counter-based random stream per image, drawn on the CPU."""
 
 from collections.abc import Callable, Sequence
 
@@ -14,10 +14,10 @@ Noise = Callable[[int, tuple[int, int, int]], Tensor]
 
 
 def seeded_noise(seeds: Sequence[int]) -> Noise:
-    """N(0, I) from one stream per image, keyed by (seed, token): Philox counters, so tokens can be drawn in any order.
+    """N(0, I) from one Philox stream per image and token, keyed by (seed, token), so any order of tokens works.
 
-    An image's noise depends on its seed alone, not on its batch mates, its device, or (row 0) its solver.
-    Seeds are integers from 0 to 2^64 - 1.
+    An image's noise depends only on its seed, not on the rest of the batch, the device, or (row 0) the solver.
+    ValueError for seeds outside 0 to 2^64 - 1.
     """
     for seed in seeds:
         require(0 <= seed < 2**64, f"seed is {seed}; expected an integer from 0 to 2^64 - 1")

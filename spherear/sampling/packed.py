@@ -1,11 +1,8 @@
-"""Weights laid out for the CPU's matrix kernels: what few rows and much weight need.
+"""A copy of an AR model with its large weights in oneDNN's packed layout, for fast CPU decoding of few rows.
 
-Knows: oneDNN's packed layout, and a copy of an AR model that reads its large weights in it.
-Does not know: decoding, or when it is worth it.
-
-One image under guidance is two rows: then the time of a linear layer is the time to read its weight, and the layout
-that training wants is not the one that reads fastest (`spherear bench decode --preset imagenet256-B` says by how
-much). Packed weights are copies: they cost their memory again, and do not follow the model if it is trained on.
+One image with guidance is two rows. The time of a linear layer is then the time to read its weight, and the default
+layout is not the fastest to read (`spherear bench decode --preset imagenet256-B` measures the difference). Packed
+weights are copies: they need additional memory and are not updated when the model is trained further.
 """
 
 import copy
@@ -17,7 +14,7 @@ from torch import Tensor, nn
 from spherear.models.ar import SphereAR
 from spherear.models.config import require
 
-MIN_NUMBERS = 2**17  # numbers in a weight from which packing pays
+MIN_NUMBERS = 2**17  # smallest weight, in numbers, for which packing is faster
 DTYPES = (torch.float32, torch.bfloat16)
 
 
@@ -34,20 +31,20 @@ class PackedLinear(nn.Module):
 
 
 def can_pack() -> bool:
-    """Whether this torch has the kernels."""
+    """Whether this torch build has the oneDNN kernels."""
     return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 def can_pack_bfloat16() -> bool:
-    """Whether the processor has what the bfloat16 kernels need."""
+    """Whether the processor supports the bfloat16 kernels."""
     return can_pack() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def packed_copy(ar: SphereAR, rows: int) -> SphereAR:
-    """A model that shares everything with `ar` but its large linear layers, which are packed for `rows` rows.
+    """A copy of `ar` with its large linear layers packed for `rows` rows; it shares all other tensors with `ar`.
 
-    A model that is not on the CPU, not float32 or bfloat16, bfloat16 on a processor without AVX-512 or
-    AVX-NE-CONVERT, or a torch without oneDNN: ValueError.
+    ValueError for a model that is not on the CPU or not float32 or bfloat16, for bfloat16 on a processor without
+    AVX-512 or AVX-NE-CONVERT, and for a torch without oneDNN.
     """
     weight = ar.proj_in.weight
     require(weight.device.type == "cpu", f"the AR model is on {weight.device}; expected cpu for packed weights")
@@ -60,13 +57,13 @@ def packed_copy(ar: SphereAR, rows: int) -> SphereAR:
     shared = {id(tensor): tensor for tensor in (*ar.parameters(), *ar.buffers())}
     packed = copy.deepcopy(ar, shared)
     for part in (packed.layers, *packed.head.children()):
-        if isinstance(part, nn.ModuleList):  # the blocks; what is asked for its dtype stays as it is
+        if isinstance(part, nn.ModuleList):  # only the blocks: the dtype of other layers is read from their weights
             _pack(part, rows)
     return packed
 
 
 def _pack(module: nn.Module, rows: int) -> None:
-    """Replace the large linear layers below a module."""
+    """Replace the large linear layers in a module."""
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.Linear) and child.weight.numel() >= MIN_NUMBERS:

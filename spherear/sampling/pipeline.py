@@ -1,8 +1,4 @@
-"""From labels to images: a VAE and an AR model that belong together.
-
-Knows: both models, the decode loop, and pixels.
-Does not know: training, files of a run, or how images are shown.
-"""
+"""The sampling pipeline, from labels to images: a VAE and the AR model of its tokens."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,16 +24,16 @@ from spherear.sampling.settings import SamplingSettings
 
 @dataclass(frozen=True)
 class Frame:
-    """A partial image. images: (batch, 3, height, width), grey where nothing is drawn yet.  step: the newest."""
+    """A partial image. images: (batch, 3, height, width), grey where no token is drawn yet.  step: the newest one."""
 
     images: Float[Tensor, "batch 3 height width"]
     step: Step
 
 
 class Pipeline:
-    """A VAE and an AR model with the same tokens: images from labels, streamed or at once.
+    """A VAE and an AR model with the same tokens (otherwise ValueError): images from labels, streamed or at once.
 
-    engine: how decoding is run (see `sampling.engines`); an attribute that can be changed at any time.
+    engine: how decoding is run (see `sampling.engines`); it can be changed at any time.
     """
 
     def __init__(self, vae: VAE, ar: SphereAR, engine: Engine = EAGER) -> None:
@@ -50,20 +46,20 @@ class Pipeline:
     def from_pretrained(
         cls, name_or_path: str | Path, *, revision: str | None = None, device: torch.device | str = "cpu"
     ) -> "Pipeline":
-        """A folder, hub repository 'owner/name' or shipped name, as `save_pretrained` writes."""
+        """Load a folder that `save_pretrained` wrote, a hub repository 'owner/name', or a shipped model by name."""
         folder = find_folder(name_or_path, revision)
         vae = VAE.from_pretrained(folder, subfolder="vae", device=device)
         return cls(vae, SphereAR.from_pretrained(folder, subfolder="ar", device=device))
 
     def save_pretrained(self, path: str | Path, dtype: torch.dtype | None = None) -> None:
-        """Write both models below `path`, weights in `dtype` or in their own."""
+        """Write both models below `path`, with weights in `dtype` or unchanged."""
         self.vae.save_pretrained(Path(path) / "vae", dtype)
         self.ar.save_pretrained(Path(path) / "ar", dtype)
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Pipeline":
-        """Move both models, and the AR model's arithmetic to `dtype`; returns the pipeline.
+        """Move both models to `device` and the AR model to `dtype`; returns the pipeline.
 
-        Tokens, velocities and the VAE stay float32: the AR model is where the time goes.
+        Tokens, velocities and the VAE stay float32: the AR model takes most of the time.
         """
         self.vae.to(device)
         self.ar.to(device, dtype)
@@ -75,10 +71,10 @@ class Pipeline:
         settings: SamplingSettings | None = None,
         seeds: int | Sequence[int] = 0,
     ) -> Float[Tensor, "batch 3 height width"]:
-        """Images of the labels, about [-1, 1]; image i depends on label i, seed i and the settings alone.
+        """Images of the labels, about [-1, 1]; image i depends only on label i, seed i and the settings.
 
-        seeds: one an image, or the first of consecutive ones. Errors: ValueError for labels out of range
-        or a wrong number of seeds.
+        seeds: one per image, or the first of consecutive ones. ValueError for labels out of range or a wrong
+        number of seeds.
         """
         return self.images(trace(self.steps(labels, settings, seeds)).tokens)
 
@@ -89,7 +85,7 @@ class Pipeline:
         seeds: int | Sequence[int] = 0,
         every: int = 1,
     ) -> Iterator[Frame]:
-        """`sample`, with a `Frame` every so many tokens and after the last, whose images are `sample`'s."""
+        """Like `sample`, with a `Frame` after every `every` tokens; the last frame holds the images of `sample`."""
         require(every >= 1, f"every is {every}; expected at least 1")
         grid, count = self.vae.config.grid, self.vae.config.tokens
         tokens: Tensor | None = None
@@ -110,7 +106,7 @@ class Pipeline:
         settings: SamplingSettings | None = None,
         seeds: int | Sequence[int] = 0,
     ) -> Iterator[Step]:
-        """The token loop below `sample` and `stream`, for who wants the tokens."""
+        """The token loop of `sample` and `stream`: one `Step` per token."""
         rows = torch.as_tensor(labels)
         require(
             rows.ndim == 1 and len(rows) > 0 and not rows.is_floating_point(),
@@ -118,7 +114,7 @@ class Pipeline:
         )
         check_labels(rows, self.ar.config.num_classes + 1)
         seeds = range(seeds, seeds + len(rows)) if isinstance(seeds, int) else list(seeds)
-        require(len(seeds) == len(rows), f"there are {len(seeds)} seeds; expected {len(rows)}, one a label")
+        require(len(seeds) == len(rows), f"there are {len(seeds)} seeds; expected {len(rows)}, one per label")
         settings = settings or SamplingSettings()
         return decode(self.ar, rows.long(), settings, seeded_noise(seeds), self.vae.project, engine=self.engine)
 
@@ -136,7 +132,7 @@ def drawn_mask(drawn: int, grid: int, patch: int, device: torch.device) -> Float
 
 @cache
 def cached_pipeline(name: str) -> Pipeline:
-    """`Pipeline.from_pretrained(name)`, loaded once per process and shared: its weights are not to be changed."""
+    """`Pipeline.from_pretrained(name)`, loaded once per process and shared: do not change its weights."""
     return Pipeline.from_pretrained(name)
 
 
@@ -146,7 +142,7 @@ def load_published(
     revision: str | None = None,
     device: torch.device | str = "cpu",
 ) -> VAE | SphereAR | Pipeline:
-    """A published file (path, name on the hub, or state dict) as what it holds; see `models.checkpoints`."""
+    """Load a published file as a VAE, an AR model or a pipeline of both; arguments and errors as in `load_parts`."""
     vae, ar = load_parts(source, revision=revision, device=device)
     if vae is not None and ar is not None:
         return Pipeline(vae, ar)

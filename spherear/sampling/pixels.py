@@ -1,7 +1,4 @@
-"""From images as tensors to bytes.
-
-Knows: the published rounding, sheets of images, PNG files.  Does not know: what drew them.
-"""
+"""Image tensors to bytes: the published rounding, sheets of images, PNG files."""
 
 from pathlib import Path
 
@@ -15,12 +12,12 @@ from spherear.models.files import atomic_path
 
 
 def to_uint8(images: Float[Tensor, "batch 3 height width"]) -> UInt8[Tensor, "batch height width 3"]:
-    """clamp(127.5 x + 128, 0, 255), truncated: images in [-1, 1] to bytes, channels last."""
+    """clamp(127.5 x + 128, 0, 255), truncated: images in [-1, 1] as bytes, channels last."""
     return (127.5 * images + 128).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
 
 
 def tile(images: Float[Tensor, "n 3 size size"], columns: int, gap: int = 1) -> UInt8[Tensor, "height width 3"]:
-    """Images in rows of `columns`, `gap` white pixels apart, as bytes on the host."""
+    """One sheet of all images, `columns` per row, `gap` white pixels apart, as bytes on the CPU."""
     require(len(images) > 0 and columns >= 1, f"{len(images)} images in {columns} columns; expected at least 1")
     rows = -(-len(images) // columns)
     step = images.shape[-1] + gap
@@ -32,8 +29,8 @@ def tile(images: Float[Tensor, "n 3 size size"], columns: int, gap: int = 1) -> 
 
 
 def save_png(path: str | Path, sheet: UInt8[Tensor, "height width 3"], zoom: int = 1) -> None:
-    """Write a PNG, whole or not at all, every pixel `zoom` pixels wide."""
-    picture = Image.fromarray(sheet.numpy())
-    size = (picture.width * zoom, picture.height * zoom)
+    """Write a PNG atomically, enlarged by the factor `zoom`."""
+    image = Image.fromarray(sheet.numpy())
+    size = (image.width * zoom, image.height * zoom)
     with atomic_path(Path(path)) as part:
-        picture.resize(size, Image.Resampling.NEAREST).save(part, format="PNG")
+        image.resize(size, Image.Resampling.NEAREST).save(part, format="PNG")

@@ -1,4 +1,4 @@
-"""What can be asked of a decode: guidance, solver, projection, temperature; as data, without torch."""
+"""Sampling settings as data, without torch: guidance, solver, projection, temperature."""
 
 import json
 from collections.abc import Callable
@@ -33,19 +33,19 @@ class SamplingSettings(Config):
     guidance_scale: float = 4.5
     """s in v = v_null + s (v_cond - v_null); 1 is no guidance."""
     schedule: Literal[*SCHEDULES] = "linear"  # type: ignore[valid-type]
-    """How s grows over the tokens: linear from 1, or constant."""
+    """How s changes over the tokens: linear from 1, or constant."""
     solver: Literal[*SOLVERS] = "euler_maruyama"  # type: ignore[valid-type]
     """How a token is drawn from noise."""
     steps: int = 100
     """Solver steps per token."""
     last_step: float = 0.04
-    """Length of the noise-free step that ends euler_maruyama; the other solvers have none."""
+    """Length of the noise-free last step of euler_maruyama; the other solvers do not use it."""
     project: bool = True
-    """Put every token on the sphere before it is handed on."""
+    """Project every token onto the sphere before it is fed back."""
     temperature: float = 1.0
     """Factor on all noise."""
     spacing: Literal[*SPACINGS] = "even"  # type: ignore[valid-type]
-    """Where the solver's times are dense: even, early (near the noise), late (near the data) or ends (both)."""
+    """Where the solver's steps are short: even, early (near the noise), late (near the data) or ends (both)."""
 
     def check(self) -> None:
         one_of("schedule", self.schedule, SCHEDULES)
@@ -67,7 +67,7 @@ class SamplingSettings(Config):
 
     @property
     def draws(self) -> int:
-        """Rows of noise a token takes."""
+        """Rows of noise per token."""
         return self.method.draws(self.steps)
 
     def times(self) -> list[float]:
@@ -76,7 +76,7 @@ class SamplingSettings(Config):
 
     @property
     def evaluations(self) -> int:
-        """How often the velocity of a token is asked for."""
+        """Velocity evaluations per token."""
         return self.method.evaluations * self.steps + self.method.noisy
 
     def scale_at(self, index: int, tokens: int) -> float:
@@ -85,17 +85,17 @@ class SamplingSettings(Config):
 
     @classmethod
     def named(cls, name: str, **changes: Any) -> "SamplingSettings":
-        """A row of NAMED_SETTINGS, with changes. Unknown names: ValueError with the known."""
+        """A row of NAMED_SETTINGS, with changes. Unknown names: ValueError that lists the known ones."""
         one_of("settings", name, NAMED_SETTINGS)
         return replace(NAMED_SETTINGS[name], **changes)
 
     def to_json(self) -> str:
-        """As a line of JSON."""
+        """The settings as one line of JSON."""
         return json.dumps(self.to_dict())
 
     @classmethod
     def from_json(cls, text: str) -> "SamplingSettings":
-        """The inverse of `to_json`; what is not such JSON is a ValueError."""
+        """The inverse of `to_json`. ValueError for any other text."""
         try:
             values = json.loads(text)
         except json.JSONDecodeError as error:
@@ -104,7 +104,7 @@ class SamplingSettings(Config):
         return cls.from_dict(values)
 
     def save(self, path: str | Path) -> None:
-        """Write as a JSON file."""
+        """Write the settings as a JSON file."""
         write_json(Path(path), self.to_dict())
 
     @classmethod
@@ -118,9 +118,9 @@ NAMED_SETTINGS: dict[str, SamplingSettings] = {
     "balanced": SamplingSettings(solver="adams_bashforth", steps=10, spacing="early"),
     "fast": SamplingSettings(solver="adams_bashforth", steps=6, spacing="early"),
 }
-"""The published settings, and settings with a tenth and a seventeenth of their evaluations.
+"""The published settings (`reference`), and settings with about 1/10 and 1/17 of their evaluations.
 
-On the digits models that ship, `balanced` and `fast` are as good as `reference` within its spread over seeds, by the
-rule and the table of `python -m spherear.figures.gallery notebooks/figures sweep` (sweep.md there); the weakest is
-`fast` on Gaussian latents at guidance 4.5, whose recall is two of the reference's standard deviations lower.
+On the shipped digits models, `balanced` and `fast` match `reference` within its spread over seeds; for the criterion
+and the table see sweep.md of `python -m spherear.figures.gallery notebooks/figures sweep`. The weakest case is `fast`
+on Gaussian latents at guidance 4.5: its recall is two standard deviations of the reference lower.
 """

@@ -1,10 +1,7 @@
-"""How one token is drawn: integrate dx/dt = velocity(x, t) from noise at t = 0 to data at t = 1.
+"""Solvers and their time grids: integrate dx/dt = velocity(x, t) from noise at t = 0 to data at t = 1.
 
-Knows: solvers and their time grids, over any velocity.
-Does not know: networks, guidance, labels or the sphere.
-
-Grids hold float32 values, whatever is computed with them: a time is scaled by 1000 before it is embedded,
-so a last digit that differs is seen in the tokens.
+Grids always hold float32 values, whatever the dtype of x: a time is multiplied by 1000 before it is embedded, so
+even a difference in its last digit would change the tokens.
 """
 
 import math
@@ -27,7 +24,7 @@ Velocity = Callable[[Tensor, float], Tensor]
 def euler(
     velocity: Velocity, noise: Float[Tensor, "draws batch dim"], times: list[float]
 ) -> Float[Tensor, "batch dim"]:
-    """x += v dt: first order, one evaluation a step, starting at noise[0]."""
+    """x += v dt: first order, one evaluation per step, starting at noise[0]."""
     x = noise[0]
     for t, end in pairwise(times):
         x = x + velocity(x, t) * (end - t)
@@ -35,7 +32,7 @@ def euler(
 
 
 def heun(velocity: Velocity, noise: Float[Tensor, "draws batch dim"], times: list[float]) -> Float[Tensor, "batch dim"]:
-    """x += (v(x, t) + v(x + v dt, t + dt)) dt / 2: second order, two evaluations a step."""
+    """x += (v(x, t) + v(x + v dt, t + dt)) dt / 2: second order, two evaluations per step."""
     x = noise[0]
     for t, end in pairwise(times):
         dt = end - t
@@ -47,24 +44,24 @@ def heun(velocity: Velocity, noise: Float[Tensor, "draws batch dim"], times: lis
 def adams_bashforth(
     velocity: Velocity, noise: Float[Tensor, "draws batch dim"], times: list[float]
 ) -> Float[Tensor, "batch dim"]:
-    """x += (v + (v - v before) r / 2) dt, r this step over the one before: second order at one evaluation a step.
+    """x += (v + (v - v_previous) r / 2) dt with r = dt / dt_previous: second order, one evaluation per step.
 
-    Two-step Adams-Bashforth for steps of any length; the first step is Euler's.
+    Two-step Adams-Bashforth with variable step size; the first step is an Euler step.
     """
-    x, before, last = noise[0], None, 0.0
+    x, previous_slope, previous_dt = noise[0], None, 0.0
     for t, end in pairwise(times):
         dt, slope = end - t, velocity(x, t)
-        step = slope if before is None else slope + (slope - before) * (dt / last / 2)
-        x, before, last = x + step * dt, slope, dt
+        step = slope if previous_slope is None else slope + (slope - previous_slope) * (dt / previous_dt / 2)
+        x, previous_slope, previous_dt = x + step * dt, slope, dt
     return x
 
 
 def euler_maruyama(
     velocity: Velocity, noise: Float[Tensor, "draws batch dim"], times: list[float]
 ) -> Float[Tensor, "batch dim"]:
-    """x += (v + (1 - t) score) dt + sqrt(2 (1 - t) dt) noise, and one plain Euler step at the end.
+    """x += (v + (1 - t) score) dt + sqrt(2 (1 - t) dt) noise, with a noise-free Euler step at the end.
 
-    score = (t v - x) / (1 - t), so the drift is (1 + t) v - x. noise[0] starts, noise[i + 1] is step i's.
+    score = (t v - x) / (1 - t), so the drift is (1 + t) v - x. noise[0] is the start, noise[i + 1] is used in step i.
     """
     x = noise[0]
     for i, (t, end) in enumerate(pairwise(times[:-1])):
@@ -75,12 +72,12 @@ def euler_maruyama(
 
 
 def even(u: Float[Tensor, " points"]) -> Float[Tensor, " points"]:
-    """u: steps of one length."""
+    """u: steps of equal length."""
     return u
 
 
 def early(u: Float[Tensor, " points"]) -> Float[Tensor, " points"]:
-    """u^2: short steps near the noise, where guidance decides."""
+    """u^2: short steps near the noise, where guidance has most effect."""
     return u**2
 
 
@@ -98,14 +95,14 @@ SPACINGS: dict[str, Callable[[Tensor], Tensor]] = {"even": even, "early": early,
 
 
 def plain_grid(steps: int, last_step: float, spacing: str = "even") -> list[float]:
-    """`steps` steps from 0 to 1; `last_step` is not used."""
+    """Times of `steps` steps from 0 to 1; `last_step` is not used."""
     import torch
 
     return SPACINGS[spacing](torch.linspace(0.0, 1.0, steps + 1, dtype=torch.float32)).tolist()
 
 
 def stochastic_grid(steps: int, last_step: float, spacing: str = "even") -> list[float]:
-    """`steps` steps from 0 to 1 - last_step, then one of `last_step` to 1."""
+    """Times of `steps` steps from 0 to 1 - last_step, and of one step of length `last_step` to 1."""
     import torch
 
     if spacing == "even":
@@ -115,9 +112,9 @@ def stochastic_grid(steps: int, last_step: float, spacing: str = "even") -> list
 
 @dataclass(frozen=True)
 class Solver:
-    """integrate: the solver.  grid(steps, last_step, spacing): its times.  evaluations: of the velocity, a step.
+    """integrate: the solver.  grid(steps, last_step, spacing): its times.  evaluations: of the velocity, per step.
 
-    noisy: whether it draws noise at every step, and ends with one step without noise.
+    noisy: whether it adds noise at every step and ends with one noise-free step.
     """
 
     integrate: Callable[[Velocity, Tensor, list[float]], Tensor]
@@ -126,7 +123,7 @@ class Solver:
     noisy: bool = False
 
     def draws(self, steps: int) -> int:
-        """Rows of noise that one token takes."""
+        """Rows of noise per token."""
         return steps + 1 if self.noisy else 1
 
 

@@ -1,1 +1,1 @@
-"""The idea: points, laws and latents of fixed length."""
+"""Points and distributions on a sphere, and the bottlenecks of the VAE."""

@@ -1,7 +1,7 @@
-"""The angular central Gaussian law: the direction of a centred Gaussian, elliptical, not axial.
+"""The angular central Gaussian distribution: the direction of a Gaussian with mean 0; elliptical, not axial.
 
-Knows the factor of its covariance. Does not know a Gaussian with a mean that is not 0: the direction of that
-one (the posterior of the `normalized_gaussian` bottleneck) is another law, without a closed form.
+With a nonzero mean (the posterior of the `normalized_gaussian` bottleneck) the direction follows another
+distribution, which has no closed form.
 """
 
 import math
@@ -21,11 +21,11 @@ MARGIN = 40.0  # e^-40 is below float64's rounding
 
 
 class AngularCentralGaussian(SphericalLaw):
-    """p(u) = |S^{dim-1}|^-1 |Σ|^-1/2 (u^T Σ^-1 u)^{-dim/2}: the law of z/|z| for z ~ N(0, Σ), Σ = L L^T.
+    """p(u) = |S^{dim-1}|^-1 |Σ|^-1/2 (u^T Σ^-1 u)^{-dim/2}: the density of z/|z| for z ~ N(0, Σ), Σ = L L^T.
 
-    scale_tril (..., dim, dim): L, lower triangular with a positive diagonal (for axes along the coordinates,
-    `torch.diag_embed(scale)`). A common factor of L changes nothing. L = I is the uniform law. u and -u are
-    equally likely. ValueError, when validation is on, for any other matrix. (Tyler 1987; paper figure 5.)
+    scale_tril (..., dim, dim): L, lower triangular with a positive diagonal (`torch.diag_embed(scale)` for axes
+    along the coordinates). Scaling L changes nothing. L = I is the uniform distribution. u and -u are equally
+    likely. ValueError, when validation is on, for any other matrix. (Tyler 1987; paper figure 5.)
     """
 
     arg_constraints = {"scale_tril": constraints.lower_cholesky}  # noqa: RUF012
@@ -40,7 +40,7 @@ class AngularCentralGaussian(SphericalLaw):
         super().__init__(scale_tril.shape[:-2], scale_tril.shape[-1], validate_args)
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> "AngularCentralGaussian":
-        """The same law, its batch shape broadcast to batch_shape."""
+        """The same distribution with its batch shape broadcast to batch_shape."""
         scale_tril = self.scale_tril.expand(*batch_shape, self.dim, self.dim)
         return self._expanded(batch_shape, _instance, scale_tril=scale_tril)
 
@@ -52,9 +52,9 @@ class AngularCentralGaussian(SphericalLaw):
     @property
     @without_autocast
     def variance(self) -> Float[Tensor, "*batch dim"]:
-        """Var[u_i] = E[u_i^2] = sum_j V_ij^2 w_j: V the axes of Σ and w_j the mean squared part along axis j.
+        """Var[u_i] = E[u_i^2] = sum_j V_ij^2 w_j: V the axes of Σ, w_j the mean square of u along axis j.
 
-        w_j is a quadrature exact to rounding, and the w_j add up to 1. Gradients need distinct axis lengths.
+        The w_j come from a quadrature exact to rounding and sum to 1. Gradients need distinct axis lengths.
         """
         axes, lengths, _ = torch.linalg.svd(double(self.scale_tril))
         return self._result((axes**2 * _axis_shares(lengths).unsqueeze(-2)).sum(-1))
@@ -85,15 +85,15 @@ class AngularCentralGaussian(SphericalLaw):
 
 
 def _apply(matrix: Tensor, v: Tensor) -> Tensor:
-    """matrix v, the last axis of v being the vector; one product for all draws that share a matrix."""
+    """matrix v, with vectors on the last axis of v; one product for all draws that share a matrix."""
     return (v.unsqueeze(-2) @ matrix.mT).squeeze(-2)
 
 
 def divergence_from_uniform(factor: Float[Tensor, "*batch dim dim"]) -> Float[Tensor, "*batch"]:
     """KL = (dim/2) ∫ [(1 + 2 e^x)^{-dim/2} - prod_i (1 + 2 l_i e^x)^{-1/2}] dx over all real x, in nats.
 
-    Of the angular central Gaussian with Σ = factor factor^T from the uniform law; l_i are the eigenvalues of
-    Σ over their geometric mean. It is (dim/2) (E log sum_i l_i e_i^2 - E log |e|^2), e ~ N(0, I), by way of
+    KL(p || uniform) for p the angular central Gaussian with Σ = factor factor^T; l_i are the eigenvalues of Σ
+    divided by their geometric mean. It equals (dim/2) (E log sum_i l_i e_i^2 - E log |e|^2), e ~ N(0, I), with
     log q = ∫ (e^-y - e^-qy) dy/y and y = e^x. The integrand is analytic for |Im x| < π and decays
     exponentially, so the trapezoidal rule is exact to rounding, for condition numbers of Σ up to 1e20.
     factor: float64, any invertible matrix.
@@ -101,8 +101,8 @@ def divergence_from_uniform(factor: Float[Tensor, "*batch dim dim"]) -> Float[Te
     spectrum = _centred_log_spectrum(torch.linalg.svdvals(factor))
     x, step = _grid(spectrum)
     dim = spectrum.shape[-1]
-    even = torch.exp(-dim / 2 * torch.nn.functional.softplus(x + math.log(2)))
-    return dim / 2 * step.squeeze(-1) * (even - _survival(x, spectrum)).sum(-1)
+    uniform = torch.exp(-dim / 2 * torch.nn.functional.softplus(x + math.log(2)))
+    return dim / 2 * step.squeeze(-1) * (uniform - _survival(x, spectrum)).sum(-1)
 
 
 def _axis_shares(lengths: Tensor) -> Tensor:
@@ -114,13 +114,13 @@ def _axis_shares(lengths: Tensor) -> Tensor:
 
 
 def _centred_log_spectrum(lengths: Tensor) -> Tensor:
-    """log l_i = 2 log s_i less its mean, from the singular values s_i."""
+    """log l_i = 2 log s_i minus its mean, from the singular values s_i."""
     log_spectrum = 2 * lengths.log()
     return log_spectrum - log_spectrum.mean(-1, keepdim=True)
 
 
 def _grid(spectrum: Tensor) -> tuple[Tensor, Tensor]:
-    """Equal steps in x over all that the integrand covers: (..., nodes), and the step (..., 1); constants."""
+    """Evenly spaced x over the support of the integrand (..., nodes), and the step (..., 1); no gradients."""
     constant = spectrum.detach()
     start = -constant.amax(-1, keepdim=True) - MARGIN
     step = (MARGIN - constant.amin(-1, keepdim=True) - start) / (QUADRATURE_NODES - 1)

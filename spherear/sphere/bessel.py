@@ -1,12 +1,11 @@
-"""Two functions of a concentration that hide every Bessel function of the von Mises-Fisher law.
+"""The Bessel functions of the von Mises-Fisher distribution, as two functions of the concentration.
 
 With u uniform on the sphere in R^dim and t one of its coordinates, M(kappa) = log E[exp(kappa t)], and
-A(kappa) = M'(kappa) = I_{dim/2}(kappa)/I_{dim/2-1}(kappa). Knows float64 tensors and a dimension, any
-dim >= 2. Does not know directions, draws or densities.
+A(kappa) = M'(kappa) = I_{dim/2}(kappa)/I_{dim/2-1}(kappa). Tensors are float64; any dim >= 2.
 
-Both start at a high order, where the uniform (Debye) expansion of I is exact to rounding for every
-argument, and come down by I's three-term recurrence, stable in this direction. Nothing overflows, underflows
-or cancels from kappa = 0 up. (DLMF 10.29.1, 10.41.3, 10.41.10.)
+Both start at a high order, where the uniform (Debye) expansion of I is exact to rounding for every argument.
+The three-term recurrence of I then leads down to the wanted order; it is stable in this direction. Nothing
+overflows, underflows or cancels for any kappa >= 0. (DLMF 10.29.1, 10.41.3, 10.41.10.)
 """
 
 from fractions import Fraction
@@ -17,8 +16,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-START_ORDER = 24  # the expansion is used at orders from here on, with
-TERMS = 10  # this many terms: together exact to rounding (measured against 50 digits)
+# The expansion is used from this order on, with this many terms: exact to rounding (measured against 50 digits).
+START_ORDER = 24
+TERMS = 10
 
 
 def log_moment(kappa: Float[Tensor, "*batch"], dim: int) -> Float[Tensor, "*batch"]:
@@ -32,8 +32,8 @@ def log_moment(kappa: Float[Tensor, "*batch"], dim: int) -> Float[Tensor, "*batc
 def scaled_ratio(kappa: Float[Tensor, "*batch"], dim: int) -> Float[Tensor, "*batch"]:
     """r(kappa) = A(kappa)/kappa = I_{dim/2}(kappa)/(kappa I_{dim/2-1}(kappa)); r(0) = 1/dim.
 
-    Its derivative is r' = kappa r (r_+ - r), with r_+ the same ratio for dim + 2, which says
-    A' = 1 - A^2 - (dim - 1) A/kappa without dividing by kappa. Differentiable to any order.
+    Its derivative is r' = kappa r (r_+ - r), with r_+ the same ratio for dim + 2. This is equivalent to
+    A' = 1 - A^2 - (dim - 1) A/kappa but does not divide by kappa. Differentiable to any order.
     """
     return _ScaledRatio.apply(kappa, dim)
 
@@ -61,8 +61,8 @@ class _ScaledRatio(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (kappa,) = ctx.saved_tensors
-        ratio, above = scaled_ratio(kappa, ctx.dim), scaled_ratio(kappa, ctx.dim + 2)
-        return grad * kappa * ratio * (above - ratio), None
+        ratio, next_ratio = scaled_ratio(kappa, ctx.dim), scaled_ratio(kappa, ctx.dim + 2)
+        return grad * kappa * ratio * (next_ratio - ratio), None
 
 
 def _descend(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
@@ -75,27 +75,27 @@ def _descend(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     moment, ratio = _debye(x, order + steps)
     squared = x * x
     for n in (order + k for k in range(steps, 0, -1)):
-        below = squared * ratio
-        moment = moment + torch.log1p(below / (2 * n))
-        ratio = 1 / (2 * n + below)
+        product = squared * ratio
+        moment = moment + torch.log1p(product / (2 * n))
+        ratio = 1 / (2 * n + product)
     return moment, ratio
 
 
 def _debye(x: Tensor, n: float) -> tuple[Tensor, Tensor]:
     """(M, r) at order n by the uniform expansion I_n(x) ~ exp(s - n asinh(n/x)) S_n/sqrt(2π s), s = |(n, x)|.
 
-    Every difference of large numbers is taken on paper: what is left vanishes at x = 0 (in M) or stays of
-    the order of n/x (in r).
+    Differences of large numbers are simplified algebraically: the terms that remain vanish at x = 0 (in M) or
+    stay of the order of n/x (in r).
     """
     squared = x * x
-    s, above = (n * n + squared).sqrt(), ((n + 1) ** 2 + squared).sqrt()
+    s, s_next = (n * n + squared).sqrt(), ((n + 1) ** 2 + squared).sqrt()
     rise = squared / (s + n)  # s - n
-    step = (2 * n + 1) / (s + above)  # s_{n+1} - s_n
+    step = (2 * n + 1) / (s + s_next)  # s_{n+1} - s_n
     series = _debye_sum(s, n)
     moment = rise - n * torch.log1p(rise / (2 * n)) - torch.log1p(rise / n) / 2
     moment = moment + torch.log(series / _debye_sum(torch.full_like(s, n), n))
     log_ratio = step - (n + 1) * torch.log1p((1 + step) / (n + s)) - torch.log1p(step / s) / 2
-    ratio = log_ratio.exp() / (n + s) * _debye_sum(above, n + 1) / series
+    ratio = log_ratio.exp() / (n + s) * _debye_sum(s_next, n + 1) / series
     return moment, ratio
 
 
@@ -113,7 +113,7 @@ def _debye_sum(s: Tensor, n: float) -> Tensor:
 
 @cache
 def _debye_coefficients() -> list[list[float]]:
-    """The c in U_k(p) = p^k sum_j c[k][j] p^2j, exact until the last line.
+    """The c in U_k(p) = p^k sum_j c[k][j] p^2j, computed exactly and rounded only at the end.
 
     U_0 = 1, U_{k+1} = p^2 (1 - p^2) U_k'/2 + ∫_0^p (1 - 5 q^2) U_k(q) dq/8.
     """

@@ -1,7 +1,6 @@
-"""How a VAE's tokens are constrained: one contract, one class a family, one registry line.
+"""Bottlenecks: from the encoder's features to a token's posterior, its KL to the prior and its projection.
 
-Knows: the law of a token given the encoder's numbers, its KL to the prior, and how a token is projected.
-Does not know: images, networks, or what predicts the tokens.
+One class per family, registered in `BOTTLENECKS`. The networks around a bottleneck are in `models.vae`.
 """
 
 import math
@@ -21,13 +20,13 @@ from spherear.sphere.laws import gaussian
 
 @dataclass(frozen=True)
 class Latent:
-    """What a bottleneck makes of the encoder's features.
+    """The posterior of every token, as a bottleneck returns it.
 
     sample: (batch, tokens, dim), a reparameterised draw.
-    mode: (batch, tokens, dim), the posterior's centre, on the sphere where there is one.
+    mode: (batch, tokens, dim), the posterior's centre; on the sphere for families that have one.
     kl: (batch, tokens), divergence from the prior in nats.
     spread: concentration (batch, tokens), or standard deviation (batch, tokens, dim).
-    penalty: what else the family adds to the loss, per token and weighted, or None.
+    penalty: (batch, tokens), a further loss term, already weighted, or None.
     """
 
     sample: Float[Tensor, "batch tokens dim"]
@@ -37,15 +36,15 @@ class Latent:
     penalty: Float[Tensor, "batch tokens"] | None = None
 
     def scaled(self, factor: float) -> "Latent":
-        """The same latent in units of 1/factor: of a family without a radius, whose spread is a length."""
+        """The latent times `factor`; only for families without a radius, where the spread is a length."""
         return replace(self, sample=factor * self.sample, mode=factor * self.mode, spread=factor * self.spread)
 
 
 class Bottleneck(nn.Module):
-    """The contract: `channels` numbers a token come in, a `Latent` of `dim` numbers a token goes out.
+    """Base class: maps `channels` features per token to a `Latent` with `dim` numbers per token.
 
-    name: the family's key in `BOTTLENECKS`.  radius: the norm every token has, or None.
-    options: what the constructor takes beside `dim`.
+    name: the family's key in `BOTTLENECKS`.  radius: the norm of every token, or None.
+    options: the constructor's arguments besides `dim`.
     """
 
     name: str
@@ -60,22 +59,22 @@ class Bottleneck(nn.Module):
     def forward(
         self, features: Float[Tensor, "batch tokens channels"], generator: torch.Generator | None = None
     ) -> Latent:
-        """Features -> `Latent`, computed in float32 or better under any autocast."""
+        """Features -> `Latent`, in float32 or better under any autocast. Wrong channel count: ValueError."""
         if features.shape[-1] != self.channels:
             raise ValueError(f"features have {features.shape[-1]} channels; expected {self.channels}")
         with torch.autocast(features.device.type, enabled=False):
             return self.constrain(features.to(torch.promote_types(features.dtype, torch.float32)), generator)
 
     def constrain(self, features: Tensor, generator: torch.Generator | None) -> Latent:
-        """The family's own part of `forward`."""
+        """The part of `forward` that differs between families."""
         raise TypeError(f"{type(self).__name__} does not say how it constrains features")
 
     def project(self, z: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
-        """The nearest token the family allows: R z / |z| on the sphere, z itself elsewhere."""
+        """The nearest token that the family allows: R z / |z| for spherical families, z for the others."""
         return z if self.radius is None else project(z, self.radius)
 
     def decoder_input(self, z: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
-        """What the decoder sees of a token: the token."""
+        """The decoder's input for a token: here the token itself."""
         return z
 
 
@@ -91,10 +90,10 @@ class _Spherical(Bottleneck):
     def constrain(self, features: Tensor, generator: torch.Generator | None) -> Latent:
         direction = F.normalize(features[..., :-1], dim=-1, eps=1e-7)  # (batch, tokens, dim)
         concentration = F.softplus(features[..., -1]) + 1.0  # (batch, tokens)
-        law = self.law(direction, concentration, validate_args=False)
-        kl = torch.distributions.kl_divergence(law, HypersphericalUniform(self.dim, validate_args=False))
+        posterior = self.law(direction, concentration, validate_args=False)
+        kl = torch.distributions.kl_divergence(posterior, HypersphericalUniform(self.dim, validate_args=False))
         radius = math.sqrt(self.dim)
-        return Latent(radius * law.rsample(generator=generator), radius * direction, kl, concentration)
+        return Latent(radius * posterior.rsample(generator=generator), radius * direction, kl, concentration)
 
 
 class PowerSphericalBottleneck(_Spherical):
@@ -112,7 +111,7 @@ class VonMisesFisherBottleneck(_Spherical):
 
 
 class GaussianBottleneck(Bottleneck):
-    """G: z = mean + sigma * noise, prior N(0, I); nothing fixes a token's length."""
+    """G: z = mean + sigma * noise, prior N(0, I); a token's length is free."""
 
     name = "gaussian"
 
@@ -128,9 +127,9 @@ class GaussianBottleneck(Bottleneck):
 
 
 class DecoderNormalizedBottleneck(GaussianBottleneck):
-    """G whose decoder sees R z / |z|, while the tokens themselves keep their lengths.
+    """G with R z / |z| as the decoder's input; the tokens themselves are not normalised.
 
-    An ablation: normalisation on the decoder's side alone (paper, table of ablations).
+    An ablation: normalisation for the decoder alone (paper, table of ablations).
     """
 
     name = "decoder_normalized"
@@ -140,9 +139,9 @@ class DecoderNormalizedBottleneck(GaussianBottleneck):
 
 
 class NormalizedGaussianBottleneck(GaussianBottleneck):
-    """N: z = R y / |y| with y = mean + sigma * noise; the KL is that of y, a bound for that of z.
+    """N: z = R y / |y| with y = mean + sigma * noise; the KL is that of y, an upper bound for that of z.
 
-    sigma, the spread, is y's: what it means for z depends on |mean|.
+    The spread is sigma, of y; the resulting spread of z also depends on |mean|.
     """
 
     name = "normalized_gaussian"
@@ -152,14 +151,14 @@ class NormalizedGaussianBottleneck(GaussianBottleneck):
         self.radius = math.sqrt(dim)
 
     def constrain(self, features: Tensor, generator: torch.Generator | None) -> Latent:
-        free = super().constrain(features, generator)
-        return replace(free, sample=self.project(free.sample), mode=self.project(free.mode))
+        latent = super().constrain(features, generator)
+        return replace(latent, sample=self.project(latent.sample), mode=self.project(latent.mode))
 
 
 class FixedVarianceBottleneck(Bottleneck):
-    """F: z = mean + s * noise with one s ~ N(0, noise_scale^2) an image (sigma-VAE, as in LatentLM).
+    """F: z = mean + s * noise with one s ~ N(0, noise_scale^2) per image (sigma-VAE, as in LatentLM).
 
-    The KL is that of N(mean, noise_scale^2 I), s^2 at its expectation: 1/2 |mean|^2 plus a constant.
+    The KL is that of N(mean, noise_scale^2 I), with s^2 at its mean: 1/2 |mean|^2 plus a constant.
     """
 
     name = "fixed_variance"
@@ -178,12 +177,12 @@ class FixedVarianceBottleneck(Bottleneck):
 
 
 class VectorQuantizedBottleneck(Bottleneck):
-    """z = the code nearest to the feature; gradients pass straight through.
+    """VQ: z = the code nearest to the feature, with straight-through gradients.
 
-    The codebook follows the features it is given by moving averages (decay `DECAY`) while training; a code
-    that is used less than a tenth of its even share is revived as a feature of the batch, and so is every
-    code at the first step. kl: log(codes), of one code from the uniform prior. spread: root mean square of
-    feature - code. penalty: the commitment, `COMMITMENT` |feature - code|^2 / dim. (van den Oord et al. 2017.)
+    In training a code is a moving average (decay `DECAY`) of the features assigned to it. A code used less than
+    a tenth of its equal share is replaced by a feature of the batch; so is every code at the first step.
+    kl: log(codes), from one code to the uniform prior. spread: root mean square of feature - code.
+    penalty: commitment loss, `COMMITMENT` |feature - code|^2 / dim. (van den Oord et al. 2017.)
     """
 
     name = "vq"
@@ -197,36 +196,36 @@ class VectorQuantizedBottleneck(Bottleneck):
     def __init__(self, dim: int, codes: int = 64) -> None:
         super().__init__(dim, channels=dim)
         self.register_buffer("codebook", torch.zeros(codes, dim))
-        self.register_buffer("usage", torch.zeros(codes))  # tokens a step that took the code, averaged
-        self.register_buffer("sums", torch.zeros(codes, dim))  # their features, added up and averaged
+        self.register_buffer("usage", torch.zeros(codes))  # moving average of tokens per step assigned to the code
+        self.register_buffer("sums", torch.zeros(codes, dim))  # moving average of the sum of their features
 
     def constrain(self, features: Tensor, generator: torch.Generator | None) -> Latent:
         flat = features.flatten(0, 1)  # (batch * tokens, dim)
         if self.training:
             with torch.no_grad():
-                self._revive(flat, generator)
-                self._follow(flat)
+                self._replace_unused(flat, generator)
+                self._update_codebook(flat)
         codes = self.codebook[self.nearest(features)].to(features.dtype)  # (batch, tokens, dim)
         error = (features - codes.detach()).square().mean(dim=-1)  # (batch, tokens)
         kl = torch.full_like(error, math.log(len(self.codebook)))
-        through = features + (codes - features).detach()
-        return Latent(through, codes, kl, error.detach().sqrt(), self.COMMITMENT * error)
+        straight_through = features + (codes - features).detach()
+        return Latent(straight_through, codes, kl, error.detach().sqrt(), self.COMMITMENT * error)
 
     @torch.no_grad()
     def nearest(self, z: Float[Tensor, "*batch dim"]) -> Int[Tensor, "*batch"]:
         """Index of the code nearest to z."""
         return nearest_code(z, self.codebook)
 
-    def _revive(self, flat: Tensor, generator: torch.Generator | None) -> None:
+    def _replace_unused(self, flat: Tensor, generator: torch.Generator | None) -> None:
         share = len(flat) / len(self.codebook)
-        dead = self.usage < 0.1 * share
+        unused = self.usage < 0.1 * share
         rows = torch.randint(len(flat), self.usage.shape, generator=generator, device=flat.device)
-        chosen = flat[rows].to(self.codebook.dtype)  # (codes, dim)
-        self.codebook.copy_(torch.where(dead[:, None], chosen, self.codebook))
-        self.usage.masked_fill_(dead, share)
-        self.sums.copy_(torch.where(dead[:, None], share * chosen, self.sums))
+        replacements = flat[rows].to(self.codebook.dtype)  # (codes, dim)
+        self.codebook.copy_(torch.where(unused[:, None], replacements, self.codebook))
+        self.usage.masked_fill_(unused, share)
+        self.sums.copy_(torch.where(unused[:, None], share * replacements, self.sums))
 
-    def _follow(self, flat: Tensor) -> None:
+    def _update_codebook(self, flat: Tensor) -> None:
         index = self.nearest(flat)
         counts = torch.bincount(index, minlength=len(self.codebook)).to(self.usage.dtype)
         sums = torch.zeros_like(self.sums).index_add_(0, index, flat.to(self.sums.dtype))
@@ -236,7 +235,7 @@ class VectorQuantizedBottleneck(Bottleneck):
 
 
 def nearest_code(z: Float[Tensor, "*batch dim"], codebook: Float[Tensor, "codes dim"]) -> Int[Tensor, "*batch"]:
-    """argmin over codes of |z - code|."""
+    """argmin over codes of |z - code|, as indices."""
     return torch.cdist(z.to(codebook.dtype).flatten(0, -2), codebook).argmin(dim=-1).reshape(z.shape[:-1])
 
 
@@ -260,9 +259,9 @@ BOTTLENECKS: dict[str, type[Bottleneck]] = {
 
 
 def bottleneck(name: str, dim: int, **options: Any) -> Bottleneck:
-    """The family of that name for tokens of `dim` numbers, given those of the options that it takes.
+    """The bottleneck of family `name` for tokens of `dim` numbers; options that the family does not take are ignored.
 
-    noise_scale: of `fixed_variance`.  codes: of `vq`. Unknown names: ValueError with the known.
+    noise_scale: of `fixed_variance`.  codes: of `vq`. Unknown names: ValueError that lists the known ones.
     """
     if name not in BOTTLENECKS:
         raise ValueError(f"bottleneck is {name!r}; expected one of {', '.join(map(repr, sorted(BOTTLENECKS)))}")

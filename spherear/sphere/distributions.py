@@ -1,9 +1,8 @@
-"""The laws on the unit sphere, and the Kullback-Leibler divergences between them that are exact.
+"""The distributions on the unit sphere, and the exact Kullback-Leibler divergences between them.
 
-Knows which pairs have an exact divergence. Does not know how a law is drawn from: each has its own file, and
-this is the room's front door. Importing it registers the divergences with
-`torch.distributions.kl_divergence`. All are in nats, with the shape the two batch shapes broadcast to. Pairs
-without an exact formula (von Mises-Fisher to Power Spherical, two Power Sphericals) are not registered.
+Import the distributions from here: it also registers the divergences with `torch.distributions.kl_divergence`.
+They are in nats, with the shape to which the two batch shapes broadcast. Pairs without an exact formula (von
+Mises-Fisher to Power Spherical, two Power Sphericals) are not registered.
 """
 
 from collections.abc import Callable
@@ -110,12 +109,12 @@ def _power_spherical_von_mises_fisher(p: PowerSpherical, q: VonMisesFisher) -> F
 
 @_divergence(AngularCentralGaussian, AngularCentralGaussian)
 def _angular_gaussian_pair(p: AngularCentralGaussian, q: AngularCentralGaussian) -> Float[Tensor, "..."]:
-    """KL = that of the law with factor L_q^-1 L_p from the uniform law: a common linear map changes no KL."""
+    """KL(p || q) = KL(p' || uniform) for p' with factor L_q^-1 L_p: a common linear map leaves the KL unchanged."""
     factor = torch.linalg.solve_triangular(double(q.scale_tril), double(p.scale_tril), upper=False)
     return divergence_from_uniform(factor)
 
 
 def _one_minus_cosine(p: AxialLaw, q: AxialLaw) -> Float[Tensor, "..."]:
-    """1 - mu_p · mu_q = |mu_p - mu_q|^2/2, which keeps its digits when the axes are close."""
-    apart = unit_double(p.loc) - unit_double(q.loc)
-    return inner(apart, apart) / 2
+    """1 - mu_p · mu_q = |mu_p - mu_q|^2/2, without cancellation when the axes are close."""
+    difference = unit_double(p.loc) - unit_double(q.loc)
+    return inner(difference, difference) / 2

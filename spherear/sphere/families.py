@@ -1,7 +1,7 @@
-"""The table of families: every way a VAE's tokens can be constrained, one row each, without torch.
+"""The table of families of latents, one row per family. It does not import torch.
 
-`sphere.bottlenecks` holds the class of each row. Studies, figures, panels and the command line read letters, titles,
-colours, markers and default variants here; none of them lists families itself.
+`sphere.bottlenecks` holds the class of each row. Studies, figures, panels and the command line take letters, titles,
+colours, markers and default variants from here.
 """
 
 from dataclasses import dataclass
@@ -12,11 +12,11 @@ from typing import Literal
 class Family:
     """One family of latents.
 
-    name: the key of configs and records.  letter, title, color, marker: how figures and panels show it (the palette of
-    Okabe & Ito, which colour-blind readers can tell apart).  strength: the number that sets its variants apart, as a
-    multiple of `unit`: a KL weight, a noise scale, or how many codes.  variants: strengths that a full study compares.
-    spread: what `Latent.spread` is.
-    ablation: only compared in the ablation of normalisation, not drawn beside the others.
+    name: its key in configs and records.  letter, title, color, marker: its style in figures and panels (the
+    colour-blind safe palette of Okabe & Ito).  strength: the hyperparameter that its variants differ in, as a
+    multiple of `unit`: KL weight, noise scale or number of codes.  variants: strengths compared in a full study.
+    spread: the meaning of `Latent.spread`.
+    ablation: only used in the ablation of normalisation; left out of the other figures.
     """
 
     name: str
@@ -32,7 +32,7 @@ class Family:
 
     @property
     def label(self) -> str:
-        """'S Power Spherical' and the like."""
+        """Letter and title, such as 'S Power Spherical'."""
         return f"{self.letter} {self.title}"
 
 
@@ -51,5 +51,5 @@ BY_LETTER: dict[str, Family] = {row.letter: row for row in _ROWS}
 
 
 def family_label(name: str) -> str:
-    """The label of a family, or the name itself where it is none."""
+    """The label of a family, or `name` itself if there is no such family."""
     return FAMILIES[name].label if name in FAMILIES else name

@@ -1,7 +1,6 @@
-"""Points of the sphere and what is done to them: project, split, measure, interpolate, rotate.
+"""Operations on points of a sphere: project, split, measure, interpolate, reflect, rotate.
 
-Knows plain tensors whose last axis holds one point. Does not know any probability law, any model, or where
-the points come from. Points come back in the dtype they came in; half precision is widened to float32 inside.
+Points lie on the last axis. Results have the dtype of the input; half precision is computed in float32.
 """
 
 import math
@@ -12,12 +11,12 @@ from torch import Tensor
 
 
 def widen(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """x in float32 if it came in half precision (float16, bfloat16), otherwise x itself."""
+    """x in float32 if it is in half precision (float16, bfloat16), otherwise x itself."""
     return x.float() if torch.finfo(x.dtype).bits < 32 else x
 
 
 def inner(x: Float[Tensor, "*#shape dim"], y: Float[Tensor, "*#shape dim"]) -> Float[Tensor, "*shape"]:
-    """x · y over the last axis, by elementwise products, which autocast leaves alone."""
+    """x · y over the last axis, by elementwise products, which autocast does not change."""
     return (x * y).sum(-1)
 
 
@@ -26,8 +25,8 @@ def project(z: Float[Tensor, "*shape dim"], radius: float = 1.0) -> Float[Tensor
 
     Its Jacobian is R (I - u u^T)/|z| with u = z/|z|: the radial part of a small error in z is removed.
     Neither large nor tiny entries overflow. z = 0 has no direction: there (and where |z| is so small that
-    1/|z| overflows) the result is R z with gradient R, both finite. Raises ValueError for a radius that is
-    not positive. (Paper section 3.)
+    1/|z| overflows) the result is R z with gradient R, both finite. ValueError for a radius that is not
+    positive. (Paper section 3.)
     """
     if not radius > 0:
         raise ValueError(f"radius must be positive, got {radius}")
@@ -44,8 +43,8 @@ def split(
 ) -> tuple[Float[Tensor, "*shape dim"], Float[Tensor, "*shape dim"]]:
     """error = radial + tangential, with radial = (error · u) u and u = at/|at|.
 
-    Returns the two parts as vectors; their squared lengths add up to that of the error. Where `at` is 0 the
-    radial part is 0. (Paper section 3.)
+    Returns both parts as vectors; their squared lengths sum to that of the error. Where `at` is 0 the radial
+    part is 0. (Paper section 3.)
     """
     direction = project(at)
     radial = inner(error, direction).unsqueeze(-1) * direction
@@ -55,13 +54,13 @@ def split(
 def angle(x: Float[Tensor, "*#shape dim"], y: Float[Tensor, "*#shape dim"]) -> Float[Tensor, "*shape"]:
     """angle(x, y) = 2 atan2(|x - y|, |x + y|) for unit vectors, in radians, in [0, pi].
 
-    Keeps its digits at both ends, where the arc cosine loses half of them. The angle has a corner at x = y
-    and at x = -y; the gradient there is 0, a subgradient. Half precision gives float32.
+    Accurate at both ends, where the arc cosine loses half of its digits. The angle is not differentiable at
+    x = y and x = -y; the gradient there is 0, a subgradient. Half precision gives float32.
     """
     x, y = widen(x), widen(y)
-    apart = torch.linalg.vector_norm(x - y, dim=-1)
-    together = torch.linalg.vector_norm(x + y, dim=-1)
-    return 2 * torch.atan2(apart, together)
+    difference = torch.linalg.vector_norm(x - y, dim=-1)
+    total = torch.linalg.vector_norm(x + y, dim=-1)
+    return 2 * torch.atan2(difference, total)
 
 
 def slerp(
@@ -69,34 +68,33 @@ def slerp(
 ) -> Float[Tensor, "*shape dim"]:
     """slerp(x, y, t) = (sin((1-t) θ) x + sin(t θ) y)/sin θ: along the great circle, at constant speed.
 
-    x and y are unit vectors, θ their angle; t = 0 gives x and t = 1 gives y. Written around the midpoint m of
-    the arc, cos((1/2-t) θ) m + sin((1/2-t) θ)/(2 sin(θ/2)) (x - y), which divides by nothing that vanishes:
-    values and gradients are those of the limit at x = y. Antipodes have no one great circle: a fixed
-    one through x is taken. Needs dim >= 2.
+    x and y are unit vectors, θ their angle; t = 0 gives x and t = 1 gives y. Computed from the midpoint m of
+    the arc, as cos((1/2-t) θ) m + sin((1/2-t) θ)/(2 sin(θ/2)) (x - y): the limit at x = y is finite, in value
+    and gradient. For antipodes the great circle is not unique; a fixed one through x is used. Needs dim >= 2.
     """
     dtype = torch.promote_types(x.dtype, y.dtype)
     x, y = torch.broadcast_tensors(widen(x), widen(y))
     theta = angle(x, y).unsqueeze(-1)
     t = torch.as_tensor(t, dtype=theta.dtype, device=theta.device)
-    ahead = 0.5 - (t.unsqueeze(-1) if t.ndim else t)
-    share = ahead * torch.sinc(ahead * theta / math.pi) / torch.sinc(theta / (2 * math.pi))
-    point = torch.cos(ahead * theta) * _midpoint(x, y) + share * (x - y)
+    offset = 0.5 - (t.unsqueeze(-1) if t.ndim else t)  # from the midpoint, towards x
+    weight = offset * torch.sinc(offset * theta / math.pi) / torch.sinc(theta / (2 * math.pi))
+    point = torch.cos(offset * theta) * _midpoint(x, y) + weight * (x - y)
     return project(point).to(dtype)
 
 
 def _midpoint(x: Float[Tensor, "*shape dim"], y: Float[Tensor, "*shape dim"]) -> Float[Tensor, "*shape dim"]:
-    """(x + y)/|x + y|, or a fixed unit vector orthogonal to x where x + y is nothing but rounding."""
+    """(x + y)/|x + y|, or a fixed unit vector orthogonal to x where x + y is only rounding error."""
     total = x + y
     antipodal = torch.linalg.vector_norm(total, dim=-1, keepdim=True) <= 16 * torch.finfo(x.dtype).eps
-    aside = torch.zeros_like(x[..., 1:])
-    aside[..., 0] = 1.0
-    return torch.where(antipodal, to_tangent(aside, x), project(torch.where(antipodal, x, total)))
+    axis = torch.zeros_like(x[..., 1:])
+    axis[..., 0] = 1.0
+    return torch.where(antipodal, to_tangent(axis, x), project(torch.where(antipodal, x, total)))
 
 
 def log_sphere_area(dim: int) -> float:
     """log |S^{dim-1}| = log 2 + (dim/2) log π - log Γ(dim/2): surface of the unit sphere in `dim` dimensions.
 
-    The circle (dim = 2) gives log 2π. Raises ValueError for dim < 1.
+    The circle (dim = 2) gives log 2π. ValueError for dim < 1.
     """
     if dim < 1:
         raise ValueError(f"dim must be at least 1, got {dim}")
@@ -104,20 +102,20 @@ def log_sphere_area(dim: int) -> float:
 
 
 def reflect(v: Float[Tensor, "*#shape dim"], normal: Float[Tensor, "*#shape dim"]) -> Float[Tensor, "*shape dim"]:
-    """H v = v - 2 (n · v) n with n = normal/|normal|: the Householder reflection that turns n around.
+    """H v = v - 2 (n · v) n with n = normal/|normal|: the Householder reflection that maps n to -n.
 
-    A normal of 0 reflects nothing.
+    If the normal is 0, the result is v.
     """
     direction = project(normal)
     return v - 2 * inner(v, direction).unsqueeze(-1) * direction
 
 
 def to_tangent(v: Float[Tensor, "*#shape less"], mu: Float[Tensor, "*#shape dim"]) -> Float[Tensor, "*shape dim"]:
-    """T(mu) v = H (0, v): carries v (dim - 1 numbers) isometrically into the tangent space at the unit mu.
+    """T(mu) v = H (0, v): maps v (dim - 1 numbers) isometrically into the tangent space at the unit vector mu.
 
     H reflects in the plane orthogonal to mu + s e1, with s the sign of mu's first coordinate: it exchanges mu
-    and the farther of the two poles. |mu + s e1|^2 >= 2, so no digit is lost next to a pole, and value
-    and gradient are exact at mu = e1 and mu = -e1.
+    and -s e1, the farther of the poles e1 and -e1. |mu + s e1|^2 >= 2, so there is no cancellation near a
+    pole, and value and gradient are exact at mu = e1 and mu = -e1.
     """
     first, rest = mu[..., :1], mu[..., 1:]
     sign = torch.where(first < 0, -1.0, 1.0).to(mu.dtype)
@@ -127,9 +125,9 @@ def to_tangent(v: Float[Tensor, "*#shape less"], mu: Float[Tensor, "*#shape dim"
 
 
 def rotate_pole(v: Float[Tensor, "*#shape dim"], mu: Float[Tensor, "*#shape dim"]) -> Float[Tensor, "*shape dim"]:
-    """Q(mu) v = v_1 mu + T(mu) (v_2, ..., v_dim): an orthogonal map that takes the pole e1 onto the unit mu.
+    """Q(mu) v = v_1 mu + T(mu) (v_2, ..., v_dim): an orthogonal map that takes the pole e1 to the unit vector mu.
 
-    On mu_1 >= 0 it is the shortest rotation from e1 to mu (the identity at mu = e1); on the other half it is
-    the reflection that exchanges the two, the numerically safe choice next to -e1. See `to_tangent`.
+    For mu_1 >= 0 it is the shortest rotation from e1 to mu (the identity at mu = e1). For mu_1 < 0 it is the
+    reflection that exchanges e1 and mu, which is numerically safe near -e1. See `to_tangent`.
     """
     return v[..., :1] * mu + to_tangent(v[..., 1:], mu)

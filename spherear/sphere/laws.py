@@ -1,6 +1,5 @@
-"""What the laws on the unit sphere share: their support, their precision, their draws and their bookkeeping.
+"""Base classes of the distributions ("laws") on the unit sphere; each density has its own file.
 
-Knows `torch.distributions` and unit vectors. Does not know any particular density; each has its own file.
 Densities are with respect to the surface measure of the unit sphere.
 """
 
@@ -24,7 +23,7 @@ AxisLaw = TypeVar("AxisLaw", bound="AxialLaw")
 
 
 class _UnitSphere(constraints.Constraint):
-    """| |u| - 1 | <= eps^(3/4), eps of u's dtype: 6e-6 in float32, 2e-12 in float64, 0.03 in bfloat16."""
+    """| |u| - 1 | <= eps^(3/4) with eps of u's dtype: 6e-6 in float32, 2e-12 in float64, 0.03 in bfloat16."""
 
     event_dim = 1
 
@@ -37,7 +36,7 @@ unit_sphere = _UnitSphere()
 
 
 def without_autocast(method: Callable[Concatenate[Law, P], R]) -> Callable[Concatenate[Law, P], R]:
-    """The method, run with autocast off on the law's device: a density in bfloat16 is no density."""
+    """The method with autocast turned off on the law's device: bfloat16 is too coarse for a density."""
 
     @wraps(method)
     def exact(self: Law, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -48,17 +47,17 @@ def without_autocast(method: Callable[Concatenate[Law, P], R]) -> Callable[Conca
 
 
 def double(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """x in float64, or in float32 on the one kind of device (mps) that has no float64."""
+    """x in float64; in float32 on mps devices, which have no float64."""
     return x.to(torch.float32 if x.device.type == "mps" else torch.float64)
 
 
 def unit_double(x: Float[Tensor, "*shape dim"]) -> Float[Tensor, "*shape dim"]:
-    """x/|x| in float64: a large kappa must not magnify the rounding of a float32 direction's length."""
+    """x/|x| in float64, so that a large kappa does not amplify rounding errors in the length of x."""
     return project(double(x))
 
 
 def renormalise(u: Float[Tensor, "*shape dim"]) -> Float[Tensor, "*shape dim"]:
-    """u/|u| for u that is a unit vector up to rounding."""
+    """u/|u|, for u a unit vector up to rounding."""
     return u / torch.linalg.vector_norm(u, dim=-1, keepdim=True)
 
 
@@ -68,18 +67,18 @@ def gaussian(like: Tensor, shape: Sequence[int], generator: Generator | None) ->
 
 
 def uniform_direction(like: Tensor, shape: Sequence[int], generator: Generator | None) -> Float[Tensor, "..."]:
-    """g/|g| with g ~ N(0, I): uniform on the sphere of the last axis (its first pole should g ever be 0)."""
+    """g/|g| with g ~ N(0, I): uniform on the sphere of the last axis (the pole e1 if g is 0)."""
     g = gaussian(like, shape, generator)
     g[..., 0] += (g == 0).all(-1)
     return project(g)
 
 
 class SphericalLaw(Distribution):
-    """A law of unit vectors u in R^dim, with reparameterised draws. Event shape (dim,).
+    """A distribution of unit vectors u in R^dim, with reparameterised draws. Event shape (dim,).
 
-    Subclasses give `log_prob`, `entropy`, `mean`, `variance` and `_draw`. Everything is computed in float32
-    or better under any autocast, in float64 where digits would be lost, and returned in the dtype of the
-    parameters (at least float32). Draws are unit vectors to the rounding of that dtype.
+    Subclasses define `log_prob`, `entropy`, `mean`, `variance` and `_draw`. Everything is computed in float32
+    or better under any autocast (in float64 where precision matters) and returned in the dtype of the
+    parameters (at least float32). Draws have length 1 up to the rounding of that dtype. dim < 2: ValueError.
     """
 
     support = unit_sphere
@@ -94,7 +93,7 @@ class SphericalLaw(Distribution):
 
     @property
     def dim(self) -> int:
-        """Dimension of the space around the sphere S^{dim-1}."""
+        """Dimension of the space that contains the sphere S^{dim-1}."""
         return self.event_shape[0]
 
     @without_autocast
@@ -103,14 +102,14 @@ class SphericalLaw(Distribution):
     ) -> Float[Tensor, "..."]:
         """u ~ p, shape sample_shape + batch_shape + (dim,), differentiable in the parameters.
 
-        Draws come from `generator` (on the law's device), or from torch's global one when there is none.
+        generator: on the law's device; torch's global one by default.
         """
         return self._draw(torch.Size(sample_shape) + self.batch_shape, generator)
 
     def sample(
         self, sample_shape: Sequence[int] = ONE_DRAW, generator: Generator | None = None
     ) -> Float[Tensor, "..."]:
-        """u ~ p as in `rsample`, cut off from the parameters' gradients."""
+        """u ~ p as in `rsample`, without gradients."""
         with torch.no_grad():
             return self.rsample(sample_shape, generator)
 
@@ -118,20 +117,20 @@ class SphericalLaw(Distribution):
         raise NotImplementedError
 
     def _checked(self, value: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """value/|value| in float64; ValueError if validation is on and value is no point of this sphere."""
+        """value/|value| in float64; ValueError if validation is on and value is not on the unit sphere."""
         if self._validate_args:
             self._validate_sample(value)
         return unit_double(value)
 
     def _result(self, x: Float[Tensor, "..."], *others: Tensor) -> Float[Tensor, "..."]:
-        """x in the law's dtype, or in a wider one where one of the others has it."""
+        """x in the widest dtype among the law's and those of `others`."""
         dtype = self.dtype
         for other in others:
             dtype = torch.promote_types(dtype, other.dtype)
         return x.to(dtype)
 
     def _expanded(self: Law, batch_shape: Sequence[int], instance: Any, **parameters: Tensor) -> Law:
-        """This law with its parameters already expanded to the new batch shape."""
+        """A copy of this law with `parameters` that are already expanded to the new batch shape."""
         new: Law = self._get_checked_instance(type(self), instance)
         new.dtype, new.device = self.dtype, self.device
         for name, value in parameters.items():
@@ -142,11 +141,11 @@ class SphericalLaw(Distribution):
 
 
 class AxialLaw(SphericalLaw):
-    """A law that sees u only through t = mu · u: an axis `loc` = mu and a concentration kappa >= 0 around it.
+    """A distribution whose density depends only on t = mu · u: axis `loc` = mu, concentration kappa >= 0.
 
     Shapes: loc (..., dim), unit vectors; concentration (...), broadcast against each other. kappa = 0 is the
-    uniform law. ValueError, when validation is on, for a loc off the sphere or a negative concentration, and
-    always for dim < 2. Subclasses give the moments of t.
+    uniform distribution. ValueError, when validation is on, for a loc off the sphere or a negative
+    concentration, and always for dim < 2. Subclasses define the moments of t.
     """
 
     arg_constraints = {"loc": unit_sphere, "concentration": constraints.nonnegative}  # noqa: RUF012
@@ -171,7 +170,7 @@ class AxialLaw(SphericalLaw):
         super().__init__(batch_shape, loc.shape[-1], validate_args)
 
     def expand(self: AxisLaw, batch_shape: Sequence[int], _instance: Any = None) -> AxisLaw:
-        """The same law, its batch shape broadcast to batch_shape."""
+        """The same distribution with its batch shape broadcast to batch_shape."""
         return self._expanded(
             batch_shape,
             _instance,
@@ -181,18 +180,18 @@ class AxialLaw(SphericalLaw):
 
     @property
     def mode(self) -> Float[Tensor, "*batch dim"]:
-        """mu, the direction of highest density (any direction is, at kappa = 0)."""
+        """mu, the direction of highest density (at kappa = 0 the density is constant)."""
         return self.loc
 
     @property
     def mean(self) -> Float[Tensor, "*batch dim"]:
-        """E[u] = m mu, with m the mean length. A point inside the ball, not on the sphere."""
+        """E[u] = m mu, with m the mean length; a point inside the unit ball."""
         return self.mean_length.unsqueeze(-1) * self.loc
 
     @property
     @without_autocast
     def variance(self) -> Float[Tensor, "*batch dim"]:
-        """Var[u_i] = mu_i^2 Var[t] + (1 - mu_i^2) E[1 - t^2]/(dim - 1), coordinate by coordinate."""
+        """Var[u_i] = mu_i^2 Var[t] + (1 - mu_i^2) E[1 - t^2]/(dim - 1), per coordinate."""
         along, across = self._axial_variance()
         squared = unit_double(self.loc) ** 2
         return self._result(squared * along.unsqueeze(-1) + (1 - squared) * across.unsqueeze(-1))
@@ -204,16 +203,16 @@ class AxialLaw(SphericalLaw):
 
     @property
     def log_normalizer(self) -> Float[Tensor, "*batch"]:
-        """log C(kappa), the constant in front of the density."""
+        """log C(kappa), the log of the normalising factor of the density."""
         raise NotImplementedError
 
     def _axial_variance(self) -> tuple[Float[Tensor, "*batch"], Float[Tensor, "*batch"]]:
-        """(Var[t], E[1 - t^2]/(dim - 1)): variance along the axis and in each direction across; float64."""
+        """(Var[t], E[1 - t^2]/(dim - 1)): variance along the axis and in each orthogonal direction; float64."""
         raise NotImplementedError
 
 
 def _upcast(loc: Float[Tensor, "*shape dim"], dtype: torch.dtype) -> Float[Tensor, "*shape dim"]:
-    """loc in a dtype at least as wide; where it widens, the rounding of loc's length is removed."""
+    """loc in a dtype at least as wide. If it is wider, unit vectors are normalised again in the new dtype."""
     wide = loc.to(dtype)
     if wide is loc:
         return loc

@@ -1,7 +1,6 @@
-"""The Power Spherical law: the posterior of the S-VAE, with closed forms for all that training needs.
+"""The Power Spherical distribution: the posterior of the S-VAE, with closed forms for everything training needs.
 
-Knows its density, entropy and moments, and how to draw from it. Does not know the uniform law it is compared
-with (`distributions.py`), nor the encoder that gives its parameters.
+Its KL divergences are in `distributions.py`.
 """
 
 import math
@@ -18,8 +17,8 @@ class PowerSpherical(AxialLaw):
     """p(u) = C(kappa) (1 + mu · u)^kappa on the unit sphere in R^dim.
 
     loc (..., dim): unit vectors mu; concentration (...): kappa >= 0. (1 + t)/2 follows Beta(alpha, beta) with
-    alpha = (dim - 1)/2 + kappa and beta = (dim - 1)/2, which makes draws, entropy and the KL to the uniform
-    law exact and cheap. (Paper section 3 and figure 5; De Cao & Aziz, arXiv 2006.04437.)
+    alpha = (dim - 1)/2 + kappa and beta = (dim - 1)/2, so draws, entropy and the KL to the uniform
+    distribution are exact and cheap. (Paper section 3 and figure 5; De Cao & Aziz, arXiv 2006.04437.)
     """
 
     @property
@@ -38,8 +37,8 @@ class PowerSpherical(AxialLaw):
     def log_prob(self, value: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """log p(u) = log C + kappa log(1 + mu · u), in nats, with 1 + mu · u taken as |mu + u|^2/2.
 
-        The density vanishes at u = -mu (for kappa > 0). A point is known there to eps only, so 1 + mu · u is
-        floored at eps^2/2: log p and its gradients stay finite. ValueError for a value off the sphere.
+        The density is 0 at u = -mu (for kappa > 0). Points have a precision of eps, so 1 + mu · u is clamped
+        to at least eps^2/2: log p and its gradients stay finite. ValueError for a value off the sphere.
         """
         total = unit_double(self.loc) + self._checked(value)
         eps = torch.finfo(torch.promote_types(self.dtype, value.dtype)).eps
@@ -55,13 +54,13 @@ class PowerSpherical(AxialLaw):
         """u = ((X - Y) mu + sqrt(2X) T(mu) g)/(X + Y), X ~ Gamma(alpha), g ~ N(0, I_{dim-1}), Y = |g|^2/2.
 
         Y follows Gamma(beta) and is independent of the direction of g, so this is t mu + sqrt(1 - t^2) v with
-        t = (X - Y)/(X + Y), and 1 - t^2 = 4XY/(X + Y)^2 free of cancellation. The gradient in kappa is
-        that of X in alpha, by implicit reparameterisation; the rest is pathwise.
+        t = (X - Y)/(X + Y) and 1 - t^2 = 4XY/(X + Y)^2, without cancellation. The gradient in kappa is that of
+        X in alpha, by implicit reparameterisation; the rest is pathwise.
         """
         g = gaussian(self.loc, (*shape, self.dim - 1), generator)
         alpha = ((self.dim - 1) / 2 + self._kappa).expand(shape)
         x = torch._standard_gamma(alpha, generator=generator)
-        x = torch.where(alpha.isnan(), alpha, x)  # the sampler itself would hide it
+        x = torch.where(alpha.isnan(), alpha, x)  # torch's sampler does not propagate NaN
         y = double(g).square().sum(-1) / 2
         along = ((x - y) / (x + y)).to(self.dtype).unsqueeze(-1)
         across = ((2 * x).sqrt() / (x + y)).to(self.dtype).unsqueeze(-1)

@@ -1,7 +1,4 @@
-"""The uniform law on the unit sphere: the prior every posterior on the sphere is measured against.
-
-Knows its dimension. Does not know any axis or concentration.
-"""
+"""The uniform distribution on the unit sphere: the prior of every posterior on the sphere."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,8 +14,8 @@ from spherear.sphere.laws import ONE_DRAW, SphericalLaw, uniform_direction
 class HypersphericalUniform(SphericalLaw):
     """p(u) = 1/|S^{dim-1}|, the same density everywhere on the unit sphere in R^dim.
 
-    Draws are normalised Gaussians. It has no parameters: dtype (default: torch's) and device say where draws
-    are made. ValueError for dim < 2. (Paper section 3: the prior of the S-VAE.)
+    Draws are normalised Gaussians, in dtype (default: torch's, at least float32) on device. ValueError for
+    dim < 2. (Paper section 3: the prior of the S-VAE.)
     """
 
     arg_constraints = {}  # noqa: RUF012
@@ -40,7 +37,7 @@ class HypersphericalUniform(SphericalLaw):
         return f"HypersphericalUniform(dim: {self.dim}, batch_shape: {tuple(self.batch_shape)})"
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> "HypersphericalUniform":
-        """The same law, its batch shape broadcast to batch_shape."""
+        """The same distribution with its batch shape broadcast to batch_shape."""
         return self._expanded(batch_shape, _instance)
 
     @property
@@ -50,7 +47,7 @@ class HypersphericalUniform(SphericalLaw):
 
     @property
     def variance(self) -> Float[Tensor, "*batch dim"]:
-        """Var[u_i] = 1/dim, since the squares of the coordinates add up to 1."""
+        """Var[u_i] = 1/dim, since the squares of the coordinates sum to 1."""
         return self._filled(1 / self.dim, *self.batch_shape, self.dim)
 
     def log_prob(self, value: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
@@ -60,7 +57,7 @@ class HypersphericalUniform(SphericalLaw):
         return self._result(self._filled(-log_sphere_area(self.dim), *shape), value)
 
     def entropy(self) -> Float[Tensor, "*batch"]:
-        """H = log |S^{dim-1}|, in nats: the largest entropy a law on the sphere can have."""
+        """H = log |S^{dim-1}|, in nats: the maximum over all distributions on the sphere."""
         return self._filled(log_sphere_area(self.dim), *self.batch_shape)
 
     def _filled(self, number: float, *shape: int) -> Float[Tensor, "..."]:

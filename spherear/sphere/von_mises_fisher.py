@@ -1,7 +1,7 @@
-"""The von Mises-Fisher law: a Gaussian conditioned on the sphere, the other posterior of the S-VAE.
+"""The von Mises-Fisher distribution: a Gaussian conditioned on the sphere, the alternative posterior of the S-VAE.
 
-Knows its density, entropy and moments, an exact sampler in any dimension, and how a draw moves with the
-concentration. Does not know how Bessel functions are computed (`bessel.py`), nor the law it is compared with.
+The sampler is exact in any dimension, with reparameterised gradients. Bessel functions are in `bessel.py`, KL
+divergences in `distributions.py`.
 """
 
 import math
@@ -25,13 +25,13 @@ from spherear.sphere.laws import (
 )
 
 QUADRATURE_NODES = 32
-LOG_CUTOFF = 40.0  # a tail is followed until the density has fallen by exp(-40)
+LOG_CUTOFF = 40.0  # integrals over a tail end where the density has fallen by exp(-40)
 
 
 class VonMisesFisher(AxialLaw):
     """p(u) = C(kappa) exp(kappa mu · u) on the unit sphere in R^dim.
 
-    loc (..., dim): unit vectors mu; concentration (...): kappa >= 0. With M the log moment of `bessel.py`,
+    loc (..., dim): unit vectors mu; concentration (...): kappa >= 0. With M = `bessel.log_moment`,
     log C = -log |S^{dim-1}| - M(kappa) and the mean length is A = M'. (Paper section 3; Mardia & Jupp,
     Directional Statistics, section 9.3.)
     """
@@ -51,8 +51,8 @@ class VonMisesFisher(AxialLaw):
     @without_autocast
     def log_prob(self, value: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """log p(u) = log C + kappa - kappa |mu - u|^2/2, in nats. ValueError for a value off the sphere."""
-        apart = unit_double(self.loc) - self._checked(value)
-        return self._result(self._log_normalizer() + self._kappa * (1 - inner(apart, apart) / 2), value)
+        difference = unit_double(self.loc) - self._checked(value)
+        return self._result(self._log_normalizer() + self._kappa * (1 - inner(difference, difference) / 2), value)
 
     @without_autocast
     def entropy(self) -> Float[Tensor, "*batch"]:
@@ -62,8 +62,8 @@ class VonMisesFisher(AxialLaw):
     def _draw(self, shape: torch.Size, generator: Generator | None) -> Float[Tensor, "..."]:
         """u = cos θ mu + sin θ v, θ from Wood's rejection sampler, v uniform in the tangent space at mu.
 
-        The gradient in kappa is that of θ by implicit reparameterisation, exact (a quadrature to rounding):
-        the accepted proposal is a constant, so no correction for the acceptance step is needed.
+        The gradient in kappa is that of θ by implicit reparameterisation, exact to rounding (a quadrature).
+        It differentiates the accepted θ, so the acceptance step needs no correction term.
         """
         v = uniform_direction(self.loc, (*shape, self.dim - 1), generator)
         kappa = self._kappa.expand(shape)
@@ -85,14 +85,14 @@ class VonMisesFisher(AxialLaw):
         return -self._log_normalizer() - self._kappa * self._mean_length()
 
     def _axial_variance(self) -> tuple[Float[Tensor, "*batch"], Float[Tensor, "*batch"]]:
-        ratio, above = scaled_ratio(self._kappa, self.dim), scaled_ratio(self._kappa, self.dim + 2)
-        return ratio * (1 + self._kappa**2 * (above - ratio)), ratio
+        ratio, next_ratio = scaled_ratio(self._kappa, self.dim), scaled_ratio(self._kappa, self.dim + 2)
+        return ratio * (1 + self._kappa**2 * (next_ratio - ratio)), ratio
 
 
 def _draw_angle(kappa: Tensor, dim: int, generator: Generator | None) -> Tensor:
-    """θ with density proportional to exp(kappa cos θ) sin^{dim-2} θ, by rejection, in any shape.
+    """Draws of θ with density proportional to exp(kappa cos θ) sin^{dim-2} θ, by rejection; the shape of kappa.
 
-    Only entries not yet accepted are drawn again. A proposal is accepted with probability 0.65 or more at
+    Each round redraws only the rejected entries. A proposal is accepted with probability 0.65 or more at
     every kappa and dim, so the number of rounds grows like log(entries)/log(3). (Wood 1994.)
     """
     flat = kappa.reshape(-1)
@@ -109,22 +109,22 @@ def _propose_angle(kappa: Tensor, dim: int, generator: Generator | None) -> tupl
     """One of Wood's proposals per entry, and whether it is accepted.
 
     cos θ = (X - bY)/(X + bY), X and Y from Gamma((dim - 1)/2), so tan^2(θ/2) = bY/X, with
-    b = (dim - 1)/(2 kappa + sqrt(4 kappa^2 + (dim - 1)^2)). The log acceptance, rid of its cancellations, is
+    b = (dim - 1)/(2 kappa + sqrt(4 kappa^2 + (dim - 1)^2)). The log acceptance, without cancellation, is
     2 kappa b (X - Y)/((1 + b)(X + bY)) + (dim - 1) log((1 + b)(X + Y)/(2 (X + bY))).
-    A kappa that is not a number is accepted, so that it shows.
+    A NaN kappa is accepted, so that the result is NaN and not an endless loop.
     """
-    less = dim - 1
-    b = less / (2 * kappa + (4 * kappa**2 + less**2).sqrt())
-    x, y = torch._standard_gamma(torch.full_like(b.expand(2, -1), less / 2), generator=generator)
+    tangent_dim = dim - 1
+    b = tangent_dim / (2 * kappa + (4 * kappa**2 + tangent_dim**2).sqrt())
+    x, y = torch._standard_gamma(torch.full_like(b.expand(2, -1), tangent_dim / 2), generator=generator)
     scale = x + b * y
     tilt = 2 * kappa * b * (x - y) / ((1 + b) * scale)
-    log_acceptance = tilt + less * torch.log((1 + b) * (x + y) / (2 * scale))
+    log_acceptance = tilt + tangent_dim * torch.log((1 + b) * (x + y) / (2 * scale))
     level = torch.rand(b.shape, generator=generator, dtype=b.dtype, device=b.device).log()
     return 2 * torch.atan2((b * y).sqrt(), x.sqrt()), ~(level > log_acceptance)
 
 
 class _Angle(torch.autograd.Function):
-    """θ, drawn at kappa, as a function of kappa: dθ/dkappa = -(dF/dkappa)/p at a fixed level F(θ; kappa)."""
+    """A drawn θ as a function of kappa: dθ/dkappa = -(dF/dkappa)/p at fixed F(θ; kappa), the distribution function."""
 
     @staticmethod
     def forward(ctx: Any, kappa: Tensor, theta: Tensor, dim: int) -> Tensor:
@@ -142,23 +142,23 @@ class _Angle(torch.autograd.Function):
 def _angle_slope(kappa: Tensor, theta: Tensor, dim: int) -> Tensor:
     """dθ/dkappa = -(1/p(θ)) ∫_0^θ (cos φ - A) p(φ) dφ, by Gauss-Legendre quadrature.
 
-    The integral over all angles is 0, so it is taken over the tail on θ's side of the mean, where the
-    integrand keeps one sign, and only as far as the density matters.
+    The integral over all angles is 0, so it is taken over the tail on θ's side of the mean, where the sign of
+    the integrand is constant, up to the cutoff of `_tail_end`.
     """
     theta = theta.clamp(min=torch.finfo(theta.dtype).tiny)
     mean = kappa * scaled_ratio(kappa, dim)
     small = theta.cos() > mean
     nodes, weights = (rule.to(theta) for rule in _gauss_legendre(QUADRATURE_NODES))
-    kappa, theta, mean, small = (each.unsqueeze(-1) for each in (kappa, theta, mean, small))
-    reach = _tail_end(kappa, theta, math.pi * (~small).to(theta), dim) - theta
-    phi = theta + reach * nodes  # (..., nodes)
+    kappa, theta, mean, small = (tensor.unsqueeze(-1) for tensor in (kappa, theta, mean, small))
+    interval = _tail_end(kappa, theta, math.pi * (~small).to(theta), dim) - theta
+    phi = theta + interval * nodes  # (..., nodes)
     density = _log_density_ratio(kappa, phi, theta, dim).exp()
     deviation = torch.where(small, phi.cos() - mean, mean - phi.cos())
-    return -(weights * reach.abs() * deviation * density).sum(-1)
+    return -(weights * interval.abs() * deviation * density).sum(-1)
 
 
 def _tail_end(kappa: Tensor, theta: Tensor, end: Tensor, dim: int) -> Tensor:
-    """Where between θ and `end` the density is exp(-LOG_CUTOFF) of that at θ, or `end`; by bisection."""
+    """The angle between θ and `end` where the density is exp(-LOG_CUTOFF) times that at θ, or `end`; by bisection."""
     near, far = theta, end
     for _ in range(20):
         middle = (near + far) / 2
@@ -177,6 +177,6 @@ def _log_density_ratio(kappa: Tensor, phi: Tensor, theta: Tensor, dim: int) -> T
 def _gauss_legendre(count: int) -> tuple[Tensor, Tensor]:
     """Nodes and weights on [0, 1], from the eigenvectors of the Legendre recurrence (Golub & Welsch 1969)."""
     k = torch.arange(1, count, dtype=torch.float64)
-    beside = k / (4 * k**2 - 1).sqrt()
-    nodes, vectors = torch.linalg.eigh(torch.diag(beside, 1) + torch.diag(beside, -1))
+    off_diagonal = k / (4 * k**2 - 1).sqrt()
+    nodes, vectors = torch.linalg.eigh(torch.diag(off_diagonal, 1) + torch.diag(off_diagonal, -1))
     return (nodes + 1) / 2, vectors[0] ** 2
