@@ -80,7 +80,7 @@ def test_a_sweep_goes_on(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sweeping, "REFERENCE", replace(REFERENCE, steps=2))
     monkeypatch.setattr(sweeping, "BLOCKS", 2)
     monkeypatch.setattr(sweeping, "IMAGES", 20)
-    pipeline, real = Pipeline.from_pretrained("digits-power_spherical"), Reference.named("digits", 16)
+    pipeline, real = Pipeline.from_pretrained("digits-power_spherical"), Reference.load("digits", 16)
     blocks = list(sweep("m", pipeline, real, set(), "test", images=20))
     assert len(blocks) == 2 * len(sweeping.SCALES) * 2
     done = {place_of(block[0]) for block in blocks[:-1]}

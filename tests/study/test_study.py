@@ -172,7 +172,7 @@ def test_a_record_is_what_python_measures(study):
     pipeline = Pipeline.from_pretrained(cell_folder(study, "S-04", 3))
     labels = torch.arange(40) % 10
     images = pipeline.sample(labels, SamplingSettings(guidance_scale=3.0, steps=2), seeds=0)
-    real = Reference.of(TINY)
+    real = Reference.of(TINY.preset)
     expected = real.judge(images, labels)
     at = {"variant": "S-04", "guidance_scale": 3.0, "project_ar": True, "project_decoder": True}
     records = {r.metric: r.value for r in select(read_records(study / RESULTS_FILE), **at)}
