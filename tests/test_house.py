@@ -80,7 +80,7 @@ def loaded_by(statement: str) -> set[str]:
     [
         ("import spherear", {"matplotlib", "plotly", "ipywidgets", "accelerate", "sklearn"}),
         (
-            "import spherear.sphere, spherear.models, spherear.sampling, spherear.train",
+            "import spherear.sphere.distributions, spherear.models.ar, spherear.sampling.pipeline, spherear.train",
             {"matplotlib", "plotly", "ipywidgets", "accelerate", "tyro", "beartype", "IPython", "torchvision"},
         ),
         ("import spherear.cli, spherear.training.jobs", {"torch", "matplotlib", "ipywidgets", "sklearn"}),

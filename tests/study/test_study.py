@@ -113,8 +113,8 @@ def test_leaving_the_loop_ends_the_rest(tmp_path):
 
 PARENT = """
 import sys, pathlib
-from spherear.study.jobs import Job, run_jobs
-code = "import os, time; from spherear.study.jobs import end_with_parent; end_with_parent(); "
+from spherear.study.runner import Job, run_jobs
+code = "import os, time; from spherear.study.trial import exit_with_parent; exit_with_parent(); "
 code += "print(os.getpid(), flush=True); time.sleep(600)"
 list(run_jobs([Job("child", (sys.executable, "-c", code), pathlib.Path(sys.argv[1]))], at_once=1))
 """
