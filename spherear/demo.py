@@ -1,4 +1,4 @@
-"""The two-minute demonstration: train on digits from nothing, draw new digits, judge them. Needs matplotlib."""
+"""The two-minute demo: train on digits from scratch, sample new digits, and score them. Needs matplotlib."""
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -26,7 +26,7 @@ LABELS = torch.arange(10).repeat_interleave(PER_CLASS)
 
 @dataclass(frozen=True)
 class Sheet:
-    """One guidance scale of the demonstration: its images, ten per class, and their judgement."""
+    """Results at one guidance scale: ten images per class, and their scores."""
 
     scale: float
     images: Tensor
@@ -41,9 +41,9 @@ def train_digits(
     steps: tuple[int | None, int | None],
     device: torch.device,
 ) -> Pipeline | None:
-    """Train VAE and AR model in `folder`, going on from what is there; None when `watch` was stopped.
+    """Train the VAE and the AR model in `folder`, resuming from its checkpoints; None if `watch` was stopped.
 
-    steps: of the VAE and of the AR model; None for the recipe's.
+    steps: of the VAE and of the AR model; None: as in the recipe.
     """
     sizes, plan = preset(PRESET, bottleneck), course(PRESET)
     data = load_data(plan.data, sizes.vae.image_size)
@@ -53,9 +53,9 @@ def train_digits(
 
 
 def sample_and_judge(pipeline: Pipeline, scales: tuple[float, ...], seed: int) -> Iterator[Sheet]:
-    """Ten digits per class at every guidance scale, from the same seeds, each sheet with its judgement.
+    """Ten digits per class at every guidance scale, from the same seeds, with their scores.
 
-    The judge compares with held-out digits, which no model here was trained on.
+    The scores compare with held-out digits, which are in no training set.
     """
     real = Reference.of(PRESET)
     for scale in scales:
@@ -64,7 +64,7 @@ def sample_and_judge(pipeline: Pipeline, scales: tuple[float, ...], seed: int) -
 
 
 def save_results(folder: Path, sheets: list[Sheet], command: str) -> None:
-    """Write `results.json`, and `samples.png`: real held-out digits beside the drawn ones."""
+    """Write `results.json`, and `samples.png` with real held-out digits next to the generated ones."""
     results = [{"guidance_scale": sheet.scale, **asdict(sheet.judgement)} for sheet in sheets]
     write_json(folder / "results.json", {"command": command, "images": len(LABELS), "results": results})
     real = Reference.of(PRESET)

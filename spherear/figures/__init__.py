@@ -1,1 +1,1 @@
-"""Figures: numbers in, a figure out."""
+"""Figures: functions from numbers to matplotlib or plotly figures."""

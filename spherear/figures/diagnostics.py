@@ -1,4 +1,4 @@
-"""Figures of diagnostics: numbers and images in, a matplotlib figure out; no computation, no pyplot, no kernel."""
+"""Figures of diagnostics, from the dataclasses of `analysis`. Nothing is measured here, and pyplot is not used."""
 
 from collections.abc import Mapping, Sequence
 
@@ -24,7 +24,7 @@ def sheets_figure(
     columns: int,
     row_labels: Sequence[str],
 ) -> Figure:
-    """One panel per sheet: its name above, its images in `columns`, its caption below, rows named at the left."""
+    """One panel per sheet: name above, images in `columns` columns, caption below, row labels on the left."""
     rows = len(row_labels)
     figure = new_figure(3.2 * len(sheets) + 0.3, 3.2 * rows / columns + 0.7)
     axes = figure.subplots(1, len(sheets), squeeze=False)[0]
@@ -42,13 +42,13 @@ def sheets_figure(
 
 
 def collapse_figure(rows: Sequence[CollapseRow]) -> Figure:
-    """One row per family: length of raw tokens by position and guidance scale, beside the images."""
+    """One row per family: length of raw tokens by position and guidance scale (left), and images (right)."""
     figure = new_figure(15, 3.1 * len(rows))
     grid = figure.add_gridspec(len(rows), 2, width_ratios=(1, 1.5))
     extent = torch.stack([norms.relative for row in rows for norms in row.norms])
     low, high = float(extent.min()), float(extent.max())
-    for place, row in enumerate(rows):
-        axis = figure.add_subplot(grid[place, 0])
+    for line, row in enumerate(rows):
+        axis = figure.add_subplot(grid[line, 0])
         shades = colormaps["viridis"]
         for index, (scale, norms) in enumerate(zip(row.scales, row.norms, strict=True)):
             color = shades(0.9 * index / max(1, len(row.scales) - 1))
@@ -56,7 +56,7 @@ def collapse_figure(rows: Sequence[CollapseRow]) -> Figure:
         axis.axhline(0, color=GREY, linestyle="--")
         axis.set_ylim(low - 0.02, high + 0.02)
         name_axes(axis, "token", "|raw| / |real| - 1", family_label(row.family))
-        _strips(figure.add_subplot(grid[place, 1]), row)
+        _image_rows(figure.add_subplot(grid[line, 1]), row)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(
         handles[: len(rows[0].scales)], labels, title="guidance scale", loc="outside upper left", ncols=6, fontsize=FONT
@@ -64,11 +64,11 @@ def collapse_figure(rows: Sequence[CollapseRow]) -> Figure:
     return figure
 
 
-def _strips(axis: Axes, row: CollapseRow) -> None:
-    """Images, one line per guidance scale."""
-    shown = torch.cat(row.images)
-    axis.imshow(tile(shown, columns=len(row.images[0])).numpy(), interpolation="nearest")
-    step = shown.shape[-1] + 1
+def _image_rows(axis: Axes, row: CollapseRow) -> None:
+    """Images, one row per guidance scale."""
+    images = torch.cat(row.images)
+    axis.imshow(tile(images, columns=len(row.images[0])).numpy(), interpolation="nearest")
+    step = images.shape[-1] + 1
     axis.set_yticks([step * (i + 0.5) for i in range(len(row.scales))], [f"{s:g}" for s in row.scales], fontsize=FONT)
     axis.set_xticks([])
     axis.set_ylabel("guidance", fontsize=FONT)
@@ -78,9 +78,9 @@ def _strips(axis: Axes, row: CollapseRow) -> None:
 
 
 def perturbation_growth_figure(growths: Sequence[ErrorGrowth], floor: float = 1e-12) -> Figure:
-    """Left: change of every later token, for the largest size. Right: change of pixels against size, log-log.
+    """Left: change of every token, for the largest size. Right: change of pixels against size, log-log.
 
-    Changes below `floor` are rounding and drawn at it.
+    Changes below `floor` are rounding errors and drawn at `floor`.
     """
     require(len(growths) > 0, "there are no growths; expected some")
     figure = new_figure(13, 4.8)
@@ -109,7 +109,7 @@ def perturbation_growth_figure(growths: Sequence[ErrorGrowth], floor: float = 1e
 
 
 def _slopes(axis: Axes, growths: Sequence[ErrorGrowth]) -> None:
-    """Lines of slope 1 and 2 to compare with."""
+    """Reference lines of slope 1 and 2."""
     sizes = sorted({g.size for g in growths})
     top = max(g.pixels for g in growths)
     for order, dashes in ((1, ":"), (2, "-.")):
@@ -118,20 +118,20 @@ def _slopes(axis: Axes, growths: Sequence[ErrorGrowth]) -> None:
 
 
 def spread_figure(histograms: Mapping[str, SpreadHistogram]) -> Figure:
-    """Posterior spread, one panel per family; the line is the median."""
+    """Histogram of the posterior spread, one panel per family; the dashed line is the median."""
     figure = new_figure(4.4 * len(histograms), 3.6)
-    for axis, (family, h) in zip(
+    for axis, (family, histogram) in zip(
         figure.subplots(1, len(histograms), squeeze=False)[0], histograms.items(), strict=True
     ):
-        axis.stairs(h.counts.numpy(), h.edges.numpy(), fill=True, color=FAMILIES[family].color)
-        axis.axvline(float(h.quantiles[1]), color="black", linestyle="--")
+        axis.stairs(histogram.counts.numpy(), histogram.edges.numpy(), fill=True, color=FAMILIES[family].color)
+        axis.axvline(float(histogram.quantiles[1]), color="black", linestyle="--")
         unit = FAMILIES[family].spread
         name_axes(axis, unit, "numbers" if unit == "standard deviation" else "tokens", family_label(family))
     return figure
 
 
 def jacobian_figure(jacobian: ProjectionJacobian) -> Figure:
-    """Measured and expected derivative of the projection, and their difference."""
+    """Measured and expected Jacobian of the projection, and their difference."""
     figure = new_figure(12, 3.9)
     top = float(jacobian.expected.abs().max())
     panels = (
@@ -140,15 +140,15 @@ def jacobian_figure(jacobian: ProjectionJacobian) -> Figure:
         ("difference", jacobian.measured - jacobian.expected, max(jacobian.difference, 1e-300)),
     )
     for axis, (title, matrix, limit) in zip(figure.subplots(1, 3), panels, strict=True):
-        shown = axis.imshow(matrix.numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit)
-        figure.colorbar(shown, ax=axis, shrink=0.8)
+        image = axis.imshow(matrix.numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit)
+        figure.colorbar(image, ax=axis, shrink=0.8)
         name_axes(axis, "input", "output", title)
         axis.grid(False)
     return figure
 
 
 def rank_figure(ranks: Mapping[str, EffectiveRank]) -> Figure:
-    """Spectrum of the tokens' covariance per family; the effective rank in the legend."""
+    """Eigenvalues of the covariance of tokens, per family; effective rank in the legend."""
     figure = new_figure(7, 4.4)
     axis = figure.subplots()
     for family, rank in ranks.items():
@@ -164,14 +164,14 @@ def rank_figure(ranks: Mapping[str, EffectiveRank]) -> Figure:
 
 
 def radial_share_figure(shares: Mapping[str, RadialShare]) -> Figure:
-    """Radial share of a one-step prediction error by position; the dashed line has no preferred direction."""
+    """Radial share of a one-step prediction error by position; dashed: an isotropic error."""
     figure = new_figure(7, 4.4)
     axis = figure.subplots()
     for family, share in shares.items():
         look = FAMILIES[family]
-        places = range(1, len(share.per_token) + 1)
+        positions = range(1, len(share.per_token) + 1)
         axis.plot(
-            places,
+            positions,
             share.per_token.numpy(),
             color=look.color,
             marker=look.marker,

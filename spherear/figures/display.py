@@ -1,6 +1,6 @@
 """Notebook outputs: figures and sheets of images as PNG, tables, interactive figures.
 
-Every picture carries a description, for readers who cannot see it and for plain text.
+Every picture has a text description, for screen readers and for plain-text output.
 """
 
 import base64
@@ -29,7 +29,7 @@ Bundle = tuple[dict[str, Any], dict[str, Any]]
 
 @dataclass(frozen=True)
 class NotebookOutput:
-    """One output in several formats, as a notebook stores it. text: for readers who cannot see it."""
+    """One output in several formats, as stored in a notebook. text: a description for screen readers."""
 
     text: str
     formats: Mapping[str, Any]
@@ -51,7 +51,7 @@ def picture(figure: Figure, text: str) -> NotebookOutput:
 
 
 def sheet(images: Float[Tensor, "n 3 size size"], columns: int, text: str, zoom: int = 3) -> NotebookOutput:
-    """Images in rows of `columns`, every pixel `zoom` wide."""
+    """Images in rows of `columns`; every pixel is drawn `zoom` pixels wide."""
     require(zoom >= 1 and bool(text.strip()), f"zoom is {zoom} and text {text!r}; expected at least 1 and some text")
     pixels = Image.fromarray(tile(images, columns).numpy())
     size = (pixels.width * zoom, pixels.height * zoom)
@@ -61,19 +61,19 @@ def sheet(images: Float[Tensor, "n 3 size size"], columns: int, text: str, zoom:
 
 
 def still(panel: Any, text: str) -> NotebookOutput:
-    """What a live panel shows once it has drawn, as PNG: a file keeps no widgets. Waits for it; its error is raised."""
+    """A live panel as PNG, because widgets are not saved in a file. Waits for the panel, and raises its error."""
     require(bool(text.strip()), "text is empty; expected a description of the panel")
     return NotebookOutput(text, {PNG: _base64(panel.snapshot().data)})
 
 
 def interactive(figure: go.Figure, static: NotebookOutput) -> NotebookOutput:
-    """A plotly figure, with a static picture beside it for pages that cannot run plotly."""
+    """A plotly figure, with a static PNG for viewers that cannot run plotly."""
     require(PNG in static.formats, "the static output has no PNG; expected what `picture` makes")
     return NotebookOutput(static.text, {PLOTLY: json.loads(figure.to_json()), PNG: static.formats[PNG]})
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> NotebookOutput:
-    """A table. Numbers that are not whole are rounded to three significant digits."""
+    """A table. Floats are rounded to three significant digits."""
     require(len(columns) > 0, "there are no columns; expected some")
     for row in rows:
         require(len(row) == len(columns), f"a row has {len(row)} cells; expected {len(columns)}, one per column")
@@ -84,7 +84,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> NotebookO
 
 
 def markdown(text: str) -> NotebookOutput:
-    """Markdown that the library wrote."""
+    """Markdown text as an output."""
     return NotebookOutput(text, {MARKDOWN: text})
 
 

@@ -1,4 +1,4 @@
-"""Every figure of the kit, drawn from shipped models, shipped records and laws; nothing is trained.
+"""All figures of the kit, drawn from shipped models, shipped records and closed-form densities. Nothing is trained.
 
 python -m spherear.figures.gallery notebooks/figures
 """
@@ -61,12 +61,12 @@ SIZES = (1e-4, 1e-3, 1e-2, 1e-1)
 
 
 def shipped(family: str, preset: str = "digits") -> Pipeline:
-    """The shipped model of a family, loaded once."""
+    """The shipped model of a family, cached."""
     return cached_pipeline(shipped_name(family, preset))
 
 
 def velocity_families() -> list[str]:
-    """The families of shipped digits models whose tokens are continuous."""
+    """The families of shipped digits models with continuous tokens."""
     return [family for family in shipped_families("digits") if not shipped(family).ar.config.codes]
 
 
@@ -78,20 +78,20 @@ def latents_of(family: str) -> tuple[Float[Tensor, "n tokens dim"], Int[Tensor, 
 
 
 def overview_of_a_seven() -> Figure:
-    """A held-out 7, its tokens, and another one drawn."""
+    """A held-out 7, its tokens, and a generated 7."""
     images, labels = held_out("digits", 16)
     seven = images[labels == 7][0]
     return overview_figure(overview(shipped("power_spherical"), seven, label=7, position=6, seed=2))
 
 
 def tokens_in_space() -> Figure:
-    """The three models whose tokens have three numbers; images of a 2."""
+    """Tokens of the three models with three-dimensional latents (or codes), for images of a 2."""
     discrete, gaussian, sphere = (shipped(family, "digits3") for family in ("vq", "gaussian", "power_spherical"))
     return token_laws_figure(token_laws(discrete, gaussian, sphere, (1, 6, 9), label=2))
 
 
 def collapse() -> Figure:
-    """Length of raw tokens under guidance, beside the images."""
+    """Length of raw tokens under guidance, with images."""
     return collapse_figure([collapse_row(shipped(f), latents_of(f)[0], SCALES) for f in velocity_families()])
 
 
@@ -135,13 +135,13 @@ def share() -> Figure:
 
 
 def shipped_growth() -> Growth:
-    """The shipped result of `spherear bench growth --out` for SphereAR-B on two cores."""
+    """The shipped result of `spherear bench growth --out`: SphereAR-B on two cores."""
     (row,) = read_json(GROWTH)["rows"]
     return Growth(**row)
 
 
 def jacobian() -> Figure:
-    """Of the projection, at a raw token."""
+    """The Jacobian of the projection at a raw token."""
     pipeline = shipped("power_spherical")
     raw = trace(pipeline.steps([3], SamplingSettings(guidance_scale=8.0, steps=25))).raw[0, 9]
     return jacobian_figure(projection_jacobian(pipeline.vae.project, raw))
@@ -167,9 +167,9 @@ FIGURES: dict[str, Callable[[], Figure]] = {
 
 
 def main(out: str, *names: str) -> None:
-    """Draw the figures (those named, or all) into the folder `out`, and the tables beside them.
+    """Write the named figures (default: all) and the tables to the folder `out`.
 
-    A name of no figure, or an option where a folder is expected: ValueError, nothing drawn.
+    An unknown figure, or an option in place of the folder: ValueError, and nothing is written.
     """
     require(not out.startswith("-"), f"out is {out!r}; expected a folder, and names of figures behind it")
     for name in names:

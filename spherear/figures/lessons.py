@@ -1,4 +1,4 @@
-"""Figures that only the notebooks use: numbers in, a matplotlib figure out."""
+"""Figures that only the notebooks use."""
 
 from collections.abc import Mapping, Sequence
 
@@ -20,7 +20,7 @@ from spherear.study.records import Record, select
 
 OTHERS = (*THREE, "#CC79A7", "#E69F00", "#56B4E9")
 MAX_NAMED = 8
-"""At most so many values of an axis have room for their names."""
+"""Maximum number of x values that are labelled individually."""
 
 
 def curves_figure(
@@ -30,18 +30,18 @@ def curves_figure(
     title: str = "",
     log: str = "",
 ) -> Figure:
-    """Lines over one x; names of families get their looks. labels: of x and y.  log: "x", "y" or "xy".
+    """Curves over a shared x; a family name gets the colour and marker of that family.
 
-    On a logarithmic axis a few values of x are named, each where it is.
+    labels: of x and y.  log: "x", "y" or "xy". A logarithmic x axis with few values is labelled at these values.
     """
     require(len(curves) > 0, "there are no curves; expected some")
     figure = new_figure(7, 4.2)
     axis = figure.subplots()
-    point = "." if len(x) <= 40 else ""
+    marker = "." if len(x) <= 40 else ""
     for color, (name, y) in zip(_colors(len(curves)), curves.items(), strict=True):
         look = FAMILIES.get(name)
         axis.plot(
-            list(x), list(y), f"{point if look is None else look.marker}-",
+            list(x), list(y), f"{marker if look is None else look.marker}-",
             color=color if look is None else look.color, label=name if look is None else family_label(name),
         )  # fmt: skip
     if "x" in log:
@@ -61,14 +61,15 @@ def _colors(count: int) -> list[str]:
 
 
 def lengths_figure(profiles: Mapping[str, NormProfile]) -> Figure:
-    """Mean length of real tokens by position, a band of one standard deviation over images."""
+    """Mean length of real tokens by position, with a band of one standard deviation over images."""
     figure = new_figure(7, 4.2)
     axis = figure.subplots()
     for family, profile in profiles.items():
         look, mean, std = FAMILIES[family], profile.mean, profile.std
-        places = range(1, len(mean) + 1)
-        axis.plot(places, mean.numpy(), color=look.color, marker=look.marker, label=family_label(family))
-        axis.fill_between(places, (mean - std).numpy(), (mean + std).numpy(), color=look.color, alpha=0.2, linewidth=0)
+        positions = range(1, len(mean) + 1)
+        axis.plot(positions, mean.numpy(), color=look.color, marker=look.marker, label=family_label(family))
+        low, high = (mean - std).numpy(), (mean + std).numpy()
+        axis.fill_between(positions, low, high, color=look.color, alpha=0.2, linewidth=0)
     axis.set_ylim(bottom=0)
     name_axes(axis, "token", "length", "length of real tokens")
     axis.legend(fontsize=FONT - 1)
@@ -97,7 +98,7 @@ def variances_figure(variances: Mapping[str, TokenVariances]) -> Figure:
 
 
 def kl_figure(records: Sequence[Record], families: Sequence[str]) -> Figure:
-    """Error of reconstructions against KL per token, one point per variant (mean over seeds)."""
+    """Reconstruction error against KL per token, one point per variant (mean over seeds)."""
     figure = new_figure(7, 4.4)
     axis = figure.subplots()
     for family in families:
@@ -117,13 +118,13 @@ def kl_figure(records: Sequence[Record], families: Sequence[str]) -> Figure:
         )
         for kl_mean, l1_mean, variant in points:
             axis.annotate(variant, (kl_mean, l1_mean), xytext=(6, 4), textcoords="offset points", fontsize=FONT - 2)
-    name_axes(axis, "KL of a token (nats)", "mean error of a pixel", "held-out digits, mean over seeds")
+    name_axes(axis, "KL per token (nats)", "mean absolute error per pixel", "held-out digits, mean over seeds")
     axis.legend(fontsize=FONT - 1)
     return figure
 
 
 def sequence_figure(class_tokens: int, tokens: int) -> Figure:
-    """The attention mask: rows attend to columns; class tokens first, then the tokens of the image."""
+    """The attention mask: rows attend to columns; class tokens first, then image tokens."""
     count = class_tokens + tokens - 1
     mask = torch.ones(count, count).tril()
     mask[:, :class_tokens] *= 2
@@ -135,40 +136,40 @@ def sequence_figure(class_tokens: int, tokens: int) -> Figure:
         "from here on, each row\npredicts one token", (count, class_tokens - 0.5), xytext=(-4, 18),
         textcoords="offset points", ha="right", color=THREE[1], fontsize=FONT - 1,
     )  # fmt: skip
-    name_axes(axis, f"sees (the first {class_tokens}: the label)", "position that asks", "causal attention")
+    name_axes(axis, f"key position (the first {class_tokens}: the label)", "query position", "causal attention")
     axis.grid(False)
     return figure
 
 
 def rope_figure(table: Float[Tensor, "positions pairs 2"]) -> Figure:
-    """cos of the rotary angles: positions by pairs, the x half before the y half."""
+    """cos of the rotary angles: positions by pairs; the x half comes before the y half."""
     figure = new_figure(7, 4.6)
     axis = figure.subplots()
     count, pairs = table.shape[:2]
-    shown = axis.imshow(
+    image = axis.imshow(
         table[..., 0].numpy(), cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto", interpolation="nearest",
         extent=(0.5, pairs + 0.5, count + 0.5, 0.5),
     )  # fmt: skip
     axis.axvline(pairs / 2 + 0.5, color="black", linewidth=1.5)
-    figure.colorbar(shown, ax=axis, label="cosine of the angle")
+    figure.colorbar(image, ax=axis, label="cosine of the angle")
     name_axes(axis, "pair of numbers: column of the grid, then row", "position", "2-D rotary positions")
     axis.grid(False)
     return figure
 
 
 def trajectories_figure(panels: Mapping[str, Trajectories], dims: tuple[int, int] = (0, 1)) -> Figure:
-    """From noise (squares) to tokens (points): two numbers of them above, lengths below, one column per panel."""
+    """Paths from noise (squares) to tokens (points): two dimensions above, lengths below, one column per panel."""
     figure = new_figure(5 * len(panels), 8.2)
     axes = figure.subplots(2, len(panels), squeeze=False)
-    for (name, paths), column in zip(panels.items(), axes.T, strict=True):
+    for (name, paths), (upper, lower) in zip(panels.items(), axes.T, strict=True):
         x, y = (paths.points[..., d].numpy() for d in dims)
-        column[0].plot(x, y, color=GREY, alpha=0.35, linewidth=0.8)
-        column[0].plot(x[0], y[0], "s", color=THREE[1], markersize=3, label="noise")
-        column[0].plot(x[-1], y[-1], "o", color=THREE[0], markersize=4, label="token")
-        name_axes(column[0], f"number {dims[0] + 1}", f"number {dims[1] + 1}", name)
-        column[0].set_aspect("equal", adjustable="datalim")
-        column[0].legend(fontsize=FONT - 1)
-        _path_lengths(column[1], paths)
+        upper.plot(x, y, color=GREY, alpha=0.35, linewidth=0.8)
+        upper.plot(x[0], y[0], "s", color=THREE[1], markersize=3, label="noise")
+        upper.plot(x[-1], y[-1], "o", color=THREE[0], markersize=4, label="token")
+        name_axes(upper, f"number {dims[0] + 1}", f"number {dims[1] + 1}", name)
+        upper.set_aspect("equal", adjustable="datalim")
+        upper.legend(fontsize=FONT - 1)
+        _path_lengths(lower, paths)
     return figure
 
 
@@ -182,12 +183,12 @@ def _path_lengths(axis: Axes, paths: Trajectories) -> None:
 
 
 def costs_figure(costs: Sequence[Cost]) -> Figure:
-    """Parameters, arithmetic and memory of an image, one bar per preset, on logarithmic axes."""
+    """Parameters, operations per image and KV cache per image, one bar per preset, on logarithmic axes."""
     figure = new_figure(13, 4.2)
     panels = (
         ("parameters", [c.parameters for c in costs]),
-        ("operations for one image", [c.image_flops for c in costs]),
-        ("bytes of the cache for one image", [c.cache_bytes for c in costs]),
+        ("operations per image", [c.image_flops for c in costs]),
+        ("bytes of KV cache per image", [c.cache_bytes for c in costs]),
     )
     for axis, (name, values) in zip(figure.subplots(1, 3), panels, strict=True):
         axis.bar([c.name.replace("imagenet256-", "") for c in costs], values, color=THREE[0])

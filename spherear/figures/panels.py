@@ -1,4 +1,4 @@
-"""The live panels as still figures, for `snapshot()`: numbers and pixels in, a matplotlib figure out."""
+"""The live panels as static matplotlib figures, for `snapshot()`."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ RAW, HANDED_ON = FAMILIES["gaussian"].color, FAMILIES["power_spherical"].color
 
 @dataclass(frozen=True)
 class Pane:
-    """One model's sheet, and the lengths of its tokens before and after the projection."""
+    """A sheet of images of one model, and the lengths of its tokens before and after projection."""
 
     title: str
     pixels: UInt8[np.ndarray, "height width 3"]
@@ -31,7 +31,7 @@ class Pane:
 
 
 def panes_figure(panes: Sequence[Pane], caption: str) -> Figure:
-    """Sheets beside each other, lengths by position below them on one scale."""
+    """One column per model: the sheet above, lengths by position below, with a shared y axis."""
     figure = new_figure(5.2 * len(panes), 7.6)
     grid = figure.subplots(2, len(panes), squeeze=False, height_ratios=(1.7, 1))
     for column, pane in enumerate(panes):
@@ -45,18 +45,19 @@ def panes_figure(panes: Sequence[Pane], caption: str) -> Figure:
 
 
 def bare(axis: Axes, pixels: UInt8[np.ndarray, "height width 3"], title: str) -> None:
-    """Pixels and a title, nothing else."""
+    """Show pixels with a title and without axes."""
     axis.imshow(pixels, interpolation="nearest")
     axis.set_title(title, fontsize=FONT + 1)
     axis.set_axis_off()
 
 
 def lengths_axes(axis: Axes, pane: Pane) -> None:
-    """Raw lengths as a band and its mean, what is handed on as squares, the expected length as a dashed line."""
-    places = np.arange(1, pane.raw.shape[1] + 1)
-    axis.fill_between(places, pane.raw.amin(0), pane.raw.amax(0), color=RAW, alpha=0.2, label="raw, least to most")
-    axis.plot(places, pane.raw.mean(0), ".-", color=RAW, label="raw, mean")
-    axis.plot(places, pane.token.mean(0), "s", markerfacecolor="none", color=HANDED_ON, label="handed on, mean")
+    """Raw lengths (band and mean), lengths after projection (squares), and the expected length (dashed)."""
+    positions = np.arange(1, pane.raw.shape[1] + 1)
+    low, high = pane.raw.amin(0), pane.raw.amax(0)
+    axis.fill_between(positions, low, high, color=RAW, alpha=0.2, label="raw, min to max")
+    axis.plot(positions, pane.raw.mean(0), ".-", color=RAW, label="raw, mean")
+    axis.plot(positions, pane.token.mean(0), "s", markerfacecolor="none", color=HANDED_ON, label="handed on, mean")
     axis.axhline(pane.expected, color=GREY, linestyle="--", linewidth=2, label=f"expected: {pane.expected:.2f}")
     name_axes(axis, "token", "length")
     axis.legend(fontsize=FONT - 3)
@@ -64,7 +65,7 @@ def lengths_axes(axis: Axes, pane: Pane) -> None:
 
 @dataclass(frozen=True)
 class LawLook:
-    """Colour, dash and marker of a law, for plotly (dash, symbol), matplotlib (style, marker) and text (glyph)."""
+    """Style of a distribution, for plotly (dash, symbol), matplotlib (style, marker) and text (glyph)."""
 
     name: str
     color: str
@@ -83,11 +84,11 @@ LAW_LOOKS = {
 
 
 def angle_laws_figure(laws: AngleLaws) -> Figure:
-    """One sphere per law, seen from the side, and the three densities over angle with their samples."""
+    """One sphere per distribution, seen from the side, and the three densities over angle with samples."""
     figure = new_figure(14, 4.2)
     axes = figure.subplots(1, 4, width_ratios=(1, 1, 1, 1.9))
     for axis, law in zip(axes, laws.laws, strict=False):
-        _sphere_from_the_side(axis, laws, law)
+        _side_view(axis, laws, law)
     for law in laws.laws:
         look = LAW_LOOKS[law.name]
         degrees = np.rad2deg(laws.angles.numpy())
@@ -99,23 +100,23 @@ def angle_laws_figure(laws: AngleLaws) -> Figure:
     return figure
 
 
-def _sphere_from_the_side(axis: Axes, laws: AngleLaws, law: AngleLaw) -> None:
-    """The near half of the sphere along -y, coloured by density; the axis points up; samples of the near half."""
+def _side_view(axis: Axes, laws: AngleLaws, law: AngleLaw) -> None:
+    """The hemisphere y <= 0, coloured by density, with its samples; the axis points up."""
     side = np.linspace(-1, 1, 200)
     x, z = np.meshgrid(side, side)
     inside = x**2 + z**2 <= 1
     color = np.interp(np.arccos(np.clip(z, -1, 1)), laws.angles.numpy(), (law.density / law.density.max()).numpy())
     axis.imshow(np.where(inside, color, np.nan), extent=(-1, 1, -1, 1), origin="lower", cmap="viridis", vmin=0, vmax=1)
-    near = law.samples[law.samples[:, 1] <= 0]
-    axis.plot(near[:, 0], near[:, 2], "o", color="white", markeredgecolor="black", markersize=3.5)
-    sign = "sigma" if law.name == "projected_gaussian" else "kappa"
-    axis.set_title(f"{LAW_LOOKS[law.name].name}\n{sign} = {law.parameter:.3g}", fontsize=FONT)
+    visible = law.samples[law.samples[:, 1] <= 0]
+    axis.plot(visible[:, 0], visible[:, 2], "o", color="white", markeredgecolor="black", markersize=3.5)
+    symbol = "sigma" if law.name == "projected_gaussian" else "kappa"
+    axis.set_title(f"{LAW_LOOKS[law.name].name}\n{symbol} = {law.parameter:.3g}", fontsize=FONT)
     axis.set_axis_off()
 
 
 @dataclass(frozen=True)
 class StrokeLook:
-    """A line and its marks: for plotly, and (style, marker) for matplotlib."""
+    """Style of a line and its markers, for plotly (dash, symbol) and matplotlib (style, marker)."""
 
     name: str
     color: str
@@ -131,19 +132,19 @@ class StrokeLook:
 PATHS = (
     StrokeLook("guided path", "#D55E00"),
     StrokeLook("unguided path", "#56B4E9", "dash", "--", "x", "x", 3, 3),
-    StrokeLook("put back on the sphere", "#0072B2", "dot", ":", "square", "s", 6, 6),
-    StrokeLook("noise it starts from", "#000000", symbol="diamond", marker="D", size=6),
+    StrokeLook("projected onto the sphere", "#0072B2", "dot", ":", "square", "s", 6, 6),
+    StrokeLook("initial noise", "#000000", symbol="diamond", marker="D", size=6),
 )
 ARROWS = (
     StrokeLook("conditional", "#009E73", text="middle right"),
     StrokeLook("null", "#000000"),
     StrokeLook("guided", "#CC79A7", text="middle right"),
 )
-"""Velocities: their tips are where each alone would end."""
+"""Velocities: the tip of an arrow is the end point along that velocity."""
 
 
 def token_path_figure(path: TokenPath, step: int, radius: float, position: int) -> Figure:
-    """Left: paths, arrows and sphere in space. Right: length over time."""
+    """Left: paths, velocity arrows and sphere in space. Right: length over time."""
     figure = new_figure(12.5, 5.4)
     space = figure.add_subplot(1, 2, 1, projection="3d")
     _wire(space, radius)
@@ -179,14 +180,14 @@ def token_path_figure(path: TokenPath, step: int, radius: float, position: int) 
 
 
 def _azimuth(point: Float[Tensor, " 3"]) -> float:
-    """Degrees about the vertical from which a point is seen beside the middle, in front."""
+    """Azimuth of the camera, in degrees, so that the point is in front, next to the centre."""
     return float(torch.rad2deg(torch.atan2(point[1], point[0]))) - 35
 
 
 def _wire(axis: Any, radius: float) -> None:
     polar, azimuth = np.meshgrid(np.linspace(0, np.pi, 13), np.linspace(0, 2 * np.pi, 25), indexing="ij")
-    around = np.sin(polar) * np.cos(azimuth), np.sin(polar) * np.sin(azimuth), np.cos(polar)
-    axis.plot_wireframe(*(radius * part for part in around), color=GREY, alpha=0.35, linewidth=0.6)
+    sphere = np.sin(polar) * np.cos(azimuth), np.sin(polar) * np.sin(azimuth), np.cos(polar)
+    axis.plot_wireframe(*(radius * x for x in sphere), color=GREY, alpha=0.35, linewidth=0.6)
 
 
 SIDES = {
@@ -203,12 +204,12 @@ def perturbation_figure(
     caption: str,
     floor: float,
 ) -> Figure:
-    """Unperturbed, perturbed and difference for both sides, and the change of every token on a logarithmic scale."""
+    """Images with and without the projection (unperturbed, perturbed, difference), and the change of every token."""
     figure = new_figure(13, 4.4)
     axes = figure.subplots(1, 3, width_ratios=(1, 1, 1.2))
     styles = (("-", "o"), ("--", "D"))
-    for axis, name, pixel, picture in zip(axes, SIDES, pixels, sheets, strict=False):
-        bare(axis, picture, f"{name}\nchange of a pixel {pixel:.2g}")
+    for axis, name, pixel_change, picture in zip(axes, SIDES, pixels, sheets, strict=False):
+        bare(axis, picture, f"{name}\npixel change {pixel_change:.2g}")
     for (name, (color, _, _)), change, (style, marker) in zip(SIDES.items(), changes, styles, strict=True):
         axes[2].plot(range(1, len(change) + 1), change.clamp(min=floor), style, marker=marker, color=color, label=name)
     axes[2].axvline(position + 1, color="black", linewidth=1)
@@ -227,13 +228,13 @@ LOSSES = (
     ("#E69F00", "longdash", "triangle-up", "-"),
     ("#56B4E9", "longdashdot", "cross", "--"),
 )
-"""Colour, dash, mark (plotly) and line (matplotlib) of up to six losses, as many as there are."""
+"""Colour, dash, marker (plotly) and line (matplotlib) of the losses, at most six."""
 
 
 def training_figure(
     steps: Sequence[int], losses: Mapping[str, Sequence[float]], preview: np.ndarray | None, total: int
 ) -> Figure:
-    """Losses by step, beside what the model makes."""
+    """Losses by step, and the latest preview images."""
     figure = new_figure(12 if preview is not None else 7, 4.4)
     axes = figure.subplots(1, 2 if preview is not None else 1, squeeze=False)[0]
     for (name, values), (color, _, _, line) in zip(losses.items(), LOSSES, strict=False):
@@ -242,5 +243,5 @@ def training_figure(
     if losses:
         axes[0].legend(fontsize=FONT - 2)
     if preview is not None:
-        bare(axes[1], preview, "what the model makes")
+        bare(axes[1], preview, "model output")
     return figure

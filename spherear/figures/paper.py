@@ -1,6 +1,6 @@
-"""The paper's figures: published numbers (1), one image's passage (2), trained models (3), laws (5).
+"""The paper's figures: published numbers (1), overview of the method (2), token distributions (3), densities (5).
 
-Figures 3 and 5 exist in 3-D too. Figure 4 is in `figures.study`.
+Figures 3 and 5 also exist in 3-D. Figure 4 is in `figures.study`.
 """
 
 import math
@@ -63,7 +63,7 @@ def published_fid_figure() -> Figure:
 
 
 def overview_figure(o: Overview) -> Figure:
-    """Figure 2, from a real run: encode and decode above; condition, noise to token, projection, image below."""
+    """Figure 2, from a real run: encode and decode (top); condition, noise to token, projection, image (bottom)."""
     figure = new_figure(15, 7.2)
     axes = figure.subplots(2, 4)
     _picture(axes[0, 0], o.image, "image")
@@ -72,7 +72,7 @@ def overview_figure(o: Overview) -> Figure:
     _picture(axes[0, 3], o.reconstruction, "its tokens, decoded")
     _condition(axes[1, 0], o)
     _path(axes[1, 1], o)
-    _growing(axes[1, 2], o)
+    _length_over_time(axes[1, 2], o)
     _picture(axes[1, 3], o.drawn, "an image drawn token by token")
     return figure
 
@@ -88,11 +88,11 @@ def _picture(axis: Axes, image: Float[Tensor, "3 size size"], title: str) -> Non
 
 def _matrix(figure: Figure, axis: Axes, tokens: Float[Tensor, "tokens dim"]) -> None:
     count, dim = tokens.shape
-    shown = axis.imshow(
+    image = axis.imshow(
         tokens.numpy(), cmap="RdBu_r", vmin=-2.5, vmax=2.5, aspect="auto", interpolation="nearest",
         extent=(0.5, dim + 0.5, count + 0.5, 0.5),
     )  # fmt: skip
-    figure.colorbar(shown, ax=axis, label="value")
+    figure.colorbar(image, ax=axis, label="value")
     name_axes(axis, "dimension", "token", f"{len(tokens)} tokens of {tokens.shape[-1]} numbers")
     axis.grid(False)
 
@@ -120,7 +120,7 @@ def _path(axis: Axes, o: Overview) -> None:
     axis.legend(fontsize=FONT - 1)
 
 
-def _growing(axis: Axes, o: Overview) -> None:
+def _length_over_time(axis: Axes, o: Overview) -> None:
     axis.plot(o.times.numpy(), o.path.norm(dim=-1).numpy(), ".-", color=GREY, label="|x|")
     axis.plot([1.0], [float(o.raw.norm())], "o", color=THREE[2], markersize=9, label="raw")
     axis.plot([1.0], [float(o.token.norm())], "*", color=THREE[0], markersize=14, label="projected")
@@ -129,16 +129,16 @@ def _growing(axis: Axes, o: Overview) -> None:
 
 
 def token_laws_figure(laws: TokenLaws) -> Figure:
-    """Figure 3: three tokens in three colours, on the simplex, in a Gaussian cloud, on the sphere."""
+    """Figure 3: three tokens in three colours: on the simplex, in Gaussian latents, on the sphere."""
     figure = new_figure(15, 5.2)
     _simplex(figure.add_subplot(1, 3, 1), laws)
-    for place, (points, title) in enumerate(((laws.gaussian, "Gaussian"), (laws.sphere, "hyperspherical")), start=2):
-        _cloud(figure.add_subplot(1, 3, place, projection="3d"), laws, points, title)
+    for column, (points, title) in enumerate(((laws.gaussian, "Gaussian"), (laws.sphere, "hyperspherical")), start=2):
+        _cloud(figure.add_subplot(1, 3, column, projection="3d"), laws, points, title)
     return figure
 
 
 def _cloud(axis: Any, laws: TokenLaws, points: Float[Tensor, "positions n 3"], title: str) -> None:
-    """Points in space, and the sphere where they are on one. axis: Axes3D, which has no types."""
+    """Points in space, and a sphere if all have the same length. axis: Axes3D, which has no type stubs."""
     for cloud, color, position in zip(points, THREE, laws.positions, strict=True):
         axis.scatter(*cloud.T.numpy(), s=8, color=color, alpha=0.6, label=f"token {position + 1}")
     lengths = points.norm(dim=-1)
@@ -159,11 +159,11 @@ def _cloud(axis: Any, laws: TokenLaws, points: Float[Tensor, "positions n 3"], t
 def _simplex(axis: Axes, laws: TokenLaws) -> None:
     axis.plot(*zip(*CORNERS, CORNERS[0], strict=True), color=GREY)
     for cloud, color, position in zip(laws.discrete, THREE, laws.positions, strict=True):
-        place = cloud.double() @ cloud.new_tensor(CORNERS).double()  # (n, 2)
-        x, y = place.T.numpy()
+        points = cloud.double() @ cloud.new_tensor(CORNERS).double()  # (n, 2)
+        x, y = points.T.numpy()
         axis.scatter(x, y, s=14, color=color, alpha=0.6, label=f"token {position + 1}")
-    for code, (at, shift) in enumerate(zip(CORNERS, ((-8, -18), (8, -18), (0, 8)), strict=True), start=1):
-        axis.annotate(f"code {code}", at, xytext=shift, textcoords="offset points", ha="center", fontsize=FONT)
+    for code, (corner, shift) in enumerate(zip(CORNERS, ((-8, -18), (8, -18), (0, 8)), strict=True), start=1):
+        axis.annotate(f"code {code}", corner, xytext=shift, textcoords="offset points", ha="center", fontsize=FONT)
     axis.set_title("discrete: probabilities of three codes", fontsize=FONT + 2)
     axis.set_xlabel("each point: what the model gave one image", fontsize=FONT)
     axis.set_ylabel("barycentric coordinates", fontsize=FONT)
@@ -175,21 +175,21 @@ def _simplex(axis: Axes, laws: TokenLaws) -> None:
 
 
 def direction_laws_figure(laws: DirectionLaws) -> Figure:
-    """Figure 5: both laws over the whole sphere (equal areas), and along circles through the axis."""
+    """Figure 5: both densities on the half of the sphere around the axis (equal area), and along great circles."""
     figure = new_figure(14, 4.6)
     top = float(max(laws.spherical.max(), laws.projected.max()))
     sides = ((laws.spherical, "Power Spherical"), (laws.projected, "Gaussian, projected"))
-    for place, (density, title) in enumerate(sides, start=1):
-        axis = figure.add_subplot(1, 3, place)
-        shown = _lambert(axis, laws, density, top)
+    for column, (density, title) in enumerate(sides, start=1):
+        axis = figure.add_subplot(1, 3, column)
+        mesh = _lambert(axis, laws, density, top)
         name_axes(axis, "first number", "second number", title)
         axis.grid(False)
-    figure.colorbar(shown, ax=figure.axes, label="density", shrink=0.8)
+    figure.colorbar(mesh, ax=figure.axes, label="density", shrink=0.8)
     axis = figure.add_subplot(1, 3, 3)
     quarter = len(laws.azimuth) // 4
-    for column, color, name in ((0, THREE[1], "first"), (quarter, THREE[2], "second")):
+    for meridian, color, name in ((0, THREE[1], "first"), (quarter, THREE[2], "second")):
         axis.plot(
-            laws.polar.numpy(), laws.projected[:, column].numpy(), color=color, label=f"projected, towards the {name}"
+            laws.polar.numpy(), laws.projected[:, meridian].numpy(), color=color, label=f"projected, towards the {name}"
         )
     axis.plot(laws.polar.numpy(), laws.spherical[:, 0].numpy(), color=THREE[0], label="Power Spherical, anywhere")
     axis.set_xlim(0, math.pi / 2)
@@ -200,19 +200,19 @@ def direction_laws_figure(laws: DirectionLaws) -> Figure:
 
 
 def _lambert(axis: Axes, laws: DirectionLaws, density: Float[Tensor, "polar azimuth"], top: float) -> QuadMesh:
-    """The half of the sphere around the axis, seen so that areas are kept (Lambert)."""
+    """The half of the sphere around the axis, in Lambert's equal-area projection."""
     half = laws.polar < math.pi / 2
     r = 2 * (laws.polar[half] / 2).sin()[:, None]
     x, y = r * laws.azimuth.cos(), r * laws.azimuth.sin()
-    shown = axis.pcolormesh(
+    mesh = axis.pcolormesh(
         *(closed(z).numpy() for z in (x, y, density[half])), cmap="viridis", vmin=0, vmax=top, shading="gouraud"
     )
     axis.set_aspect("equal")
-    return shown
+    return mesh
 
 
 def closed(z: Float[Tensor, "polar azimuth"]) -> Float[Tensor, "polar more"]:
-    """The first azimuth once more at the end, so that the circle has no seam."""
+    """`z` with the first azimuth repeated at the end, so that a plot has no gap."""
     return z[:, [*range(z.shape[1]), 0]]
 
 

@@ -1,4 +1,4 @@
-"""Figures and tables of a study: metrics against guidance, the ablation, solvers, the time of a decode.
+"""Figures and tables of a study: metrics against guidance, the ablation, the solver sweep, decode time.
 
 Bands are plus and minus one standard deviation over seeds.
 """
@@ -44,17 +44,17 @@ Curve = tuple[list[float], list[float], list[float]]
 
 
 def curve(records: Sequence[Record], variant: str, metric: str) -> Curve:
-    """(guidance scales, means, standard deviations) of a metric over seeds. No such records: ValueError."""
-    mine = default_sampling(records, variant=variant, metric=metric)
+    """(guidance scales, means, standard deviations over seeds) of a metric. No such records: ValueError."""
+    selected = default_sampling(records, variant=variant, metric=metric)
     known = sorted({r.metric for r in records})
-    require(len(mine) > 0, f"there are no records of {metric!r} of {variant}; there are some of {known}")
-    scales = sorted({r.guidance_scale for r in mine})
-    values = [list(by_seed(select(mine, guidance_scale=scale)).values()) for scale in scales]
+    require(len(selected) > 0, f"there are no records of {metric!r} of {variant}; there are some of {known}")
+    scales = sorted({r.guidance_scale for r in selected})
+    values = [list(by_seed(select(selected, guidance_scale=scale)).values()) for scale in scales]
     return scales, [fmean(v) for v in values], [stdev(v) if len(v) > 1 else 0.0 for v in values]
 
 
 def guidance_figure(records: Sequence[Record], metric: str = "frechet") -> Figure:
-    """One panel per family: its variants in colour with bands, the best variants of the others in grey."""
+    """One panel per family: its variants in colour with bands, the best variants of other families in grey."""
     families = _drawn_families(records)
     require(len(families) > 0, "there are no records of any family; expected some")
     tops = {family: best(records, family).variant for family in families}
@@ -75,19 +75,19 @@ def guidance_figure(records: Sequence[Record], metric: str = "frechet") -> Figur
 
 
 def _drawn_families(records: Sequence[Record]) -> list[str]:
-    """The families that were measured, in the table's order, but those of the ablation alone."""
+    """The measured families in the order of the table, without those that are only in the ablation."""
     return [name for name, row in FAMILIES.items() if not row.ablation and select(records, family=name)]
 
 
 def _draw_variants(axis: Axes, records: Sequence[Record], family: str, metric: str) -> None:
-    """Every variant of a family, distinguished by line and marker filling; the number of seeds in the legend."""
+    """The curve of every variant of a family, distinguished by line and marker fill; seed counts in the legend."""
     look = FAMILIES[family]
-    mine = select(records, family=family, metric=metric)
+    selected = select(records, family=family, metric=metric)
     for variant, line, fill in zip(
-        sorted({r.variant for r in mine}), ("-", "--", ":"), ("full", "none", "left"), strict=False
+        sorted({r.variant for r in selected}), ("-", "--", ":"), ("full", "none", "left"), strict=False
     ):
         scales, means, deviations = curve(records, variant, metric)
-        seeds = len({r.seed for r in select(mine, variant=variant)})
+        seeds = len({r.seed for r in select(selected, variant=variant)})
         axis.plot(
             scales,
             means,
@@ -110,7 +110,7 @@ def _band(axis: Axes, x: list[float], means: list[float], deviations: list[float
 def drift_figure(
     records: Sequence[Record], metrics: Sequence[str] = ("norm_change_late", "raw_variance_ratio", "frechet")
 ) -> Figure:
-    """One panel per metric: every family's best variant against the guidance scale, with bands over seeds."""
+    """One panel per metric: the best variant of every family against the guidance scale, with bands over seeds."""
     families = _drawn_families(records)
     figure = new_figure(4.8 * len(metrics), 4.6)
     axes = figure.subplots(1, len(metrics), squeeze=False)[0]
@@ -136,15 +136,15 @@ def drift_figure(
 
 
 def ablation_figure(records: Sequence[Record], kl_weight: float = 0.004) -> Figure:
-    """Frechet distance of the four rows of the paper's ablation, every seed a point; published FID beside it."""
+    """The four rows of the paper's ablation: Frechet distance, one point per seed (left); published FID (right)."""
     figure = new_figure(10, 3.8)
     measured, published = figure.subplots(1, 2, sharey=True)
-    for place, family in enumerate(ABLATION):
+    for line, family in enumerate(ABLATION):
         look, top = FAMILIES[family], best(records, family, kl_weight=kl_weight)
         values = list(top.values.values())
-        measured.plot(values, [place] * len(values), look.marker, color=look.color, alpha=0.5)
-        measured.plot([fmean(values)], [place], "|", color=look.color, markersize=26, markeredgewidth=3)
-        published.plot([ABLATION[family][1]], [place], look.marker, color=look.color, markersize=9)
+        measured.plot(values, [line] * len(values), look.marker, color=look.color, alpha=0.5)
+        measured.plot([fmean(values)], [line], "|", color=look.color, markersize=26, markeredgewidth=3)
+        published.plot([ABLATION[family][1]], [line], look.marker, color=look.color, markersize=9)
     measured.set_yticks(range(len(ABLATION)), [title for title, _ in ABLATION.values()])
     measured.invert_yaxis()
     seeds = len({r.seed for r in records})
@@ -159,7 +159,7 @@ def has_ablation(records: Sequence[Record]) -> bool:
 
 
 def ablation_table(records: Sequence[Record], kl_weight: float = 0.004) -> str:
-    """The ablation as a Markdown table: mean and standard deviation over seeds, published FID beside."""
+    """The ablation as a Markdown table: mean and standard deviation over seeds, and published FID."""
     columns = ("normalisation", "best guidance", "Frechet distance (digits)", "published FID (ImageNet 256, L)")
     head = f"| {' | '.join(columns)} |\n|---|---|---|---|\n"
     rows = []
@@ -170,9 +170,9 @@ def ablation_table(records: Sequence[Record], kl_weight: float = 0.004) -> str:
 
 
 def decode_time_figure(growth: Growth) -> Figure:
-    """Time since the start over tokens drawn, the straight line through it, and the time of each token."""
+    """Elapsed time over tokens drawn with a linear fit (left), and the time of each token (right)."""
     figure = new_figure(12, 4.2)
-    total, each = figure.subplots(1, 2)
+    total, per_token = figure.subplots(1, 2)
     tokens = range(1, len(growth.upto) + 1)
     total.plot(tokens, growth.upto, color="#0072B2", label="measured")
     start = sum(growth.upto) / len(growth.upto) - growth.slope * (len(growth.upto) + 1) / 2
@@ -182,29 +182,31 @@ def decode_time_figure(growth: Growth) -> Figure:
     name_axes(total, "tokens drawn", "seconds", f"{growth.preset}, batch {growth.batch}")
     total.legend(fontsize=FONT - 1)
     steps = [1000 * (b - a) for a, b in zip(growth.upto, growth.upto[1:], strict=False)]
-    each.plot(tokens[1:], steps, ".", color="#0072B2")
-    each.set_ylim(0, 1.05 * max(steps))
-    name_axes(each, "token", "milliseconds", "each token")
+    per_token.plot(tokens[1:], steps, ".", color="#0072B2")
+    per_token.set_ylim(0, 1.05 * max(steps))
+    name_axes(per_token, "token", "milliseconds", "each token")
     return figure
 
 
 def sweep_figure(rows: Sequence[Row]) -> Figure:
-    """Each metric over evaluations per token (even spacing), one column per model and scale; band: the reference."""
+    """Metrics over evaluations per token (even spacing), one column per model and scale; band: the reference."""
     points = sorted({(row.model, row.guidance_scale) for row in rows})
     figure = new_figure(3.6 * len(points), 3.0 * len(SWEEP_METRICS) + 0.6)
     axes = figure.subplots(len(SWEEP_METRICS), len(points), squeeze=False, sharex=True)
     for column, point in enumerate(points):
-        here = [row for row in rows if (row.model, row.guidance_scale) == point and row.settings.spacing == "even"]
-        (ideal,) = [r for r in here if (r.settings.solver, r.settings.steps) == (REFERENCE.solver, REFERENCE.steps)]
+        selected = [row for row in rows if (row.model, row.guidance_scale) == point and row.settings.spacing == "even"]
+        (reference,) = [
+            r for r in selected if (r.settings.solver, r.settings.steps) == (REFERENCE.solver, REFERENCE.steps)
+        ]
         for line, metric in enumerate(SWEEP_METRICS):
             axis = axes[line, column]
-            mean, deviation = ideal.mean[metric], 2 * ideal.deviation[metric]
+            mean, deviation = reference.mean[metric], 2 * reference.deviation[metric]
             axis.axhspan(mean - deviation, mean + deviation, color=GREY, alpha=0.25)
             for solver, (name, color, marker, dash) in SOLVER_LOOKS.items():
-                points_of = sorted(
-                    (r.settings.evaluations, r.mean[metric]) for r in here if r.settings.solver == solver
+                curve_points = sorted(
+                    (r.settings.evaluations, r.mean[metric]) for r in selected if r.settings.solver == solver
                 )
-                axis.plot(*zip(*points_of, strict=True), color=color, marker=marker, linestyle=dash, label=name)
+                axis.plot(*zip(*curve_points, strict=True), color=color, marker=marker, linestyle=dash, label=name)
             axis.set_xscale("log")
             title = f"{point[0].removeprefix('digits-')}, guidance {point[1]:g}" if line == 0 else ""
             name_axes(axis, "evaluations per token", METRIC_NAMES[metric], title)
@@ -226,7 +228,7 @@ would confirm one statement in eight.
 
 
 def write_report(records: Sequence[Record], folder: Path) -> list[Path]:
-    """Write what the records allow of guidance.png, drift.png, ablation.png and claims.md; returns their paths."""
+    """Write guidance.png, drift.png, claims.md and, if all its rows were measured, ablation.png; returns the paths."""
     figures = {"guidance.png": guidance_figure(records), "drift.png": drift_figure(records)}
     if has_ablation(records):
         figures["ablation.png"] = ablation_figure(records)
@@ -237,7 +239,7 @@ def write_report(records: Sequence[Record], folder: Path) -> list[Path]:
 
 
 def report(records: Sequence[Record]) -> str:
-    """The statements and the ablation as Markdown, with how they were measured."""
+    """The claims and the ablation as Markdown, preceded by a note on the method."""
     first = records[0]
     cells = {(r.variant, r.seed) for r in records}
     seeds = sorted({r.seed for r in records})

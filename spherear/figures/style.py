@@ -1,6 +1,6 @@
-"""How figures look: sizes that can be read from the back of a room, and the colours of what is no family.
+"""Style of figures: font sizes, and all colours except those of families, which are in `sphere.families`.
 
-The palette is Okabe & Ito's, which colour-blind readers can tell apart; families have theirs in `sphere.families`.
+The palette is Okabe & Ito's, which colour-blind readers can distinguish.
 """
 
 from pathlib import Path
@@ -12,22 +12,20 @@ from matplotlib.figure import Figure
 from spherear.models.files import atomic_path
 
 FONT = 12
-
-
 KINDS = {"radial": "#D55E00", "turning": "#009E73", "tangential": "#0072B2"}
-THREE = ("#0072B2", "#D55E00", "#009E73")  # for three of anything
+THREE = ("#0072B2", "#D55E00", "#009E73")  # for any three items
 GREY = "#999999"
 
 
 def new_figure(width: float | int, height: float | int) -> Figure:
-    """A figure of that many inches, with a canvas of its own: no pyplot, no global state."""
+    """An empty figure of that size in inches, with its own canvas instead of pyplot's global state."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
 
 def name_axes(axis: Axes, x: str, y: str, title: str = "") -> None:
-    """Labels and title at a size that can be read."""
+    """Set labels and title of an axis, and the common style."""
     axis.set_xlabel(x, fontsize=FONT)
     axis.set_ylabel(y, fontsize=FONT)
     axis.tick_params(labelsize=FONT - 1)
@@ -38,6 +36,6 @@ def name_axes(axis: Axes, x: str, y: str, title: str = "") -> None:
 
 
 def save_figure(figure: Figure, path: Path, dpi: int = 100) -> None:
-    """Write a PNG, whole or not at all."""
+    """Write a PNG atomically."""
     with atomic_path(path) as part:
         figure.savefig(part, format="png", dpi=dpi)

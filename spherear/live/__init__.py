@@ -1,4 +1,4 @@
-"""The live panels, each a widget that shows itself as the last line of a notebook cell. Needs the extra `lab`."""
+"""The live panels: widgets to put on the last line of a notebook cell. Needs the extra `lab`."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""What every panel is made of: labelled controls that wrap, a live figure, a worker, and errors that are shown."""
+"""Building blocks of all panels: the panel base class, labelled controls, layout, and the live figure."""
 
 import asyncio
 import html
@@ -18,7 +18,7 @@ from plotly.serializers import custom_serializers
 from spherear.live.latest_wins import LatestWins, Turn
 from spherear.models.config import require
 
-with suppress(ImportError):  # plotly looks whether it is there: half imported, by another thread, it is an error
+with suppress(ImportError):  # plotly checks for pandas; a partial import on another thread would fail there
     import pandas  # noqa: F401
 
 RequestT = TypeVar("RequestT")
@@ -27,18 +27,18 @@ FIGURE_HEIGHT = 250
 
 
 class Panel(widgets.VBox, Generic[RequestT]):
-    """Controls, a worker behind them, and the place where errors are shown.
+    """Base class of the panels: controls, a worker thread, and a box that shows errors.
 
-    A panel reads its controls into a request (`read`), and draws it on the worker (`draw`), where it only sets
-    traits of widgets that exist. `close` ends both; `snapshot` waits for the newest request and
-    returns it as a still picture.
+    A panel reads its controls into a request (`read`), and draws the request on the worker (`draw`), which only sets
+    traits of existing widgets. `close` ends the worker and the controls; `snapshot` waits for the newest request and
+    returns a static picture.
     """
 
-    _closed = True  # until it is made: a panel that was refused has nothing to end
+    _closed = True  # until __init__ ran: `close` must not fail if the constructor of a panel raised
 
     def __init__(self, children: Sequence[widgets.Widget], watched: Sequence[widgets.Widget]) -> None:
-        self._reading = threading.RLock()
-        self._held = 0
+        self._lock = threading.RLock()
+        self._batch_depth = 0
         self._closed = False
         self._submitted: RequestT | None = None
         self._failure: Exception | None = None  # of the newest request
@@ -51,29 +51,29 @@ class Panel(widgets.VBox, Generic[RequestT]):
             control.observe(lambda change: self.changed(change), "value")
 
     def read(self) -> RequestT:
-        """The request that the controls describe."""
+        """The request for the current values of the controls."""
         raise NotImplementedError
 
     def draw(self, request: RequestT, turn: Turn) -> None:
-        """Make the pictures of a request, looking at `turn` often. Runs on the worker."""
+        """Draw a request, and check `turn` often. Runs on the worker thread."""
         raise NotImplementedError
 
     def still(self) -> Figure:
-        """What the panel shows, as a matplotlib figure."""
+        """The current content of the panel as a matplotlib figure."""
         raise NotImplementedError
 
     def changed(self, change: Any = None) -> None:
-        """A control moved: submit the new request."""
+        """Callback of the watched controls: submit the new request."""
         with self.showing_errors():
-            if not self._held:
+            if not self._batch_depth:
                 self.submit(always=change is None)
 
     def submit(self, always: bool) -> None:
-        """Submit the controls' request; if it equals the last one, only where `always` is set.
+        """Submit the request of the controls, unless it equals the previous one and `always` is False.
 
-        A page may set a slider that shows 2 to 1.9999999999999998: that is no new picture.
+        A page may set a slider that shows 2 to 1.9999999999999998, which must not start a new drawing.
         """
-        previous, self._submitted = self._submitted, None  # a request that cannot be read was not submitted
+        previous, self._submitted = self._submitted, None  # stays None if `read` fails
         try:
             request = self.read()
         except Exception as error:
@@ -85,24 +85,24 @@ class Panel(widgets.VBox, Generic[RequestT]):
         self._submitted = request
 
     def stop(self) -> None:
-        """End the drawing, which shows what there is; the same request may be submitted again."""
+        """Stop drawing and show the partial result. The same request may be submitted again."""
         self._submitted = None
         self.runner.stop()
 
     @contextmanager
     def together(self) -> Any:
-        """Around changes of several controls that make one request."""
-        with self._reading:
-            self._held += 1
+        """Context for changes of several controls: no requests are submitted inside."""
+        with self._lock:
+            self._batch_depth += 1
             try:
                 yield
             finally:
-                self._held -= 1
+                self._batch_depth -= 1
 
     @contextmanager
     def showing_errors(self) -> Any:
-        """Around whatever a control calls: one at a time, and an error is shown in the panel."""
-        with self._reading:
+        """Context for callbacks of controls: one at a time; an exception is shown in the panel."""
+        with self._lock:
             try:
                 yield
             except Exception as error:
@@ -110,40 +110,40 @@ class Panel(widgets.VBox, Generic[RequestT]):
                 self.show_error(error)
 
     def guarded(self, action: Callable[[], None]) -> Callable[[Any], None]:
-        """A callback for a button."""
+        """A button callback that calls `action` and shows its errors."""
 
-        def call(_: Any) -> None:
+        def callback(_: Any) -> None:
             with self.showing_errors():
                 if self._failure is None:
-                    self.clear_error()  # of another button
+                    self.clear_error()  # the error of another button
                 action()
 
-        return call
+        return callback
 
     def _failed(self, error: Exception) -> None:
         self._failure = error
         self.show_error(error)
 
     def show_error(self, error: Exception) -> None:
-        """Show an error: of a request until the next request, of a button until the next button."""
+        """Show an error. It stays until the next request, or the next button click if a button caused it."""
         message = html.escape(f"{type(error).__name__}: {error}")
         self.error_box.value = (
             f'<div role="alert" style="border-left:4px solid #D55E00;padding:4px 8px">{message}</div>'
         )
 
     def clear_error(self) -> None:
-        """Hide the error; `runner.errors` keeps it."""
+        """Hide the error; it stays in `runner.errors`."""
         self._failure = None
         if self.error_box.value:
             self.error_box.value = ""
 
     async def finished(self) -> None:
-        """Until the newest request is drawn. A cell that awaits this takes clicks; in `snapshot` none arrive."""
+        """Wait until the newest request is drawn. Unlike `snapshot`, this lets the kernel process clicks meanwhile."""
         while not self.runner.idle:
             await asyncio.sleep(0.05)
 
     def snapshot(self, timeout: float | int = 600.0) -> Image:
-        """The panel as a still PNG, once the newest request is drawn. An error there is raised here."""
+        """The panel as a PNG, once the newest request is drawn. An error of that request is raised."""
         if not self.runner.wait(timeout):
             raise TimeoutError(f"the panel still draws after {timeout:g} s; expected it to be done")
         if self._failure is not None:
@@ -153,7 +153,7 @@ class Panel(widgets.VBox, Generic[RequestT]):
         return Image(data=file.getvalue(), format="png")
 
     def close(self) -> None:
-        """End the worker, then the controls. A second time does nothing."""
+        """Close the worker, then the controls. A second call does nothing."""
         if self._closed:
             return
         self.runner.close()
@@ -172,30 +172,30 @@ def _close(widget: widgets.Widget) -> None:
 
 
 def _close_layout(widget: widgets.Widget) -> None:
-    """The widgets that hold its layout and style, which ipywidgets keeps otherwise."""
+    """Close the layout and style widgets of `widget`, which ipywidgets would keep."""
     for part in (getattr(widget, "layout", None), getattr(widget, "style", None)):
         if isinstance(part, widgets.Widget):
             part.close()
 
 
 def row(*children: widgets.Widget) -> widgets.HBox:
-    """Beside each other where there is room, else below each other."""
+    """A row of widgets that wraps on narrow pages."""
     return widgets.HBox(list(children), layout=widgets.Layout(flex_flow="row wrap", align_items="center"))
 
 
 def column(*children: widgets.Widget, width: str = "430px") -> widgets.VBox:
-    """Below each other, never wider than the page."""
+    """A column of widgets, at most as wide as the page."""
     return widgets.VBox(list(children), layout=widgets.Layout(width=width, max_width="100%", overflow="hidden"))
 
 
 def scrolled(child: widgets.Widget, width: str) -> widgets.Box:
-    """Always as wide as `width`; on a narrower page it is moved sideways."""
+    """`child` at a fixed width; it scrolls horizontally on narrower pages."""
     inner = widgets.VBox([child], layout=widgets.Layout(width=width, min_width=width))
     return widgets.Box([inner], layout=widgets.Layout(max_width="100%", overflow="auto"))
 
 
 def float_slider(name: str, value: float | int, low: float, high: float, step: float, tag: str) -> widgets.FloatSlider:
-    """A labelled slider; its number can be typed as well. A value beyond its ends: ValueError."""
+    """A labelled slider with an editable number. A value outside `low` to `high`: ValueError."""
     within(name, value, low, high)
     return tagged(
         widgets.FloatSlider(
@@ -213,13 +213,13 @@ def float_slider(name: str, value: float | int, low: float, high: float, step: f
 
 
 def int_slider(name: str, value: int, low: int, high: int, tag: str) -> widgets.IntSlider:
-    """A labelled slider over whole numbers. A value beyond its ends: ValueError."""
+    """A labelled slider for integers. A value outside `low` to `high`: ValueError."""
     within(name, value, low, high)
     return tagged(widgets.IntSlider(value=value, min=low, max=high, description=name, style=WIDE, layout=_wide()), tag)
 
 
 def int_field(name: str, value: int, high: int, tag: str) -> widgets.BoundedIntText:
-    """A labelled field for a whole number from 0. A value beyond `high`: ValueError."""
+    """A labelled field for an integer. A value outside 0 to `high`: ValueError."""
     within(name, value, 0, high)
     layout = widgets.Layout(width="190px")
     return tagged(
@@ -228,49 +228,49 @@ def int_field(name: str, value: int, high: int, tag: str) -> widgets.BoundedIntT
 
 
 def within(name: str, value: float | int, low: float | int, high: float | int) -> None:
-    """Refuse what a control would cut off without a word."""
+    """A value outside `low` to `high`, which a control would clip silently: ValueError."""
     require(low <= value <= high, f"{name} is {value}; expected {low:g} to {high:g}")
 
 
 def dropdown(name: str, options: Sequence[Any], value: Any, tag: str) -> widgets.Dropdown:
-    """A labelled list to choose from."""
+    """A labelled drop-down list."""
     layout = widgets.Layout(width="auto", max_width="100%")
     return tagged(widgets.Dropdown(options=options, value=value, description=name, style=WIDE, layout=layout), tag)
 
 
 def checkbox(name: str, value: bool, tag: str) -> widgets.Checkbox:
-    """A labelled box to tick."""
+    """A labelled check box."""
     layout = widgets.Layout(width="auto", max_width="100%")
     return tagged(widgets.Checkbox(value=value, description=name, indent=False, layout=layout), tag)
 
 
 def button(name: str, action: Callable[[Any], None], tag: str, tip: str = "") -> widgets.Button:
-    """A button with a name, and what it does under the pointer."""
-    made = tagged(widgets.Button(description=name, tooltip=tip or name, layout=widgets.Layout(width="auto")), tag)
-    made.on_click(action)
-    return made
+    """A button with a caption and a tooltip (`tip`)."""
+    widget = tagged(widgets.Button(description=name, tooltip=tip or name, layout=widgets.Layout(width="auto")), tag)
+    widget.on_click(action)
+    return widget
 
 
 def toggle_buttons(name: str, options: Sequence[Any], value: Any, tag: str) -> widgets.ToggleButtons:
-    """A labelled choice with every option in sight. A value that is none of them: ValueError."""
-    known = [option[1] if isinstance(option, tuple) else option for option in options]
-    require(value in known, f"{name} is {value!r}; expected one of {', '.join(map(repr, known))}")
+    """A labelled row of buttons, one per option. A value that is not an option: ValueError."""
+    values = [option[1] if isinstance(option, tuple) else option for option in options]
+    require(value in values, f"{name} is {value!r}; expected one of {', '.join(map(repr, values))}")
     style, layout = {**WIDE, "button_width": "auto"}, widgets.Layout(width="auto", max_width="100%")
-    made = widgets.ToggleButtons(options=options, value=value, description=name, style=style, layout=layout)
-    return tagged(made, tag)
+    widget = widgets.ToggleButtons(options=options, value=value, description=name, style=style, layout=layout)
+    return tagged(widget, tag)
 
 
 def image(tag: str) -> widgets.Image:
-    """A place for a PNG, out of sight without one. (No tooltip: an Image with one is not shown by ipywidgets 8.1.)"""
+    """A PNG image, hidden while empty. (No tooltip: ipywidgets 8.1 does not show an Image that has one.)"""
     layout = widgets.Layout(width="100%", object_fit="contain", display="none")
-    made = tagged(widgets.Image(format="png", layout=layout), tag)
-    made.add_class("spherear-image")
-    made.observe(lambda change: setattr(layout, "display", "" if change["new"] else "none"), "value")
-    return made
+    widget = tagged(widgets.Image(format="png", layout=layout), tag)
+    widget.add_class("spherear-image")
+    widget.observe(lambda change: setattr(layout, "display", "" if change["new"] else "none"), "value")
+    return widget
 
 
 def text(tag: str) -> widgets.HTML:
-    """A line of text that the worker writes."""
+    """A line of HTML text, for the worker to write."""
     return tagged(widgets.HTML(layout=widgets.Layout(max_width="100%")), tag)
 
 
@@ -278,7 +278,7 @@ WidgetT = TypeVar("WidgetT", bound=widgets.DOMWidget)
 
 
 def tagged(widget: WidgetT, tag: str) -> WidgetT:
-    """With a class by which style sheets and tests find it."""
+    """Add the CSS class `spherear-<tag>`, which style sheets and tests use to find the widget."""
     widget.add_class(f"spherear-{tag}")
     return widget
 
@@ -288,20 +288,20 @@ def _wide() -> widgets.Layout:
 
 
 class LiveFigure(go.FigureWidget):
-    """A figure that a page which opens later sees as it is; plotly's hands it the data that it was made with."""
+    """A figure whose state includes later updates, for pages opened later; plotly's class sends the initial data."""
 
     def get_state(self, key: Any = None, drop_defaults: bool = False) -> dict[str, Any]:
-        """Of the widget, for a page, with the newest data and layout."""
+        """The widget state with the current data and layout."""
         state: dict[str, Any] = super().get_state(key, drop_defaults)
-        if key is None and hasattr(self, "_layout_obj"):  # the whole state, and the figure is made
-            newest = {"_widget_data": self._data, "_widget_layout": self._layout_obj._props}
-            state |= {name: custom_serializers["to_json"](deepcopy(part), self) for name, part in newest.items()}
+        if key is None and hasattr(self, "_layout_obj"):  # whole state, after the figure's __init__
+            current = {"_widget_data": self._data, "_widget_layout": self._layout_obj._props}
+            state |= {name: custom_serializers["to_json"](deepcopy(part), self) for name, part in current.items()}
         return state
 
 
 def live_figure(tag: str, traces: Sequence[Any], x: str, y: str, **layout: Any) -> go.FigureWidget:
-    """A plotly figure whose traces exist from the start and only change their data."""
-    made = LiveFigure(
+    """A plotly figure with fixed traces, whose data is updated later."""
+    figure = LiveFigure(
         data=list(traces),
         layout={
             "height": FIGURE_HEIGHT,
@@ -315,5 +315,5 @@ def live_figure(tag: str, traces: Sequence[Any], x: str, y: str, **layout: Any) 
             **layout,
         },
     )
-    made._config = {"responsive": True, "displaylogo": False, "displayModeBar": False}
-    return tagged(made, tag)
+    figure._config = {"responsive": True, "displaylogo": False, "displayModeBar": False}
+    return tagged(figure, tag)

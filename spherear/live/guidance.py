@@ -1,4 +1,4 @@
-"""The guidance panel: images that form under a slider, with the lengths of their tokens below them."""
+"""The guidance panel: images for the current guidance scale, with the lengths of their tokens."""
 
 import random
 import time
@@ -28,18 +28,18 @@ from spherear.sphere.families import family_label
 
 ALL, NONE, CUSTOM = "one of each", "nothing", "by hand"
 FRAME, TRACE = 0.06, 0.3
-"""Seconds between two pictures of the same drawing, and between two traces of lengths, at least."""
+"""Minimum seconds between two image updates, and between two updates of the length plots."""
 MAX_SEED = 2**31 - 1
 MAX_BUTTONS = 12
-"""At most so many classes have a button; with more classes than that there is no `one of each`."""
+"""Maximum number of class buttons; with more classes, there is no `one of each`."""
 
 
 class GuidanceExplorer(controls.Panel[GuidanceRequest]):
-    """Move guidance and see images form; beside a second family, from the same seeds, if you like.
+    """Change the guidance scale and watch images form, optionally next to a second family with the same seeds.
 
-    family, compare: shipped families, or what `Pipeline.from_pretrained` takes; compare None: one alone.
-    label: a class, or None for one image of each.  images: of one class, a square number looks best.
-    settings: a row of NAMED_SETTINGS to begin with.  seed: of the first image, and of the dice.
+    family, compare: shipped families, or names for `Pipeline.from_pretrained`; compare None: a single model.
+    label: a class, or None for one image of each.  images: number for one class, best a square number.
+    settings: initial row of NAMED_SETTINGS.  seed: of the first image, and of the random seed generator.
     folder: where pictures are saved.
     """
 
@@ -58,12 +58,12 @@ class GuidanceExplorer(controls.Panel[GuidanceRequest]):
     ) -> None:
         require(images >= 1, f"images is {images}; expected at least 1")
         self.base = SamplingSettings.named(settings, guidance_scale=guidance_scale)
-        self.preset, self.count, self._dice = preset, images, random.Random(seed)
+        self.preset, self.count, self._random = preset, images, random.Random(seed)
         self.classes = cached_pipeline(shipped_name(family, preset)).ar.config.num_classes
         self.model_columns, self.folder = (ModelColumn(0), ModelColumn(1)), Path(folder).expanduser().resolve()
         self._last: tuple[Picture, list[Canvas]] | None = None
         self._make_controls(family, compare, label, settings, seed)
-        super().__init__(self._arranged(), self._watched())
+        super().__init__(self._layout(), self._watched())
         self.named.observe(self._take_named, "value")
         for control in (self.solver, self.steps):
             control.observe(self._name_settings, "value")
@@ -76,11 +76,11 @@ class GuidanceExplorer(controls.Panel[GuidanceRequest]):
         options = [(family_label(f), f) for f in (*families, *extra)]
         base = self.base
         self.family = controls.dropdown("family", options, family, "family")
-        self.compare = controls.dropdown("beside it", [(NONE, NONE), *options], compare or NONE, "compare")
-        digits = [(str(i), i) for i in range(self.classes)]
-        every = [] if self.classes > MAX_BUTTONS else [(ALL, ALL)]
+        self.compare = controls.dropdown("compare with", [(NONE, NONE), *options], compare or NONE, "compare")
+        numbered = [(str(i), i) for i in range(self.classes)]
+        all_classes = [] if self.classes > MAX_BUTTONS else [(ALL, ALL)]
         self.label = controls.toggle_buttons(
-            "class", [*digits[:MAX_BUTTONS], *every], ALL if label is None else label, "label"
+            "class", [*numbered[:MAX_BUTTONS], *all_classes], ALL if label is None else label, "label"
         )
         self.scale = controls.float_slider("guidance scale", base.guidance_scale, 0.0, 15.0, 0.1, "scale")
         self.scale.readout = False
@@ -100,12 +100,14 @@ class GuidanceExplorer(controls.Panel[GuidanceRequest]):
         self.project = controls.checkbox("project tokens onto the sphere", base.project, "project")
         self.overlay = controls.checkbox("lay token lengths over the images", False, "overlay")
         self.seed = controls.int_field("seed", seed, MAX_SEED, "seed")
-        self.dice = controls.button("dice: another seed", self.guarded_late(self._draw_seed), "dice")
-        self.lock = controls.checkbox("lock the seed (else: dice at every move)", True, "lock")
-        self.stop_button = controls.button("stop", self.guarded_late(self.stop), "stop", "keep what is drawn so far")
+        self.dice = controls.button("new random seed", self.guarded_late(self._draw_seed), "dice")
+        self.lock = controls.checkbox("lock seed (off: new seed per change)", True, "lock")
+        self.stop_button = controls.button(
+            "stop", self.guarded_late(self.stop), "stop", "stop drawing and keep the partial images"
+        )
         self.copy_code = controls.button("copy as code", self.guarded_late(self._show_code), "copy")
         self.save_png = controls.button(
-            "save as PNG", self.guarded_late(self._save), "save", "with the settings inside"
+            "save as PNG", self.guarded_late(self._save), "save", "the PNG stores the settings"
         )
         self.upload = controls.tagged(
             widgets.FileUpload(
@@ -120,10 +122,10 @@ class GuidanceExplorer(controls.Panel[GuidanceRequest]):
         self.note = controls.text("note")
 
     def guarded_late(self, action: Any) -> Any:
-        """`guarded`, for buttons that are made before the panel is."""
+        """`guarded`, for buttons created before `Panel.__init__` has run."""
         return lambda event: self.guarded(action)(event)
 
-    def _arranged(self) -> list[widgets.Widget]:
+    def _layout(self) -> list[widgets.Widget]:
         legend = widgets.HTML(f"<small>lengths over the images: {LEGEND}</small>")
         return [
             self.label,
@@ -146,20 +148,20 @@ class GuidanceExplorer(controls.Panel[GuidanceRequest]):
         )  # fmt: skip
 
     def changed(self, change: Any = None) -> None:
-        """A control moved. Where the seed is not locked, a new one is drawn first."""
+        """Callback of the watched controls. Draws a new seed first, unless the seed is locked."""
         with self.showing_errors():
-            if self._held:
+            if self._batch_depth:
                 return
             if change is not None and not self.lock.value and change["owner"] not in (self.seed, self.overlay):
                 with self.together():
-                    self.seed.value = self._dice.randint(0, MAX_SEED)
+                    self.seed.value = self._random.randint(0, MAX_SEED)
             self.submit(always=change is None)
 
     def read(self) -> GuidanceRequest:
-        """The picture that the controls describe."""
-        every = self.label.value == ALL
-        labels = range(self.classes) if every else [self.label.value] * self.count
-        columns = 5 if every else max(1, round(len(labels) ** 0.5))
+        """The request for the current values of the controls."""
+        all_classes = self.label.value == ALL
+        labels = range(self.classes) if all_classes else [self.label.value] * self.count
+        columns = 5 if all_classes else max(1, round(len(labels) ** 0.5))
         names = [self.family.value, *([] if self.compare.value == NONE else [self.compare.value])]
         models = tuple(shipped_name(name, self.preset) for name in names)
         size = cached_pipeline(models[0]).vae.config.image_size
@@ -178,23 +180,23 @@ class GuidanceExplorer(controls.Panel[GuidanceRequest]):
         )
 
     def draw(self, request: GuidanceRequest, turn: Turn) -> None:
-        """Token by token, a picture every so often; the finished one stays at hand for another look."""
+        """Draw token by token, showing images at intervals. The last result is cached, for changes of the overlay."""
         if self._last is not None and self._last[0] == request.picture:
             self._show_canvases(self._last[1], request)
             return
         self._last = None
-        began = shown = traced = time.perf_counter()
+        start = last_image = last_trace = time.perf_counter()
         for canvases in paint(request.picture):
             drawn, now, over = canvases[0].drawn, time.perf_counter(), turn.over
-            last = over or canvases[0].done
-            if last or drawn == 2 or (drawn > 0 and now - shown >= FRAME):  # the first often is the same as before
+            final = over or canvases[0].done
+            if final or drawn == 2 or (drawn > 0 and now - last_image >= FRAME):  # token 1 is often unchanged
                 if turn.stale:
                     return
-                trace = last or now - traced >= TRACE
+                trace = final or now - last_trace >= TRACE
                 self._show_canvases(canvases, request, trace)
-                shown = time.perf_counter()
-                traced = shown if trace else traced
-                self._report(canvases, request.picture, shown - began, over)
+                last_image = time.perf_counter()
+                last_trace = last_image if trace else last_trace
+                self._report(canvases, request.picture, last_image - start, over)
             if over:
                 return
         self._last = (request.picture, canvases)
@@ -217,12 +219,12 @@ class GuidanceExplorer(controls.Panel[GuidanceRequest]):
         )
 
     def _draw_seed(self) -> None:
-        self.seed.value = self._dice.randint(0, MAX_SEED)
+        self.seed.value = self._random.randint(0, MAX_SEED)
 
     def _take_named(self, change: Any) -> None:
-        """Take a row of NAMED_SETTINGS: its solver, its steps and all its other fields, as one change."""
+        """Apply a row of NAMED_SETTINGS (solver, steps and all other fields) as one change."""
         with self.showing_errors():
-            if self._held or change["new"] == CUSTOM:
+            if self._batch_depth or change["new"] == CUSTOM:
                 return
             with self.together():
                 self.base = NAMED_SETTINGS[change["new"]]
@@ -230,19 +232,19 @@ class GuidanceExplorer(controls.Panel[GuidanceRequest]):
             self.changed(change)
 
     def _name_settings(self, change: Any) -> None:
-        """Solver or steps changed by hand: then the settings have no name, or another one."""
+        """After a change of solver or steps: show the matching row of NAMED_SETTINGS, or `by hand`."""
         with self.showing_errors():
-            if not self._held:
+            if not self._batch_depth:
                 with self.together():
                     self.named.value = _name_of(self.base, self.solver.value, self.steps.value)
 
     def _show_code(self) -> None:
         self.code.value = self.read().picture.code()
         self.code.layout.display = ""
-        self.note.value = "draws exactly the images of these controls: select all, copy, run it anywhere"
+        self.note.value = "this code draws exactly these images: select all, copy, and run it anywhere"
 
     def _save(self) -> None:
-        """Write the picture without the overlay, and its settings inside."""
+        """Save the images without the overlay; the PNG stores the settings."""
         require(self.runner.idle, "the picture is still being drawn; expected it to be done")
         require(self._last is not None, "there is no finished picture; expected one (it was stopped)")
         assert self._last is not None
@@ -259,19 +261,19 @@ class GuidanceExplorer(controls.Panel[GuidanceRequest]):
         self.note.value = f"saved {path}"
 
     def _open(self) -> None:
-        files, self.upload.value = self.upload.value, ()  # or the same file could not be opened again
+        files, self.upload.value = self.upload.value, ()  # so that the same file can be opened again
         if files:
             self.take(read_picture(bytes(files[0]["content"])))
             self.note.value = f"settings of {files[0]['name']}"
 
     def take(self, picture: Picture) -> None:
-        """Set every control as a picture says. What the panel cannot show: ValueError, and nothing is set."""
+        """Set all controls to the settings of `picture`. Settings the panel cannot show: ValueError, nothing is set."""
         names = [name.removeprefix(f"{self.preset}-") for name in picture.models]
         known = [value for _, value in self.family.options]
         require(len(names) <= 2 and set(names) <= set(known), f"models are {names}; expected one or two of {known}")
-        every = self.classes <= MAX_BUTTONS and picture.labels == tuple(range(self.classes))
-        one = len(set(picture.labels)) == 1 and 0 <= picture.labels[0] < min(MAX_BUTTONS, self.classes)
-        require(every or one, f"labels are {picture.labels}; expected one class, or each once")
+        all_classes = self.classes <= MAX_BUTTONS and picture.labels == tuple(range(self.classes))
+        one_class = len(set(picture.labels)) == 1 and 0 <= picture.labels[0] < min(MAX_BUTTONS, self.classes)
+        require(all_classes or one_class, f"labels are {picture.labels}; expected one class, or each once")
         settings = picture.settings
         controls.within("seed", picture.seed, 0, MAX_SEED)
         for control, value in (
@@ -282,8 +284,8 @@ class GuidanceExplorer(controls.Panel[GuidanceRequest]):
             controls.within(control.description, value, control.min, control.max)
         with self.together():
             self.family.value, self.compare.value = names[0], names[1] if len(names) == 2 else NONE
-            self.label.value = ALL if every else picture.labels[0]
-            self.count = self.count if every else len(picture.labels)
+            self.label.value = ALL if all_classes else picture.labels[0]
+            self.count = self.count if all_classes else len(picture.labels)
             self.base, self.scale.value, self.temperature.value = (
                 settings,
                 settings.guidance_scale,
@@ -299,7 +301,7 @@ class GuidanceExplorer(controls.Panel[GuidanceRequest]):
         self.changed()
 
     def still(self) -> Figure:
-        """All columns as they are."""
+        """The finished images and token lengths of all columns."""
         require(self._last is not None, "there is no finished picture; expected one (it was stopped)")
         assert self._last is not None
         picture, canvases = self._last
@@ -313,15 +315,15 @@ class GuidanceExplorer(controls.Panel[GuidanceRequest]):
 
 
 def _short(scale: float) -> float:
-    """Rounded: a slider's 3.0999999999999996 is 3.1."""
+    """Round a slider value, e.g. 3.0999999999999996 to 3.1."""
     return round(scale, 6)
 
 
 def _name_of(base: SamplingSettings, solver: str, steps: int) -> str:
-    """The row of NAMED_SETTINGS that this is, where it is one: guidance, temperature and projection aside."""
+    """The matching row of NAMED_SETTINGS, ignoring guidance, temperature and projection; CUSTOM if there is none."""
 
     def core(s: SamplingSettings) -> SamplingSettings:
         return replace(s, guidance_scale=1.0, schedule="linear", temperature=1.0, project=True)
 
-    wanted = core(replace(base, solver=solver, steps=steps))
-    return next((name for name, row in NAMED_SETTINGS.items() if core(row) == wanted), CUSTOM)
+    key = core(replace(base, solver=solver, steps=steps))
+    return next((name for name, row in NAMED_SETTINGS.items() if core(row) == key), CUSTOM)

@@ -1,4 +1,4 @@
-"""Work behind a control that moves: only the newest request counts, on one thread, and it can be stopped."""
+"""A worker thread that serves only the newest request, with debouncing and cancellation."""
 
 import atexit
 import threading
@@ -9,14 +9,14 @@ from typing import Generic, TypeVar
 
 RequestT = TypeVar("RequestT")
 SHORT, DEBOUNCE = 0.045, 0.1
-"""Seconds without another request that begin one within a burst; and that end the burst."""
-PATIENCE, MAX_WAIT = 4, 1.0
-"""A slow burst ends after `PATIENCE` times the longest time between its requests, or `MAX_WAIT` seconds."""
+"""Seconds without a newer request: to start one within a burst, and to end the burst."""
+SLOW_FACTOR, MAX_WAIT = 4, 1.0
+"""A slow burst ends after `SLOW_FACTOR` times the longest gap between its requests, at most `MAX_WAIT` seconds."""
 
 
 @dataclass
 class Turn:
-    """A request's turn at work. over: leave, and show what there is.  stale: leave, and show nothing more."""
+    """Cancellation flags of a request. over: stop, and show the partial result.  stale: stop, and show nothing."""
 
     over: bool = False
     stale: bool = False
@@ -30,14 +30,14 @@ class _Waiting(Generic[RequestT]):
 
 
 class LatestWins(Generic[RequestT]):
-    """Calls `work(request, turn)` for the newest request, on a thread of its own; `work` looks at `turn` often.
+    """Calls `work(request, turn)` for the newest request, on its own thread; `work` checks `turn` often.
 
-    A request less than `debounce` seconds after another is of the same burst; so is one that comes within `MAX_WAIT`
-    while another is at work. In a burst, one is begun when nothing newer came for `short` seconds, so that a control
-    that is let go is followed soon; twice, and after that only the last, when nothing came for `debounce` seconds, or
-    longer where requests come slowly. What is replaced is stale: dropped before it began, or told so.
-    An exception of `work` goes to `failed`, unless it is stale, stays in `errors`, and ends nothing. Any thread may
-    call any method; `work` and `failed` run on the worker alone. After `close` nothing runs, and requests are ignored.
+    Requests less than `debounce` seconds apart form a burst, as do requests less than `MAX_WAIT` apart while one is
+    being worked on. The first two starts in a burst need `short` seconds without a newer request, for a quick
+    response; later ones need `debounce` seconds, or more if requests come slowly. A replaced request is stale: it is
+    dropped if it has not started, else its turn is marked. An exception of `work` is appended to `errors`, and passed
+    to `failed` unless the request is stale; the worker continues. All methods are thread-safe; `work` and `failed`
+    run only on the worker. After `close` nothing runs, and requests are ignored.
     """
 
     def __init__(
@@ -52,34 +52,34 @@ class LatestWins(Generic[RequestT]):
         self._waiting: _Waiting[RequestT] | None = None
         self._turn: Turn | None = None
         self._newest = -float("inf")
-        self._begun, self._quiet = 0, debounce  # of this burst
+        self._started, self._quiet = 0, debounce  # of the current burst
         self._closed = False
         self._thread: threading.Thread | None = None
         self.turns = 0
         self.errors: list[Exception] = []
 
     def submit(self, request: RequestT) -> None:
-        """Ask for `request`; whatever was asked for before is stale."""
+        """Submit `request`; all earlier requests become stale."""
         with self._change:
             if self._closed:
                 return
             now = time.monotonic()
             gap, self._newest = now - self._newest, now
             if gap < (self._quiet if self.idle else max(self._quiet, MAX_WAIT)):
-                self._quiet = max(self._quiet, min(PATIENCE * gap, MAX_WAIT))
+                self._quiet = max(self._quiet, min(SLOW_FACTOR * gap, MAX_WAIT))
             else:
-                self._begun, self._quiet = 0, self._debounce
-            pause = self._short if self._begun < 2 else self._quiet
-            self._waiting = _Waiting(request, now + pause, Turn())
+                self._started, self._quiet = 0, self._debounce
+            delay = self._short if self._started < 2 else self._quiet
+            self._waiting = _Waiting(request, now + delay, Turn())
             self._end(stale=True)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="spherear-live", daemon=True)
                 self._thread.start()
-                atexit.register(self.close)  # a thread at work must not outlive the interpreter
+                atexit.register(self.close)  # a running thread must not outlive the interpreter
             self._change.notify_all()
 
     def stop(self) -> None:
-        """End the turn at work, which shows what there is; a request that waits gets a turn that is over."""
+        """Stop the running work, which shows its partial result. A waiting request runs at once with `over` set."""
         with self._change:
             if self._waiting is not None:
                 self._waiting.turn.over = True
@@ -88,17 +88,17 @@ class LatestWins(Generic[RequestT]):
             self._change.notify_all()
 
     def wait(self, timeout: float | int | None = None) -> bool:
-        """Until nothing waits or runs; False after `timeout` seconds."""
+        """Wait until no request waits or runs; False after `timeout` seconds."""
         with self._change:
             return self._change.wait_for(lambda: self.idle, timeout)
 
     @property
     def idle(self) -> bool:
-        """Whether nothing waits or runs."""
+        """Whether no request waits or runs."""
         return self._waiting is None and self._turn is None
 
     def close(self, timeout: float | int = 10.0) -> None:
-        """End everything and wait for the thread. Work that does not look at its turn: TimeoutError."""
+        """Stop all work and join the thread. If `work` does not stop within `timeout` seconds: TimeoutError."""
         with self._change:
             self._closed, self._waiting = True, None
             self._end(stale=True)
@@ -123,28 +123,28 @@ class LatestWins(Generic[RequestT]):
             except Exception as error:
                 self.errors.append(error)
                 if not waiting.turn.stale:
-                    self._tell(error)
+                    self._report(error)
             finally:
                 with self._change:
                     self._turn = None
                     self._change.notify_all()
 
-    def _tell(self, error: Exception) -> None:
+    def _report(self, error: Exception) -> None:
         try:
             self._failed(error)
-        except Exception as second:  # whoever should show errors fails too: both are kept, and work goes on
-            self.errors.append(second)
+        except Exception as second_error:  # `failed` itself failed: the worker must continue
+            self.errors.append(second_error)
 
     def _next(self) -> _Waiting[RequestT] | None:
-        """The next request that is due, its turn begun; None once closed."""
+        """Wait for the next request that is due, and mark it as running; None once closed."""
         with self._change:
             while not self._closed:
                 if self._waiting is None:
                     self._change.wait()
-                elif (rest := self._waiting.due - time.monotonic()) > 0:
-                    self._change.wait(rest)
+                elif (delay := self._waiting.due - time.monotonic()) > 0:
+                    self._change.wait(delay)
                 else:
                     waiting, self._waiting = self._waiting, None
-                    self._turn, self.turns, self._begun = waiting.turn, self.turns + 1, self._begun + 1
+                    self._turn, self.turns, self._started = waiting.turn, self.turns + 1, self._started + 1
                     return waiting
             return None

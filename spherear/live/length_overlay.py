@@ -1,4 +1,4 @@
-"""Lengths of tokens laid over the images they became: a colour and a signed number on every patch."""
+"""Overlay of token lengths on images: a colour and a signed percentage per patch."""
 
 from functools import cache
 
@@ -7,10 +7,10 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-LONGER, SHORTER = ((0xD5, 0x5E, 0x00), (0x00, 0x72, 0xB2))  # as style's orange and blue, for all eyes
+LONGER, SHORTER = ((0xD5, 0x5E, 0x00), (0x00, 0x72, 0xB2))  # orange and blue of the palette in `figures.style`
 FULL = 0.25
-"""A length this far from the expected one, as a share of it, has the strongest colour."""
-LEGEND = "each patch: length of its raw token, in percent above (+, orange) or below (-, blue) the expected"
+"""Relative difference from the expected length at which the colour is strongest."""
+LEGEND = "each patch: length of its raw token, in percent above (+, orange) or below (-, blue) the expected length"
 
 
 def overlay_lengths(
@@ -20,9 +20,9 @@ def overlay_lengths(
     columns: int,
     zoom: int,
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """The sheet of `sheet.sheet`, every drawn patch tinted by length / expected - 1 and marked in percent.
+    """A copy of a sheet with every drawn patch tinted by length / expected - 1 and labelled in percent.
 
-    lengths: nan where nothing is drawn. Numbers are left out where a patch has no room for them.
+    lengths: nan for tokens not drawn yet. Small patches get no label.
     """
     batch, tokens = lengths.shape
     grid = round(tokens**0.5)
@@ -31,7 +31,7 @@ def overlay_lengths(
     out = sheet.copy()
     change = (lengths / expected - 1).numpy()
     for index in range(batch):
-        top, left = (zoom + step * place for place in divmod(index, columns))
+        top, left = (zoom + step * i for i in divmod(index, columns))
         for token in np.flatnonzero(np.isfinite(change[index])):
             row, column = divmod(int(token), grid)
             y, x = top + row * cell, left + column * cell
@@ -41,9 +41,9 @@ def overlay_lengths(
 
 
 def _tinted(patch: np.ndarray, change: float, cell: int) -> np.ndarray:
-    share = 0.15 + 0.6 * min(1.0, abs(change) / FULL)
+    opacity = 0.15 + 0.6 * min(1.0, abs(change) / FULL)
     color = np.array(LONGER if change >= 0 else SHORTER)
-    mixed = ((1 - share) * patch + share * color).astype(np.uint8)
+    mixed = ((1 - opacity) * patch + opacity * color).astype(np.uint8)
     if cell >= 18:
         mask = _number(max(-99, min(99, round(100 * change))), cell)
         mixed[mask[..., 0] > 0] = 0
@@ -53,7 +53,7 @@ def _tinted(patch: np.ndarray, change: float, cell: int) -> np.ndarray:
 
 @cache
 def _number(percent: int, cell: int) -> np.ndarray:
-    """Where a signed number is white, and where its dark edge is: (cell, cell, 2)."""
+    """Masks of a signed number: its dark outline and its white glyphs, (cell, cell, 2)."""
     text = f"{percent:+d}" if percent else "0"
     font = ImageFont.load_default(size=max(8, round(cell * 0.48)))
     layers = []

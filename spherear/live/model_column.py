@@ -1,4 +1,4 @@
-"""One model's column of the guidance panel: its images, and the lengths of their tokens by position."""
+"""A column of the guidance panel: the images of one model, and the lengths of their tokens by position."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -18,14 +18,14 @@ from spherear.sphere.families import FAMILIES
 
 @dataclass(frozen=True)
 class GuidanceRequest:
-    """A picture. overlay: whether token lengths are laid over it."""
+    """A picture. overlay: whether token lengths are shown on the images."""
 
     picture: Picture
     overlay: bool
 
 
 class ModelColumn(widgets.VBox):
-    """One model's images, the lengths of their tokens by position below, and both in numbers."""
+    """The images of one model, the range of their token lengths, and a plot of the lengths by position."""
 
     def __init__(self, place: int) -> None:
         self.title = controls.text(f"title-{place}")
@@ -37,7 +37,7 @@ class ModelColumn(widgets.VBox):
         super().__init__([self.title, self.image, self.norms, self.trace], layout=layout)
 
     def show(self, canvas: Canvas, request: GuidanceRequest, family: str, trace: bool = True) -> None:
-        """Show a drawing so far. trace: the lengths by position too, which take a browser longest."""
+        """Show a partial or finished canvas. trace: update the length plot too, which is slow in a browser."""
         picture = request.picture
         self.pixels = pixels = sheet(canvas.images(), picture.columns, picture.zoom)
         expected, (raw, token) = expected_length(canvas.pipeline), canvas.lengths()
@@ -46,22 +46,22 @@ class ModelColumn(widgets.VBox):
         self.image.value = png_bytes(pixels)
         self.title.value = f"<b>{family}</b>"
         name = length_symbol(canvas.pipeline)
-        self.norms.value = f"handed on: {_span(token)} · raw: {_span(raw)} · {name} = {expected:.3f}"
+        self.norms.value = f"handed on: {_range(token)} · raw: {_range(raw)} · {name} = {expected:.3f}"
         if trace:
             self._show_trace(raw, token, expected, name)
 
     def _show_trace(self, raw: Tensor, token: Tensor, expected: float, name: str) -> None:
-        places = np.arange(1, raw.shape[1] + 1, dtype=np.int32)
+        positions = np.arange(1, raw.shape[1] + 1, dtype=np.int32)
         series = (raw.amin(0), raw.amax(0), raw.mean(0), token.mean(0))
         with self.trace.batch_update():
             for trace, values in zip(self.trace.data, series, strict=False):
-                trace.x, trace.y = places, values.numpy()
-            self.trace.data[4].x = np.array([1, len(places)], np.float32)
+                trace.x, trace.y = positions, values.numpy()
+            self.trace.data[4].x = np.array([1, len(positions)], np.float32)
             self.trace.data[4].y = np.array([expected, expected], np.float32)
             self.trace.data[4].name = f"{name} = {expected:.2f}"
 
 
-def _span(lengths: Any) -> str:
+def _range(lengths: Any) -> str:
     drawn = lengths[lengths.isfinite()]
     return f"{float(drawn.min()):.3f} to {float(drawn.max()):.3f}" if len(drawn) else "none yet"
 
@@ -71,7 +71,7 @@ def _traces() -> list[go.Scatter]:
     edge = {"mode": "lines", "line": {"width": 0}, "hoverinfo": "skip"}
     return [
         go.Scatter(**edge, showlegend=False),
-        go.Scatter(**edge, fill="tonexty", fillcolor="rgba(213,94,0,0.2)", name="raw, least to most"),
+        go.Scatter(**edge, fill="tonexty", fillcolor="rgba(213,94,0,0.2)", name="raw, min to max"),
         go.Scatter(mode="lines+markers", name="raw, mean", line={"color": FAMILIES["gaussian"].color}),
         go.Scatter(
             mode="markers",

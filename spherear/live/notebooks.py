@@ -1,6 +1,6 @@
-"""The notebooks as files: run under one environment, written so that two runs differ only where results do.
+"""Notebook files: run in a pinned environment and written reproducibly, so that a diff shows only changed results.
 
-spherear notebooks              what is wrong with them, if anything
+spherear notebooks              list problems of their form
 spherear notebooks --refresh    run them all and rewrite their outputs
 """
 
@@ -29,11 +29,11 @@ PINNED = {
     "HF_HUB_OFFLINE": "1",
     "PLOTLY_RENDERER": "plotly_mimetype",
 }
-"""One thread, one set of instructions, no GPU, no network: the same numbers on every machine, as far as it goes."""
+"""One thread, one instruction set, no GPU, no network: the same numbers on most machines."""
 
 CELL_TIMEOUT = 300  # seconds
-MAX_BYTES = 1_000_000  # of a notebook
-MAX_WORDS = 120  # of text without a picture or a cell in between
+MAX_BYTES = 1_000_000  # per notebook
+MAX_WORDS = 120  # of text without a picture or a code cell in between
 WIDGET = "application/vnd.jupyter.widget-view+json"
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 RAW = re.compile(r"<[\w.]+(?: object)? at 0x[0-9a-f]+>|<IPython\.core\.|^tensor\(|^VBox\(|^Figure\(", re.MULTILINE)
@@ -41,13 +41,13 @@ RAW = re.compile(r"<[\w.]+(?: object)? at 0x[0-9a-f]+>|<IPython\.core\.|^tensor\
 
 @contextmanager
 def pinned() -> Iterator[None]:
-    """The environment of `PINNED`, for processes started inside the block; what was there before comes back."""
-    before = {name: os.environ.get(name) for name in PINNED}
+    """Context that sets the variables of `PINNED` for child processes, and restores the old values afterwards."""
+    previous = {name: os.environ.get(name) for name in PINNED}
     os.environ.update(PINNED)
     try:
         yield
     finally:
-        for name, value in before.items():
+        for name, value in previous.items():
             if value is None:
                 os.environ.pop(name)
             else:
@@ -55,17 +55,17 @@ def pinned() -> Iterator[None]:
 
 
 def find_notebooks(folder: Path) -> list[Path]:
-    """All notebooks below `folder`, in order. None: FileNotFoundError."""
-    found = sorted(p for p in folder.rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
-    if not found:
+    """All notebooks below `folder`, sorted. No notebooks: FileNotFoundError."""
+    paths = sorted(p for p in folder.rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
+    if not paths:
         raise FileNotFoundError(f"{folder} holds no notebooks; expected some, as in the repository's notebooks/")
-    return found
+    return paths
 
 
 def refresh(path: Path) -> None:
-    """Run a notebook from top to bottom in its own folder and rewrite it; an error leaves the file as it was.
+    """Run a notebook in its own folder and rewrite the file with the outputs.
 
-    A cell that raises or takes too long: ValueError that names the notebook.
+    A cell that raises or times out: ValueError that names the notebook, and the file is unchanged.
     """
     notebook = nbformat.read(path, as_version=4)
     client = NotebookClient(
@@ -84,12 +84,12 @@ def refresh(path: Path) -> None:
 
 
 def write(path: Path, notebook: Any) -> None:
-    """Write a notebook with nothing in it that changes from run to run, whole or not at all."""
+    """Clean a notebook (see `clean`) and write it atomically."""
     write_text(path, nbformat.writes(clean(notebook)) + "\n")
 
 
 def clean(notebook: Any) -> Any:
-    """The notebook without times, versions, widget state and raw texts of pictures; streams in one piece."""
+    """Remove times, versions, widget state and object addresses, and join stream outputs. Modifies the notebook."""
     notebook.metadata = nbformat.from_dict({"kernelspec": KERNEL, "language_info": {"name": "python"}})
     count = 0
     for cell in notebook.cells:
@@ -103,12 +103,12 @@ def clean(notebook: Any) -> Any:
 
 
 def _is_widget(output: Any) -> bool:
-    """A live control, of which a file holds nothing but an identifier."""
+    """Whether an output is a live widget; a file would only store its identifier."""
     return WIDGET in output.get("data", {})
 
 
 def _joined(outputs: Sequence[Any]) -> list[Any]:
-    """Pieces of one stream as one: how many there are is chance."""
+    """Join consecutive outputs of one stream; how they are split is random."""
     joined: list[Any] = []
     for output in outputs:
         last = joined[-1] if joined else None
@@ -129,25 +129,25 @@ def _cleaned(output: Any, count: int) -> Any:
 
 
 def problems(path: Path) -> list[str]:
-    """What is wrong with a notebook's form, one line each: nothing, if it can be shipped and tested."""
+    """Problems of the form of a notebook, one line each; empty if it can be shipped and tested."""
     notebook = nbformat.read(path, as_version=4)
     size = path.stat().st_size
-    found = [f"is {size} bytes; expected at most {MAX_BYTES}"] if size > MAX_BYTES else []
+    lines = [f"is {size} bytes; expected at most {MAX_BYTES}"] if size > MAX_BYTES else []
     if "widgets" in notebook.metadata:
-        found.append("stores the state of widgets; expected none")
+        lines.append("stores the state of widgets; expected none")
     if notebook.metadata.get("kernelspec", {}).get("name") != KERNEL["name"]:
-        found.append("names no kernel, or another than python3")
+        lines.append("names no kernel, or another than python3")
     counts = [cell.execution_count for cell in notebook.cells if cell.cell_type == "code"]
     if counts != list(range(1, len(counts) + 1)):
-        found.append(f"has execution counts {counts}; expected 1, 2, 3, ... : run it whole, by --refresh")
+        lines.append(f"has execution counts {counts}; expected 1, 2, 3, ... : run it whole, by --refresh")
     if not any(cell.get("outputs") for cell in notebook.cells):
-        found.append("shows nothing; expected what its cells print and draw: run it, by --refresh")
-    found += [f"cell {number} {problem}" for number, problem in _cell_problems(notebook.cells)]
-    return found + [f"has {words} words on end: {start!r}" for words, start in _long_texts(notebook.cells)]
+        lines.append("shows nothing; expected what its cells print and draw: run it, by --refresh")
+    lines += [f"cell {number} {problem}" for number, problem in _cell_problems(notebook.cells)]
+    return lines + [f"has {words} words on end: {start!r}" for words, start in _long_texts(notebook.cells)]
 
 
 def _cell_problems(cells: Sequence[Any]) -> Iterator[tuple[int, str]]:
-    """Problems of code cells and their outputs, by number from 0 as nbval counts them."""
+    """(cell number, problem) for code cells and their outputs; code cells are numbered from 0, as in nbval."""
     for number, cell in enumerate(cell for cell in cells if cell.cell_type == "code"):
         if re.search(r"^\s*class |^from __future__", cell.source, re.MULTILINE):
             yield number, "defines a class; expected that in the library"
@@ -168,7 +168,7 @@ def _cell_problems(cells: Sequence[Any]) -> Iterator[tuple[int, str]]:
 
 
 def _long_texts(cells: Sequence[Any]) -> Iterator[tuple[int, str]]:
-    """(words, their beginning) of stretches of text longer than `MAX_WORDS`, between cells and pictures."""
+    """(number of words, first words) of texts longer than `MAX_WORDS` between code cells."""
     text = ""
     for cell in [*cells, None]:
         if cell is not None and cell.cell_type == "markdown":

@@ -1,4 +1,4 @@
-"""The perturbation panel: one token moved by hand, decoded with the projection and without, side by side."""
+"""The perturbation panel: one token is perturbed, and decoded with and without the projection, side by side."""
 
 import time
 from dataclasses import dataclass
@@ -22,8 +22,9 @@ from spherear.sampling.settings import NAMED_SETTINGS, SamplingSettings
 from spherear.sphere.families import family_label
 
 FRAME = 0.1
+"""Minimum seconds between two image updates."""
 FLOOR = 1e-7
-"""Changes below this are rounding, and drawn at it."""
+"""Changes below this are rounding errors, and drawn at this value."""
 
 
 @dataclass(frozen=True)
@@ -36,10 +37,10 @@ class PerturbationRequest:
 
 
 class PerturbationExplorer(controls.Panel[PerturbationRequest]):
-    """Move one token and watch the rest of the sequence: does the error remain?
+    """Perturb one token and watch whether the error persists in later tokens and in the image.
 
-    family: whose model.  position: of the moved token, from 0.  kind, size: of the perturbation.
-    images: how many of the class.  settings: a row of NAMED_SETTINGS.
+    family: of the model.  position: of the perturbed token, from 0.  kind, size: of the perturbation.
+    images: number of images of the class.  settings: a row of NAMED_SETTINGS.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class PerturbationExplorer(controls.Panel[PerturbationRequest]):
         self.named = controls.dropdown("settings", list(NAMED_SETTINGS), settings, "perturbation-named")
         self.seed = controls.int_field("seed", seed, 2**31 - 1, "perturbation-seed")
         self.stop_button = controls.button(
-            "stop", lambda _: self.stop(), "perturbation-stop", "keep what is drawn so far"
+            "stop", lambda _: self.stop(), "perturbation-stop", "stop drawing and keep the partial images"
         )
         self.status = controls.text("perturbation-status")
         self.sides = [controls.image(f"perturbation-grid-{i}") for i in range(len(SIDES))]
@@ -84,12 +85,12 @@ class PerturbationExplorer(controls.Panel[PerturbationRequest]):
         self.growth = _growth()
         self._pairs: tuple[PerturbationRequest, tuple[PerturbedPair, ...]] | None = None
         super().__init__(
-            self._arranged(),
+            self._layout(),
             (self.family, self.label, self.position, self.kind, self.amount, self.scale, self.named, self.seed),
         )
         self.changed()
 
-    def _arranged(self) -> list[widgets.Widget]:
+    def _layout(self) -> list[widgets.Widget]:
         columns = [
             controls.column(widgets.HTML(f"<b>{name}</b>"), image, numbers, width="380px")
             for name, image, numbers in zip(SIDES, self.sides, self.numbers, strict=True)
@@ -99,12 +100,12 @@ class PerturbationExplorer(controls.Panel[PerturbationRequest]):
             controls.row(self.kind, self.amount, self.position),
             controls.row(self.scale, self.family, self.named, self.seed),
             controls.row(self.stop_button, self.status),
-            widgets.HTML("<small>rows: unperturbed, perturbed, their difference (grey is none)</small>"),
+            widgets.HTML("<small>rows: unperturbed, perturbed, difference (grey: none)</small>"),
             controls.row(*columns, controls.column(self.growth, width="480px")),
         ]
 
     def read(self) -> PerturbationRequest:
-        """What the controls describe."""
+        """The request for the current values of the controls."""
         model = shipped_name(self.family.value, self.preset)
         settings = SamplingSettings.named(self.named.value, guidance_scale=round(self.scale.value, 6))
         labels, size = (self.label.value,) * self.images, round(self.amount.value, 6)
@@ -114,19 +115,19 @@ class PerturbationExplorer(controls.Panel[PerturbationRequest]):
         )
 
     def draw(self, request: PerturbationRequest, turn: Turn) -> None:
-        """Token by token, both sides at once."""
+        """Draw token by token, with and without the projection in parallel."""
         self._pairs = None
-        began, shown = time.perf_counter(), 0.0
+        start, last_image = time.perf_counter(), 0.0
         pipeline, perturbation = cached_pipeline(request.model), request.perturbation
         decodes = [perturbed_decode(pipeline, perturbation, projected) for projected in (True, False)]
         for pairs in zip(*decodes, strict=True):
             drawn, now, over = pairs[0].before.drawn, time.perf_counter(), turn.over
-            if over or pairs[0].before.done or drawn == 1 or (drawn > 1 and now - shown >= FRAME):
+            if over or pairs[0].before.done or drawn == 1 or (drawn > 1 and now - last_image >= FRAME):
                 if turn.stale:
                     return
                 self._show(pairs, request)
-                shown = time.perf_counter()
-                self._report(pairs[0], shown - began, over)
+                last_image = time.perf_counter()
+                self._report(pairs[0], last_image - start, over)
             if over:
                 return
         self._pairs = (request, pairs)
@@ -134,11 +135,11 @@ class PerturbationExplorer(controls.Panel[PerturbationRequest]):
     def _show(self, pairs: tuple[PerturbedPair, ...], request: PerturbationRequest) -> None:
         for pair, image, numbers in zip(pairs, self.sides, self.numbers, strict=True):
             image.value = png_bytes(rows(pair, request.zoom))
-            numbers.value = f"change of a pixel (root mean square): {pair.pixels():.3g}"
-        places = np.arange(1, pairs[0].before.tokens.shape[1] + 1, dtype=np.int32)
+            numbers.value = f"pixel change (root mean square): {pair.pixels():.3g}"
+        positions = np.arange(1, pairs[0].before.tokens.shape[1] + 1, dtype=np.int32)
         with self.growth.batch_update():
             for trace, pair in zip(self.growth.data, pairs, strict=False):
-                trace.x, trace.y = places, pair.change().clamp(min=FLOOR).float().numpy()
+                trace.x, trace.y = positions, pair.change().clamp(min=FLOOR).float().numpy()
             self.growth.data[2].x = np.full(2, request.perturbation.position + 1, np.int32)
             self.growth.data[2].y = np.array([FLOOR, 10.0], np.float32)
 
@@ -148,7 +149,7 @@ class PerturbationExplorer(controls.Panel[PerturbationRequest]):
         self.status.value = f"{state}: token {drawn} of {total}, {seconds:.2f} s, picture {self.runner.turns}"
 
     def still(self) -> Figure:
-        """Both sides, and the change by position."""
+        """The images of both sides, and the change by position."""
         require(self._pairs is not None, "there is no finished picture; expected one (it was stopped)")
         assert self._pairs is not None
         request, pairs = self._pairs
@@ -159,7 +160,7 @@ class PerturbationExplorer(controls.Panel[PerturbationRequest]):
 
 
 def rows(pair: PerturbedPair, zoom: int) -> np.ndarray:
-    """Unperturbed, perturbed, and their difference about grey."""
+    """A sheet with three rows: unperturbed, perturbed, and their difference, where grey is 0."""
     before, after = pair.before.images().clamp(-1, 1), pair.after.images().clamp(-1, 1)
     return sheet(torch.cat((before, after, (after - before) / 2)), len(before), zoom)
 

@@ -1,4 +1,4 @@
-"""JupyterLab on a copy of the notebooks that never overwrites edits, and Voila on the guidance panel alone."""
+"""Commands for JupyterLab on a copy of the notebooks, and for Voila with only the guidance panel."""
 
 import os
 import subprocess
@@ -25,7 +25,7 @@ display(Javascript("for (const after of [1, 3, 9]) setTimeout(() => dispatchEven
 
 @dataclass(frozen=True)
 class Copied:
-    """Paths below the folder. new: copied.  same: there already.  edited: there, different, and left as they are."""
+    """Relative paths of notebooks. new: copied.  same: existing, identical.  edited: existing, different, unchanged."""
 
     new: list[Path]
     same: list[Path]
@@ -33,23 +33,24 @@ class Copied:
 
     @property
     def first(self) -> Path:
-        """The notebook to begin with."""
+        """The first notebook."""
         return min(p for p in (*self.new, *self.same, *self.edited) if p.suffix == ".ipynb" and len(p.parts) == 1)
 
 
 def shipped_notebooks() -> Path:
-    """The folder of the notebooks: inside an installed package, or beside it in a checkout."""
-    places = PACKAGE / "notebooks", PACKAGE.parent / "notebooks"
-    found = [place for place in places if any(place.glob("*.ipynb"))]
-    require(len(found) > 0, f"there are no notebooks in {places[0]} or {places[1]}; expected some: install it again")
-    return found[0]
+    """The notebook folder: inside an installed package, or next to the package in a checkout."""
+    candidates = PACKAGE / "notebooks", PACKAGE.parent / "notebooks"
+    folders = [path for path in candidates if any(path.glob("*.ipynb"))]
+    message = f"there are no notebooks in {candidates[0]} or {candidates[1]}; expected some: install it again"
+    require(len(folders) > 0, message)
+    return folders[0]
 
 
 def copy_notebooks(folder: Path, source: Path | None = None) -> Copied:
-    """Copy notebooks and their figures below `folder`; what is there already stays as it is, whatever it is."""
+    """Copy notebooks and figures to `folder`; existing files are never overwritten. `folder` is a file: ValueError."""
     source = source or shipped_notebooks()
     require(not folder.is_file(), f"{folder} is a file; expected a folder, or a name for a new one")
-    files = sorted(p.relative_to(source) for p in source.rglob("*") if p.suffix in SUFFIXES and _wanted(p, source))
+    files = sorted(p.relative_to(source) for p in source.rglob("*") if p.suffix in SUFFIXES and _is_visible(p, source))
     copied = Copied([], [], [])
     for path in files:
         target, content = folder / path, (source / path).read_bytes()
@@ -62,12 +63,12 @@ def copy_notebooks(folder: Path, source: Path | None = None) -> Copied:
     return copied
 
 
-def _wanted(path: Path, source: Path) -> bool:
+def _is_visible(path: Path, source: Path) -> bool:
     return not any(part.startswith(".") for part in path.relative_to(source).parts)
 
 
 def lab_command(folder: Path, notebook: Path, *, port: int = 8888, browser: bool = True) -> list[str]:
-    """JupyterLab on `folder`, opened at `notebook` below it; this machine alone reaches it, with its token."""
+    """Command for JupyterLab on `folder`, opened at `notebook` below it; reachable only from this machine, by token."""
     return [
         sys.executable,
         "-m",
@@ -77,15 +78,15 @@ def lab_command(folder: Path, notebook: Path, *, port: int = 8888, browser: bool
         f"--ServerApp.root_dir={folder.resolve()}",
         f"--LabApp.default_url=/lab/tree/{notebook.as_posix()}",
         *([] if browser else ["--no-browser"]),
-        *(["--allow-root"] if os.name == "posix" and os.geteuid() == 0 else []),  # as in most containers
+        *(["--allow-root"] if os.name == "posix" and os.geteuid() == 0 else []),  # root, as in most containers
     ]
 
 
 def page_command(folder: Path, *, port: int = 8866, host: str = "localhost", browser: bool = True) -> list[str]:
-    """Voila, with its token, on the guidance panel alone: a notebook of one cell, written to `folder`.
+    """Command for Voila, with a token, on a one-cell notebook with the guidance panel, written to `folder`.
 
-    Pictures are saved where the command is given. The first picture is waited for: what changes while a page fetches
-    its controls, it can miss. Figures that are drawn before they have a place fit it once told of a new size.
+    Pictures are saved in the current folder. The cell waits for the first picture, because a page can miss changes
+    while it loads the controls, and sends resize events, because figures drawn before layout have the wrong size.
     """
     notebook = folder / "guidance.ipynb"
     write_notebook(notebook, [PAGE.replace("FOLDER", repr(str(Path.cwd())))])
@@ -94,31 +95,31 @@ def page_command(folder: Path, *, port: int = 8866, host: str = "localhost", bro
 
 
 def write_notebook(path: Path, cells: Sequence[str]) -> None:
-    """A notebook of code cells, not yet run."""
-    made: list[dict[str, Any]] = [
+    """Write a notebook of code cells without outputs."""
+    code_cells: list[dict[str, Any]] = [
         {"cell_type": "code", "id": f"c{i}", "metadata": {}, "outputs": [], "execution_count": None, "source": cell}
         for i, cell in enumerate(cells)
     ]
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    write_json(path, {"cells": made, "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5})
+    write_json(path, {"cells": code_cells, "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5})
 
 
 def lab_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment of the server: our settings are defaults there, below the user's own.
+    """The environment of the server. The settings shipped here are defaults; the user's settings override them.
 
-    Half of the processors are for torch, so that server and browser, which show what it draws, need not wait for it.
+    torch gets half of the processors, so that the server and the browser can run at the same time.
     """
-    others = environment.get("JUPYTER_CONFIG_PATH")
+    previous = environment.get("JUPYTER_CONFIG_PATH")
     threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // 2))}
     return {
         **threads,
         **environment,
-        "JUPYTER_CONFIG_PATH": os.pathsep.join([str(SETTINGS), *([others] if others else [])]),
+        "JUPYTER_CONFIG_PATH": os.pathsep.join([str(SETTINGS), *([previous] if previous else [])]),
     }
 
 
 def run_lab(command: list[str]) -> int:
-    """Run the server until it ends; Ctrl-C is its own, and it asks. Returns its exit status."""
+    """Run the server and return its exit status. Ctrl-C is left to the server, which asks for confirmation."""
     with subprocess.Popen(command, env=lab_environment(os.environ)) as server:
         while True:
             try:

@@ -1,4 +1,4 @@
-"""A sheet of images by what it is made of: models, labels, a seed and settings; drawn, as Python, or inside a PNG."""
+"""The settings of a sheet of images: drawn with the models, written as Python code, or stored in a PNG."""
 
 import io
 import json
@@ -26,7 +26,7 @@ PNG_KEY = "spherear"
 class Picture(Config):
     """One sheet per model, all from the same labels, seeds and settings.
 
-    models: names for `Pipeline.from_pretrained`.  seed: of the first image; the others follow.
+    models: names for `Pipeline.from_pretrained`.  seed: of the first image; image i uses seed + i.
     """
 
     models: tuple[str, ...]
@@ -43,15 +43,15 @@ class Picture(Config):
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Picture":
-        """The inverse of `to_dict`. Anything else: ValueError or TypeError."""
-        absent = {f.name for f in fields(cls) if f.default is MISSING} - values.keys()
-        require(not absent, f"a picture lacks {sorted(absent)}; expected all of {[f.name for f in fields(cls)]}")
+        """The inverse of `to_dict`. Invalid values: ValueError or TypeError."""
+        missing = {f.name for f in fields(cls) if f.default is MISSING} - values.keys()
+        require(not missing, f"a picture lacks {sorted(missing)}; expected all of {[f.name for f in fields(cls)]}")
         settings = values["settings"]
         require(isinstance(settings, dict), f"settings are {settings!r}; expected a JSON object")
         return super().from_dict({**values, "settings": SamplingSettings.from_dict(settings)})
 
     def code(self) -> str:
-        """Python that draws the same images and saves them."""
+        """Python code that draws and saves the same images."""
         lines = [
             "from spherear import Pipeline, SamplingSettings, save_png, tile",
             "",
@@ -67,9 +67,9 @@ class Picture(Config):
 
 
 def _settings_code(settings: SamplingSettings) -> str:
-    """The call with what differs from the defaults."""
-    given = ((f.name, getattr(settings, f.name)) for f in fields(settings) if getattr(settings, f.name) != f.default)
-    return f"SamplingSettings({', '.join(f'{name}={value!r}' for name, value in given)})"
+    """A constructor call with the fields that differ from their defaults."""
+    changed = ((f.name, getattr(settings, f.name)) for f in fields(settings) if getattr(settings, f.name) != f.default)
+    return f"SamplingSettings({', '.join(f'{name}={value!r}' for name, value in changed)})"
 
 
 def _labels_code(labels: tuple[int, ...]) -> str:
@@ -77,7 +77,7 @@ def _labels_code(labels: tuple[int, ...]) -> str:
 
 
 def paint(picture: Picture) -> Iterator[list[Canvas]]:
-    """Draw with all models side by side: one canvas per model, empty first, then one token more each time."""
+    """Draw with all models in parallel; yields one canvas per model, first empty, then after every token."""
     pipelines = [cached_pipeline(name) for name in picture.models]
     labels = torch.tensor(picture.labels)
     steps = [p.steps(labels, picture.settings, picture.seed) for p in pipelines]
@@ -85,28 +85,28 @@ def paint(picture: Picture) -> Iterator[list[Canvas]]:
     require(len(counts) == 1, f"the models draw {sorted(counts)} tokens; expected as many each")
     canvases = [Canvas.empty(p, len(labels)) for p in pipelines]
     yield canvases
-    for newest in zip(*steps, strict=True):
-        canvases = [canvas.extended(step) for canvas, step in zip(canvases, newest, strict=True)]
+    for token_steps in zip(*steps, strict=True):
+        canvases = [canvas.extended(step) for canvas, step in zip(canvases, token_steps, strict=True)]
         yield canvases
 
 
 def sheet(images: Float[Tensor, "n 3 size size"], columns: int, zoom: int) -> UInt8[np.ndarray, "height width 3"]:
-    """The pixels that `save_png` writes: images in rows, every pixel `zoom` pixels wide."""
+    """The pixels that `save_png` writes: images in `columns` columns, each pixel enlarged to `zoom` x `zoom`."""
     return tile(images, columns).numpy().repeat(zoom, axis=0).repeat(zoom, axis=1)
 
 
 def png_bytes(pixels: UInt8[np.ndarray, "height width 3"], picture: Picture | None = None) -> bytes:
-    """A PNG, with `picture` inside where it is given."""
-    facts = PngImagePlugin.PngInfo()
+    """Pixels as PNG, with the settings of `picture` as metadata if given."""
+    metadata = PngImagePlugin.PngInfo()
     if picture is not None:
-        facts.add_text(PNG_KEY, json.dumps(picture.to_dict()))
+        metadata.add_text(PNG_KEY, json.dumps(picture.to_dict()))
     file = io.BytesIO()
-    Image.fromarray(pixels).save(file, format="PNG", compress_level=3, pnginfo=facts)
+    Image.fromarray(pixels).save(file, format="PNG", compress_level=3, pnginfo=metadata)
     return file.getvalue()
 
 
 def read_picture(png: bytes) -> Picture:
-    """The picture inside a PNG. A PNG without one: ValueError."""
+    """The settings stored in a PNG. No PNG, or no valid settings: ValueError."""
     try:
         with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
             text = image.info.get(PNG_KEY)
@@ -119,6 +119,6 @@ def read_picture(png: bytes) -> Picture:
 
 
 def free_path(path: Path) -> Path:
-    """`path`, or the first of path-2, path-3 ... that does not exist: nothing is overwritten."""
-    tries = (path.with_stem(f"{path.stem}-{number}") if number > 1 else path for number in range(1, 10_000))
-    return next(candidate for candidate in tries if not candidate.exists())
+    """The first of `path`, path-2, path-3, ... that does not exist."""
+    candidates = (path.with_stem(f"{path.stem}-{number}") if number > 1 else path for number in range(1, 10_000))
+    return next(candidate for candidate in candidates if not candidate.exists())

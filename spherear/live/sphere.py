@@ -1,4 +1,4 @@
-"""The sphere panel: samples of three laws on the sphere under one slider, and their densities over angle."""
+"""The sphere panel: samples of three distributions on the sphere, and their densities over angle."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +20,7 @@ LOWEST, HIGHEST = 0.1, 300.0
 
 @dataclass(frozen=True)
 class SphereRequest:
-    """concentration: of the Power Spherical law; matched: whether the others have its mean cosine."""
+    """concentration: of Power Spherical.  matched: whether all distributions have the same mean cosine."""
 
     concentration: float
     matched: bool
@@ -29,13 +29,13 @@ class SphereRequest:
 
 
 class SphereExplorer(controls.Panel[SphereRequest]):
-    """Power Spherical against von Mises-Fisher against a projected Gaussian, from broad to narrow.
+    """Power Spherical, von Mises-Fisher and a projected Gaussian, side by side, from broad to narrow.
 
-    concentration: of the Power Spherical law to begin with, 0.1 to 300.  samples: points on each sphere.
+    concentration: initial value for Power Spherical, 0.1 to 300.  samples: points per sphere.
     """
 
     def __init__(self, concentration: float | int = 10.0, *, samples: int = 200, seed: int = 0) -> None:
-        angle_laws(concentration, samples=1)  # what cannot be drawn is refused here
+        angle_laws(concentration, samples=1)  # refuses invalid concentrations
         controls.within("concentration", concentration, LOWEST, HIGHEST)
         self.concentration = controls.tagged(
             widgets.FloatLogSlider(
@@ -45,7 +45,7 @@ class SphereExplorer(controls.Panel[SphereRequest]):
             ),
             "concentration",
         )  # fmt: skip
-        self.matched = controls.checkbox("same mean cosine (else the same kappa)", True, "matched")
+        self.matched = controls.checkbox("same mean cosine (else: same kappa)", True, "matched")
         self.samples = controls.int_slider("samples", samples, 10, 1000, "samples")
         self.seed = controls.int_field("seed", seed, 2**31 - 1, "sphere-seed")
         self.turn = controls.int_slider("turn the view", 0, -180, 180, "turn")
@@ -64,77 +64,78 @@ class SphereExplorer(controls.Panel[SphereRequest]):
         self.changed()
 
     def read(self) -> SphereRequest:
-        """What the controls describe."""
+        """The request for the current values of the controls."""
         return SphereRequest(self.concentration.value, self.matched.value, self.samples.value, self.seed.value)
 
     def draw(self, request: SphereRequest, turn: Turn) -> None:
-        """New colours, points and lines on the same spheres."""
+        """Update the colours, points and lines of the existing figures."""
         laws = angle_laws(request.concentration, request.matched, request.samples, request.seed)
         if turn.stale:
             return
-        heights = sphere_mesh()[0][:, 2].clamp(-1, 1).arccos().numpy()
-        with self.spheres.batch_update():  # colours and points apart: a batch erases what it does not set everywhere
+        polar = sphere_mesh()[0][:, 2].clamp(-1, 1).arccos().numpy()
+        # One batch per property: plotly erases a property that a batch does not set for all traces.
+        with self.spheres.batch_update():
             for mesh, law in zip(self.spheres.data, laws.laws, strict=False):
                 shares = law.density / law.density.max()
-                mesh.intensity = np.interp(heights, laws.angles.numpy(), shares.numpy()).astype(np.float32)
+                mesh.intensity = np.interp(polar, laws.angles.numpy(), shares.numpy()).astype(np.float32)
         with self.spheres.batch_update():
-            for place, law in enumerate(laws.laws):
+            for index, law in enumerate(laws.laws):
                 x, y, z = (1.02 * law.samples).float().numpy().T
-                cloud = self.spheres.data[3 + place]
-                cloud.x, cloud.y, cloud.z = x + APART * (place - 1), np.ascontiguousarray(y), np.ascontiguousarray(z)
+                cloud = self.spheres.data[3 + index]
+                cloud.x, cloud.y, cloud.z = x + APART * (index - 1), np.ascontiguousarray(y), np.ascontiguousarray(z)
         with self.density.batch_update():
-            for place, law in enumerate(laws.laws):
+            for index, law in enumerate(laws.laws):
                 centres, shares = angle_histogram(law.samples)
-                line, marks = self.density.data[place], self.density.data[3 + place]
+                line, marks = self.density.data[index], self.density.data[3 + index]
                 line.x, line.y = np.rad2deg(_single(laws.angles)), _single(law.by_angle)
                 marks.x, marks.y = np.rad2deg(_single(centres)), _single(shares)
         self._laws = laws
         self.numbers.value = "<br>".join(describe(law) for law in laws.laws)
 
     def _turn(self, change: Any) -> None:
-        """The view by keyboard: the pointer turns it as well."""
+        """Rotate the view from the slider, for keyboard users; the mouse works too."""
         with self.showing_errors():
             self.spheres.layout.scene.camera.eye = _eye(change["new"])
 
     def still(self) -> Figure:
-        """Spheres and densities as they are."""
+        """The current spheres and densities."""
         assert self._laws is not None
         return angle_laws_figure(self._laws)
 
 
 def _single(values: Tensor) -> np.ndarray:
-    """As plotly sends it fastest."""
+    """float32, which plotly sends fastest."""
     return values.float().numpy()
 
 
 def describe(law: AngleLaw) -> str:
-    """A law and its parameter in words."""
-    sign = "sigma" if law.name == "projected_gaussian" else "kappa"
+    """One line of HTML on a distribution: name, parameter and mean cosine."""
+    symbol = "sigma" if law.name == "projected_gaussian" else "kappa"
     look = LAW_LOOKS[law.name]
-    return f"{look.glyph} <b>{look.name}</b>: {sign} = {law.parameter:.3g}, mean cosine {law.mean_cosine:.3f}"
+    return f"{look.glyph} <b>{look.name}</b>: {symbol} = {law.parameter:.3g}, mean cosine {law.mean_cosine:.3f}"
 
 
 def _eye(degrees: float | int) -> dict[str, float]:
-    """Where the camera stands: in front, turned about the vertical."""
-    around = np.deg2rad(degrees - 90)
-    return {"x": 1.7 * float(np.cos(around)), "y": 1.7 * float(np.sin(around)), "z": 0.7}
+    """Camera position, rotated about the vertical; 0 degrees is the front."""
+    azimuth = np.deg2rad(degrees - 90)
+    return {"x": 1.7 * float(np.cos(azimuth)), "y": 1.7 * float(np.sin(azimuth)), "z": 0.7}
 
 
 def _spheres() -> go.FigureWidget:
-    """Three meshes, three clouds, three names; nothing of them is made again."""
+    """The figure of three spheres (meshes, points, names); later only its data changes."""
     vertices, faces = sphere_mesh()
-    corners = {name: side.numpy().astype(np.int32) for name, side in zip("ijk", faces.unbind(-1), strict=True)}
+    corners = {name: vertex.numpy().astype(np.int32) for name, vertex in zip("ijk", faces.unbind(-1), strict=True)}
     meshes, clouds = [], []
-    bar = {"title": {"text": "density / its top"}, "len": 0.7, "thickness": 12}
+    bar = {"title": {"text": "density / maximum"}, "len": 0.7, "thickness": 12}
     bar |= {"orientation": "h", "y": -0.05, "yanchor": "top"}
-    for place, name in enumerate(NAMES):
+    for index, name in enumerate(NAMES):
         look = LAW_LOOKS[name]
         x, y, z = vertices.float().numpy().T
         meshes.append(
             go.Mesh3d(
-                x=x + APART * (place - 1), y=np.ascontiguousarray(y), z=np.ascontiguousarray(z), **corners,
+                x=x + APART * (index - 1), y=np.ascontiguousarray(y), z=np.ascontiguousarray(z), **corners,
                 intensity=np.zeros(len(vertices), np.float32), cmin=0, cmax=1, colorscale="Viridis",
-                showscale=place == 2, colorbar=bar, name=look.name,
+                showscale=index == 2, colorbar=bar, name=look.name,
                 opacity=1, hoverinfo="name",
             )
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The token panel: one token in space, from noise to the sphere, with the velocities along its path."""
+"""The token panel: the path of one token in space, from noise to the sphere, with the velocities along it."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -29,7 +29,7 @@ PRESET = "digits3"
 
 @dataclass(frozen=True)
 class TokenRequest:
-    """A token of one image, and the solver's step whose velocities are shown, from 0."""
+    """A token of one image. step: solver step, from 0, whose velocities are shown."""
 
     model: str
     label: int
@@ -39,15 +39,15 @@ class TokenRequest:
     step: int
 
     def same_path(self, other: "TokenRequest") -> bool:
-        """Whether both are about the same path; their steps may differ."""
+        """Whether both requests have the same path; `step` may differ."""
         return replace(self, step=other.step) == other
 
 
 class TokenExplorer(controls.Panel[TokenRequest]):
-    """A token of three numbers on its way: where guidance leaves the sphere, where the projection puts it back.
+    """The path of a three-dimensional token: guidance moves it off the sphere, and the projection moves it back.
 
-    family: power_spherical or gaussian (of the models whose tokens have three numbers).  position: of the
-    token, from 0.  step: of the solver, from 0, at which the velocities are shown as arrows.
+    family: power_spherical or gaussian (the models with three-dimensional continuous tokens).  position: of the
+    token, from 0.  step: solver step, from 0, at which velocities are shown as arrows.
     """
 
     def __init__(
@@ -111,12 +111,12 @@ class TokenExplorer(controls.Panel[TokenRequest]):
             self.step.max = change["new"]
 
     def _turn(self, change: Any) -> None:
-        """The view by keyboard: the pointer turns it as well."""
+        """Rotate the view from the slider, for keyboard users; the mouse works too."""
         with self.showing_errors():
             self.space.layout.scene.camera.eye = _eye(change["new"])
 
     def read(self) -> TokenRequest:
-        """What the controls describe."""
+        """The request for the current values of the controls."""
         settings = SamplingSettings(
             guidance_scale=round(self.scale.value, 6),
             schedule=self.schedule.value,
@@ -129,7 +129,7 @@ class TokenExplorer(controls.Panel[TokenRequest]):
         return TokenRequest(model, self.label.value, self.token.value - 1, self.seed.value, settings, step)
 
     def draw(self, request: TokenRequest, turn: Turn) -> None:
-        """A path as lines, three velocities as arrows, both lengths over time."""
+        """Update the paths, the three velocity arrows, and the lengths over time."""
         pipeline = cached_pipeline(request.model)
         path = self._path[1] if self._path is not None and self._path[0].same_path(request) else None
         if path is None:
@@ -149,9 +149,9 @@ class TokenExplorer(controls.Panel[TokenRequest]):
         lines = [path.points, path.unguided, torch.stack((path.points[-1], path.token)), path.points[:1]]
         lines += [torch.stack((path.points[step], tip)) for tip in tips]
         with self.space.batch_update():
-            _place(self.space.data[0], radius * sphere)
+            _set_points(self.space.data[0], radius * sphere)
             for trace, points in zip(self.space.data[1:], lines, strict=True):
-                _place(trace, points)
+                _set_points(trace, points)
 
     def _draw_lengths(self, path: TokenPath, step: int, radius: float) -> None:
         times = path.times.numpy().astype(np.float32)
@@ -168,14 +168,14 @@ class TokenExplorer(controls.Panel[TokenRequest]):
             )
 
     def still(self) -> Figure:
-        """The path in space, and its length over time."""
+        """The path in space and its length over time."""
         assert self._path is not None
         request, path = self._path
         return token_path_figure(path, request.step, expected_length(cached_pipeline(request.model)), request.position)
 
 
 def describe(path: TokenPath, radius: float, name: str) -> str:
-    """The path's end in numbers. name: of the expected length."""
+    """A line of text on the end of a path. name: symbol of the expected length."""
     raw, token = path.points[-1], path.token
     return (
         f"raw length {float(raw.norm()):.3f}, unguided {float(path.unguided[-1].norm()):.3f}, "
@@ -184,19 +184,19 @@ def describe(path: TokenPath, radius: float, name: str) -> str:
     )
 
 
-def _place(trace: Any, points: Float[Tensor, "n 3"]) -> None:
-    trace.x, trace.y, trace.z = (np.ascontiguousarray(numbers) for numbers in points.float().cpu().numpy().T)
+def _set_points(trace: Any, points: Float[Tensor, "n 3"]) -> None:
+    trace.x, trace.y, trace.z = (np.ascontiguousarray(coordinate) for coordinate in points.float().cpu().numpy().T)
 
 
 def _eye(degrees: float | int) -> dict[str, float]:
-    around = np.deg2rad(degrees)
-    return {"x": 1.8 * float(np.cos(around)), "y": 1.8 * float(np.sin(around)), "z": 0.8}
+    azimuth = np.deg2rad(degrees)
+    return {"x": 1.8 * float(np.cos(azimuth)), "y": 1.8 * float(np.sin(azimuth)), "z": 0.8}
 
 
 def _space() -> go.FigureWidget:
-    """The sphere, paths and arrows; nothing of them is made again."""
+    """The figure of sphere, paths and arrows; later only its data changes."""
     _, faces = sphere_mesh()
-    corners = {name: side.numpy().astype(np.int32) for name, side in zip("ijk", faces.unbind(-1), strict=True)}
+    corners = {name: vertex.numpy().astype(np.int32) for name, vertex in zip("ijk", faces.unbind(-1), strict=True)}
     traces: list[Any] = [
         go.Mesh3d(**corners, color=GREY, opacity=0.2, hoverinfo="skip", name="sphere of radius R"),
     ]
@@ -229,7 +229,7 @@ def _lengths() -> go.FigureWidget:
                 mode="markers", marker={"color": projected.color, "size": 12, "symbol": "square"}, name="handed on"
             ),
             go.Scatter(mode="lines", line={"color": GREY, "dash": "dash", "width": 3}, name="R"),
-            go.Scatter(mode="lines", line={"color": "black", "width": 1}, name="arrows' step", showlegend=False),
+            go.Scatter(mode="lines", line={"color": "black", "width": 1}, name="step of the arrows", showlegend=False),
         ],
         "time, from noise (0) to token (1)",
         "length",

@@ -1,4 +1,4 @@
-"""The training panel: a loop while it runs, its losses, its rate and previews; paused or stopped between steps."""
+"""The training panel: losses, speed and previews of a running training loop, with pause and stop."""
 
 import asyncio
 import math
@@ -21,17 +21,17 @@ from spherear.models.config import require
 from spherear.training.observers import Preview
 from spherear.training.run import TrainState
 
-POLL = 0.1
+POLL = 0.1  # seconds between checks while paused
 
 
 class TrainingMonitor(controls.Panel[None]):
-    """Watch `states`, a generator of `train_vae` or `train_ar`, from its first step on.
+    """Run and show `states`, a generator from `train_vae` or `train_ar`.
 
-    total: its steps.  preview: images of the model as it is (`reconstructions`, `samples`), in `columns`.
-    every: steps between readings of the losses.  between: seconds between previews, at least.
+    total: number of steps.  preview: makes images from the current model (`reconstructions`, `samples`), shown in
+    `columns` columns.  every: steps between updates of the losses.  between: minimum seconds between previews.
 
-    Stop leaves the loop between two steps, where a run with a folder writes its checkpoint; after the last there is
-    nothing to leave. `ended` says how the loop did: done, stopped or failed.
+    Stop ends the loop between two steps; a run with a folder then writes its checkpoint. After the last step it has
+    no effect. `ended` is done, stopped or failed once the loop has ended.
     """
 
     def __init__(
@@ -51,19 +51,19 @@ class TrainingMonitor(controls.Panel[None]):
         self.losses: dict[str, list[float]] = {}
         self.ended = ""
         self.sheet: np.ndarray | None = None
-        self._go = threading.Event()
-        self._go.set()
+        self._running = threading.Event()
+        self._running.set()
         self.bar = controls.tagged(
             widgets.IntProgress(min=0, max=total, description="steps", style=controls.WIDE), "progress"
         )
-        self.pause = controls.button("pause", lambda _: self._pause(), "pause", "wait between two steps")
+        self.pause = controls.button("pause", lambda _: self._pause(), "pause", "pause between two steps")
         self.stop_button = controls.button(
-            "stop", lambda _: self._stop(), "train-stop", "leave the loop; a run with a folder can go on"
+            "stop", lambda _: self._stop(), "train-stop", "end the training; a run with a folder can be resumed"
         )
         self.status = controls.text("train-status")
         self.curve = _curve()
         self.image = controls.image("preview")
-        self.title = widgets.HTML("" if preview is None else "<b>what the model makes</b>")
+        self.title = widgets.HTML("" if preview is None else "<b>model output</b>")
         self._latest: TrainState | None = None
         super().__init__(
             [
@@ -78,19 +78,19 @@ class TrainingMonitor(controls.Panel[None]):
         self.runner.submit(None)
 
     def draw(self, request: None, turn: Turn) -> None:
-        """The whole loop: one request."""
-        previewed = -float("inf")
+        """Run the whole training loop, as one request."""
+        preview_time = -float("inf")
         self.ended = "failed"
         with closing(self.states):
             for state in self.states:
-                due = time.monotonic() - previewed >= self.between
+                due = time.monotonic() - preview_time >= self.between
                 if state.step % self.every == 0 or state.step == self.total or not self.steps:
-                    self._take(state)
+                    self._record(state)
                     if due or state.step == self.total:
                         self._show_preview(state.model)
-                        previewed = time.monotonic()
+                        preview_time = time.monotonic()
                     self._show(state, "training")
-                self._rest(turn)
+                self._wait_while_paused(turn)
                 if turn.over and state.step < self.total:
                     self.ended = "stopped"
                     break
@@ -103,20 +103,19 @@ class TrainingMonitor(controls.Panel[None]):
         self.bar.value = step
         self.status.value = f"{self.ended} at step {step} of {self.total}"
 
-    def _rest(self, turn: Turn) -> None:
-        """While paused."""
-        while not self._go.wait(POLL) and not turn.over:
+    def _wait_while_paused(self, turn: Turn) -> None:
+        while not self._running.wait(POLL) and not turn.over:
             pass
 
-    def _take(self, state: TrainState) -> None:
-        found = state.metrics()
-        for name in found:
-            self.losses.setdefault(name, [math.nan] * len(self.steps))  # some begin late
+    def _record(self, state: TrainState) -> None:
+        metrics = state.metrics()
+        for name in metrics:
+            self.losses.setdefault(name, [math.nan] * len(self.steps))  # some losses start later
         for name, values in self.losses.items():
-            values.append(found.get(name, math.nan))
+            values.append(metrics.get(name, math.nan))
         self.steps.append(state.step)
 
-    def _show(self, state: TrainState, doing: str) -> None:
+    def _show(self, state: TrainState, activity: str) -> None:
         self.bar.value = state.step
         steps = np.array(self.steps, np.int32)
         with self.curve.batch_update():
@@ -124,33 +123,33 @@ class TrainingMonitor(controls.Panel[None]):
                 trace.x, trace.y, trace.name, trace.visible = steps, np.array(values, np.float32), name, True
         loss = self.losses["loss"][-1]
         self.status.value = (
-            f"{doing}: step {state.step} of {self.total}, loss {loss:.4g}, learning rate {state.learning_rate:.2g}, "
+            f"{activity}: step {state.step} of {self.total}, loss {loss:.4g}, learning rate {state.learning_rate:.2g}, "
             f"{state.rate:.1f} steps/s, {state.seconds_left:.0f} s left"
         )
 
     def _show_preview(self, model: nn.Module) -> None:
         if self.preview is None:
             return
-        training = model.training
+        was_training = model.training
         images = self.preview(model.eval()).detach().float().cpu()
-        model.train(training)
+        model.train(was_training)
         zoom = max(1, round(400 / (self.columns * (images.shape[-1] + 1))))
         self.sheet = sheet(images, self.columns, zoom)
         self.image.value = png_bytes(self.sheet)
 
     def _pause(self) -> None:
-        """Pause, or go on. (While a cell awaits, clicks reach the kernel; of a toggle's values only the first.)"""
+        """Pause or resume. (A button, because a toggle sends only its first change while a cell awaits.)"""
         with self.showing_errors():
-            going = self._go.is_set()
-            (self._go.clear if going else self._go.set)()
-            self.pause.description = "go on" if going else "pause"
+            running = self._running.is_set()
+            (self._running.clear if running else self._running.set)()
+            self.pause.description = "go on" if running else "pause"
 
     def _stop(self) -> None:
         self.runner.stop()
-        self._go.set()
+        self._running.set()
 
     async def finished(self) -> None:
-        """Until the loop ended. A cell that is interrupted while it awaits this ends the training too."""
+        """Wait until the loop has ended. Interrupting a cell that awaits this also stops the training."""
         try:
             await super().finished()
         except asyncio.CancelledError:
@@ -158,11 +157,11 @@ class TrainingMonitor(controls.Panel[None]):
             raise
 
     def still(self) -> Figure:
-        """Losses so far, and the last preview."""
+        """The losses so far and the last preview."""
         return training_figure(self.steps, self.losses, self.sheet, self.total)
 
     def close(self) -> None:
-        """Leave the loop, as `stop` does, then end everything."""
+        """Stop the training, then close the panel."""
         if not self._closed:
             self._stop()
         super().close()

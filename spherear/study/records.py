@@ -72,7 +72,7 @@ def shipped_records() -> list[Record]:
 
 
 def write_records(path: str | Path, records: Iterable[Config]) -> None:
-    """Write records as JSON lines, whole or not at all."""
+    """Write records as JSON lines, atomically."""
     write_text(Path(path), "".join(json.dumps(record.to_dict()) + "\n" for record in records))
 
 

@@ -63,9 +63,9 @@ def run_jobs(jobs: Sequence[Job], at_once: int) -> Generator[JobResult, None, No
                 job = waiting.pop()
                 running[_start(job)] = (job, time.monotonic())
             for process in [p for p in running if p.poll() is not None]:
-                job, began = running.pop(process)
+                job, start = running.pop(process)
                 _close(process)
-                yield JobResult(job, process.returncode, _last_line(job.log), time.monotonic() - began)
+                yield JobResult(job, process.returncode, _last_line(job.log), time.monotonic() - start)
             time.sleep(PAUSE)
     finally:
         for process in running:
@@ -141,19 +141,19 @@ def within_budget(grid: Grid, minutes: float, at_once: int, threads: int) -> Gri
 
 def estimate_minutes(grid: Grid, at_once: int, threads: int) -> float:
     """Estimated run time on this machine, from a few training steps of the first variant and a few images."""
-    tiny = replace(grid, vae_steps=PROBE, ar_steps=PROBE, images=MIN_IMAGES)
+    probe = replace(grid, vae_steps=PROBE, ar_steps=PROBE, images=MIN_IMAGES)
     variant, threads_before = Variant.named(grid.variants[0]), torch.get_num_threads()
     torch.set_num_threads(threads)
-    began = time.monotonic()
+    start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        pipeline = run_cell(tiny, variant, 0, Path(folder), pick_device("auto"))
+        pipeline = run_cell(probe, variant, 0, Path(folder), pick_device("auto"))
     trained = time.monotonic()
     data = load_data(course(grid.preset).data, pipeline.vae.config.image_size)
     measure_point(
-        tiny, pipeline, Point(2.0), Reference.of(tiny.preset), real_latents(pipeline.vae, data, 0, limit=100)[0]
+        probe, pipeline, Point(2.0), Reference.of(probe.preset), real_latents(pipeline.vae, data, 0, limit=100)[0]
     )
     sampled = time.monotonic()
     torch.set_num_threads(threads_before)
-    training = (trained - began) * (grid.vae_steps + grid.ar_steps) / (2 * PROBE)
+    training = (trained - start) * (grid.vae_steps + grid.ar_steps) / (2 * PROBE)
     sampling = (sampled - trained) * grid.images / MIN_IMAGES * len(grid.points(has_projection=True))
     return (training + sampling) * len(grid.cells) / at_once / 60

@@ -106,12 +106,13 @@ def rows(records: Sequence[SweepRecord]) -> list[Row]:
     out = []
     for (model, scale, solver, steps, spacing), values in grouped.items():
         settings = replace(REFERENCE, guidance_scale=scale, solver=solver, steps=steps, spacing=spacing)
-        ideal = grouped.get((model, scale, REFERENCE.solver, REFERENCE.steps, REFERENCE.spacing))
-        require(ideal is not None, f"there is no reference for {model} at {scale:g}; expected 100 Euler-Maruyama steps")
-        assert ideal is not None
+        reference = grouped.get((model, scale, REFERENCE.solver, REFERENCE.steps, REFERENCE.spacing))
+        message = f"there is no reference for {model} at {scale:g}; expected 100 Euler-Maruyama steps"
+        require(reference is not None, message)
+        assert reference is not None
         mean, deviation = ({m: f(v) for m, v in values.items()} for f in (fmean, _deviation))
-        good = all(matching(m, values[m], ideal[m]) for m in METRICS)
-        out.append(Row(model, scale, settings, mean, deviation, good))
+        matches = all(matching(m, values[m], reference[m]) for m in METRICS)
+        out.append(Row(model, scale, settings, mean, deviation, matches))
     return sorted(out, key=lambda row: (row.model, row.guidance_scale, row.settings.evaluations))
 
 
@@ -121,8 +122,8 @@ def _deviation(values: list[float]) -> float:
 
 def matching(metric: str, values: Sequence[float], reference: Sequence[float]) -> bool:
     """Whether the mean is at most two standard deviations of the reference worse than the mean of the reference."""
-    worse = fmean(values) - fmean(reference)
-    return (worse if metric in LOWER_IS_BETTER else -worse) <= 2 * _deviation(list(reference))
+    difference = fmean(values) - fmean(reference)
+    return (difference if metric in LOWER_IS_BETTER else -difference) <= 2 * _deviation(list(reference))
 
 
 def matching_everywhere(table: Sequence[Row]) -> list[SamplingSettings]:
@@ -131,8 +132,10 @@ def matching_everywhere(table: Sequence[Row]) -> list[SamplingSettings]:
     for row in table:
         by_setting.setdefault(replace(row.settings, guidance_scale=REFERENCE.guidance_scale), []).append(row.matches)
     points = len({(row.model, row.guidance_scale) for row in table})
-    good = [setting for setting, verdicts in by_setting.items() if len(verdicts) == points and all(verdicts)]
-    return sorted(good, key=lambda setting: setting.evaluations)
+    matching_settings = [
+        setting for setting, verdicts in by_setting.items() if len(verdicts) == points and all(verdicts)
+    ]
+    return sorted(matching_settings, key=lambda setting: setting.evaluations)
 
 
 def table(chosen: Sequence[Row], name: Callable[[SamplingSettings], str] = lambda s: "") -> str:
