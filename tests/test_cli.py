@@ -150,6 +150,24 @@ def test_ctrl_c_leaves_a_run_that_resumes(tmp_path):
     assert next(train.vae_states(job)).step == done[-1] + 1
 
 
+@pytest.mark.parametrize(
+    ("args", "known"),
+    [(["study", "huge"], "quick"), (["demo", "--bottleneck", "cats"], "power_spherical"), (["sampel"], "'sample'")],
+)
+def test_an_unknown_word_gets_the_known_ones(args, known, capsys):
+    try:
+        status = cli.main(args)
+    except SystemExit as stop:
+        status = stop.code
+    assert status == 2
+    assert known in capsys.readouterr().err
+
+
+def test_version(capsys):
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"spherear {cli.__version__}\n"
+
+
 def test_train_to_the_end(tmp_path, capsys):
     assert cli.main(["train", "vae", "--run", str(tmp_path / "v"), "--batch-size", "4", "--steps", "2"]) == 0
     assert f"finished: {tmp_path / 'v'}" in capsys.readouterr().out

@@ -162,7 +162,7 @@ def angle_histogram(samples: Float[Tensor, "n 3"], bins: int = BINS) -> tuple[Te
 def vmf_cosine(kappa: float) -> float:
     """Mean cosine of the angle from the axis, for von Mises-Fisher in three dimensions."""
     axis = torch.tensor(AXIS, dtype=torch.float64)
-    return float(VonMisesFisher(axis, torch.tensor(kappa, dtype=torch.float64)).mean_length)
+    return float(VonMisesFisher(axis, torch.tensor(kappa, dtype=torch.float64), validate_args=False).mean_length)
 
 
 def gaussian_cosine(sigma: float) -> float:
@@ -180,8 +180,7 @@ def solve(rising_or_falling: Callable[[float], float], value: float, low: float,
     """The x in [low, high] where a monotone function equals `value`, by bisection on a logarithmic scale."""
     a, b = math.log(low), math.log(high)
     rising = rising_or_falling(high) > rising_or_falling(low)
-    for _ in range(100):
-        middle = (a + b) / 2
+    while a < (middle := (a + b) / 2) < b:
         if (rising_or_falling(math.exp(middle)) < value) == rising:
             a = middle
         else:

@@ -21,6 +21,7 @@ from spherear.models.presets import preset
 from spherear.sampling.decode import decode
 from spherear.sampling.engines import engine_named
 from spherear.sampling.noise import seeded_noise
+from spherear.sampling.packed import can_pack_bfloat16
 from spherear.sampling.settings import SamplingSettings
 from spherear.sphere.geometry import project
 from spherear.train import seeded
@@ -121,6 +122,8 @@ def runs(ar: SphereAR, batch: int, settings: SamplingSettings, compiled: bool) -
         return run
 
     for path in PATHS[device.type] + (COMPILED_PATHS[device.type] if compiled else ()):
+        if path == "packed" and ar.proj_in.weight.dtype == torch.bfloat16 and not can_pack_bfloat16():
+            continue
         if not path.startswith("reference"):
             yield path, engine_run(path)
         elif reference is not None:

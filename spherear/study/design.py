@@ -125,9 +125,3 @@ GRIDS = {
         solver_steps=25, scales=(1.0, 2.0),
     ),
 }  # fmt: skip
-
-
-def grid_named(name: str) -> Grid:
-    """The grid of that name. Unknown names: ValueError that lists the known ones."""
-    one_of("grid", name, GRIDS)
-    return GRIDS[name]

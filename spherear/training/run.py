@@ -27,14 +27,13 @@ from spherear.training.checkpoint import State, read_state, remove_partial_files
 from spherear.training.data.dataset import ImageData
 from spherear.training.data.feed import Feed, Part
 from spherear.training.facts import METRICS_FILE, RUN_FILE, cut_metrics, open_facts
-from spherear.training.jobs import Execution
+from spherear.training.jobs import PLAIN, Execution
 from spherear.training.recipes import Recipe
 from spherear.training.team import Team, as_split, gathered, local, put_weights
 
 __all__ = ["METRICS_FILE", "RUN_FILE", "Run", "TrainState", "fingerprint", "keyed_generator", "make_optimizer"]
 
 NOT_DECAYED = ("proj_in.", "cls_embedding.")
-PLAIN = Execution()
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from spherear import Pipeline, SamplingSettings, SphereAR, cli
-from spherear.bench import command, decoding, latency
+from spherear.bench import MEASUREMENTS, command, decoding, latency
 from spherear.bench.command import KINDS, Request
 from spherear.bench.decoding import bench_decode, fits, random_model, reference_module
 from spherear.bench.floor import copy_rate, floor_seconds, product_rate, works
@@ -204,6 +204,17 @@ def test_a_table_and_a_file(kind, head, tmp_path, capsys, monkeypatch):
 def test_requests_that_make_no_sense(args, message, capsys):
     assert cli.main(["bench", "decode", *args]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_packed_bfloat16_is_left_out_where_the_processor_lacks_it(tiny_ar, monkeypatch):
+    monkeypatch.setattr(decoding, "can_pack_bfloat16", lambda: False)
+    settings = SamplingSettings(steps=1)
+    assert "packed" in [name for name, _ in decoding.runs(tiny_ar, 1, settings, False)]
+    assert "packed" not in [name for name, _ in decoding.runs(tiny_ar.bfloat16(), 1, settings, False)]
+
+
+def test_every_measurement_has_a_function():
+    assert tuple(KINDS) == MEASUREMENTS
 
 
 @pytest.mark.parametrize(("option", "known"), [("--presets", "imagenet256-B"), ("--dtypes", "bfloat16")])

@@ -17,7 +17,7 @@ from spherear import Pipeline, SamplingSettings
 from spherear.models.files import read_json
 from spherear.sphere.bottlenecks import BOTTLENECKS
 from spherear.sphere.families import BY_LETTER, FAMILIES
-from spherear.study.design import GRIDS, Grid, Point, Variant, grid_named
+from spherear.study.design import GRIDS, Grid, Point, Variant
 from spherear.study.records import read_records, select, write_records
 from spherear.study.reference import Reference
 from spherear.study.runner import RESULTS_FILE, Job, open_study, run_jobs, run_study, waiting_cells, within_budget
@@ -84,8 +84,6 @@ def test_grids_survive_json_and_scale():
     half = GRIDS["full"].scaled(0.5)
     assert (half.vae_steps, half.ar_steps, half.images) == (300, 500, 250)
     assert half.scaled(1e-9).vae_steps == 20
-    with pytest.raises(ValueError, match="grid is 'huge'; expected one of"):
-        grid_named("huge")
     with pytest.raises(ValueError, match="seeds is empty"):
         replace(TINY, seeds=())
 
