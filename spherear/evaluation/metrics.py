@@ -46,6 +46,38 @@ def _root(covariance: Tensor) -> Tensor:
     return vectors * values.clamp(min=0).sqrt() @ vectors.T
 
 
+def kernel_distance(a: Float[Tensor, "n f"], b: Float[Tensor, "m f"]) -> float:
+    """KID: unbiased squared MMD with the kernel (x . y / f + 1)^3, over all pairs (Binkowski et al. 2018).
+
+    Its mean does not depend on the number of images, unlike that of a Frechet distance; it can be below 0.
+    """
+    a, b = _checked(a, at_least=2), _checked(b, at_least=2)
+    widths = a.shape[1], b.shape[1]
+    require(widths[0] == widths[1], f"features have widths {widths[0]} and {widths[1]}; expected equal ones")
+    own = [(_kernel_sum(x, x) - float(_kernel(x, x).sum())) / (len(x) * (len(x) - 1)) for x in (a, b)]
+    return own[0] + own[1] - 2 * _kernel_sum(a, b) / (len(a) * len(b))
+
+
+def _kernel(x: Tensor, y: Tensor) -> Tensor:
+    """The kernel of rows of equal index."""
+    return ((x * y).sum(dim=-1) / x.shape[-1] + 1) ** 3
+
+
+def _kernel_sum(a: Tensor, b: Tensor) -> float:
+    """Sum of the kernel over all pairs."""
+    return float(sum(((chunk @ b.T / a.shape[1] + 1) ** 3).sum() for chunk in a.split(CHUNK)))
+
+
+def saturation(images: Float[Tensor, "n 3 h w"]) -> float:
+    """Mean over all pixels of the largest minus the smallest channel: 0 for grey images."""
+    return float((images.amax(dim=1) - images.amin(dim=1)).double().mean())
+
+
+def contrast(images: Float[Tensor, "n 3 h w"]) -> float:
+    """Standard deviation of the values of an image, averaged over images: 0 for images of one tone."""
+    return float(images.flatten(1).double().std(dim=1).mean())
+
+
 def inception_score(probabilities: Float[Tensor, "n classes"]) -> float:
     """exp(mean KL(p(y|x) || p(y))): from 1 to the number of classes (Salimans et al. 2016).
 

@@ -12,8 +12,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from spherear.evaluation.classifier import Classifier
-from spherear.evaluation.metrics import frechet_distance, inception_score, precision_recall
+from spherear.evaluation.metrics import frechet_distance, inception_score, kernel_distance, precision_recall
 from spherear.models.vae import VAE
+from spherear.sampling.pixels import from_uint8, to_uint8
 
 CHUNK = 256  # images held at a time
 
@@ -21,21 +22,21 @@ CHUNK = 256  # images held at a time
 def chunks(images: np.ndarray) -> Iterator[Float[Tensor, "n 3 size size"]]:
     """Bytes (n, height, width, 3) -> images in [-1, 1], in chunks: the inverse of `to_uint8`, to half a byte."""
     for start in range(0, len(images), CHUNK):
-        pixels = torch.from_numpy(np.array(images[start : start + CHUNK]))
-        yield (pixels.permute(0, 3, 1, 2).float() + 0.5 - 128) / 127.5
+        yield from_uint8(torch.from_numpy(np.array(images[start : start + CHUNK])))
 
 
 @torch.no_grad()
 def offline_scores(
     images: np.ndarray, labels: Int[Tensor, " n"], real: Float[Tensor, "m 3 size size"], classifier: Classifier
 ) -> dict[str, float]:
-    """frechet, inception_score, precision, recall in the judge's features; accuracy: share seen as its label."""
+    """Scores as of `judge`, by the same names, and the inception score of the classifier."""
     features = torch.cat([classifier.features(chunk) for chunk in chunks(images)])
     probabilities = classifier.classify(features).softmax(dim=1)
-    real_features = torch.cat([classifier.features(chunk) for chunk in real.split(CHUNK)])
+    real_features = torch.cat([classifier.features(chunk) for chunk in chunks(to_uint8(real).numpy())])
     fidelity = precision_recall(real_features, features)
     return {
         "frechet": frechet_distance(real_features, features),
+        "kernel": kernel_distance(real_features, features),
         "inception_score": inception_score(probabilities),
         "precision": fidelity.precision,
         "recall": fidelity.recall,
@@ -52,8 +53,9 @@ def reconstruction_frechet(
     reconstructed = []
     for chunk in real.split(CHUNK):
         tokens = vae.encode(chunk.to(device), generator).sample
-        reconstructed.append(classifier.features(vae.decode(tokens).float().cpu()))
-    real_features = torch.cat([classifier.features(chunk) for chunk in real.split(CHUNK)])
+        images = to_uint8(vae.decode(tokens).float().cpu())
+        reconstructed.append(classifier.features(from_uint8(images)))
+    real_features = torch.cat([classifier.features(chunk) for chunk in chunks(to_uint8(real).numpy())])
     return frechet_distance(real_features, torch.cat(reconstructed))
 
 

@@ -1,4 +1,8 @@
-"""Presets: named sizes of a VAE and the AR model of its tokens. How they are trained: `training.recipes`."""
+"""Presets: named sizes of a VAE and the AR model of its tokens. How they are trained: `training.recipes`.
+
+`shapes16`, `shapes` and `shapes256` differ in the length of the sequence alone: 16, 64 and 256 tokens of the same patch,
+from images of 16, 32 and 64 pixels.
+"""
 
 from dataclasses import dataclass, replace
 
@@ -17,6 +21,19 @@ class Preset:
 
 
 _IMAGENET_VAE = VAEConfig()
+_SHAPES_AR = ARConfig(
+    latent_dim=4, tokens=64, num_classes=10, class_tokens=4,
+    width=96, layers=4, heads=2, head_width=96, head_depth=3, head_groups=1,
+)  # fmt: skip
+
+
+def _shapes_vae(image_size: int) -> VAEConfig:
+    """Patches of 4 x 4 pixels in colour, 48 values in 4 numbers: 12 per number (the paper: 48)."""
+    return VAEConfig(
+        latent_dim=4, image_size=image_size, widths=(16, 32, 64), encoder_layers=1, decoder_layers=1,
+        concentration_gain=20.0,
+    )  # fmt: skip
+
 
 # fmt: off
 PRESETS: dict[str, Preset] = {
@@ -32,12 +49,9 @@ PRESETS: dict[str, Preset] = {
                  width=64, layers=2, heads=2, head_width=64, head_depth=2, head_groups=1),
         guidance_scale=2.0,
     ),
-    "shapes": Preset(
-        VAEConfig(latent_dim=16, image_size=32, widths=(64, 64, 128), encoder_layers=3, decoder_layers=3),
-        ARConfig(latent_dim=16, tokens=64, num_classes=10, class_tokens=4,
-                 width=256, layers=6, heads=4, head_width=256, head_depth=4, head_groups=2),
-        guidance_scale=2.0,
-    ),
+    "shapes": Preset(_shapes_vae(32), _SHAPES_AR, guidance_scale=4.5),
+    "shapes16": Preset(_shapes_vae(16), replace(_SHAPES_AR, tokens=16), guidance_scale=4.5),
+    "shapes256": Preset(_shapes_vae(64), replace(_SHAPES_AR, tokens=256), guidance_scale=4.5),
     "imagenet256-B": Preset(_IMAGENET_VAE, ARConfig(), guidance_scale=4.5),
     "imagenet256-L": Preset(
         _IMAGENET_VAE,

@@ -25,6 +25,7 @@ class VAEConfig(Config):
     widths: channels after the stem and after each halving of the image, so the patch is
     2^(len(widths) - 1) pixels; the last is also the transformer's width.
     noise_scale: of the `fixed_variance` bottleneck.  codes: of the `vq` bottleneck.
+    concentration_gain: of `power_spherical` and `vmf`; 1 in the published models, more for short training.
     latent_scale: token = latent_scale * latent. For families without a fixed scale it is
     1 / (standard deviation of the latents on the training set).
     """
@@ -39,6 +40,7 @@ class VAEConfig(Config):
     registers: int = 4
     noise_scale: float = 0.2
     codes: int = 64
+    concentration_gain: float = 1.0
     latent_scale: float = 1.0
 
     def check(self) -> None:
@@ -62,7 +64,7 @@ class VAEConfig(Config):
             f"layers and registers are {self.encoder_layers}, {self.decoder_layers}, {self.registers}; "
             "expected none below 0",
         )
-        for name in ("noise_scale", "latent_scale"):
+        for name in ("noise_scale", "concentration_gain", "latent_scale"):
             value = getattr(self, name)
             require(0 < value < math.inf, f"{name} is {value}; expected a finite number above 0")
         require(self.codes >= 2, f"codes is {self.codes}; expected at least 2")
@@ -199,9 +201,8 @@ class VAE(nn.Module, Pretrained[VAEConfig]):
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
         self.config = config
-        self.bottleneck = bottleneck(
-            config.bottleneck, config.latent_dim, noise_scale=config.noise_scale, codes=config.codes
-        )
+        options = {name: getattr(config, name) for name in BOTTLENECKS[config.bottleneck].options}
+        self.bottleneck = bottleneck(config.bottleneck, config.latent_dim, **options)
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
         self.quant_proj = nn.Linear(config.widths[-1], self.bottleneck.channels)

@@ -16,6 +16,11 @@ def to_uint8(images: Float[Tensor, "batch 3 height width"]) -> UInt8[Tensor, "ba
     return (127.5 * images + 128).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
 
 
+def from_uint8(images: UInt8[Tensor, "batch height width 3"]) -> Float[Tensor, "batch 3 height width"]:
+    """Bytes to images in [-1, 1], channels first: the inverse of `to_uint8`, to half a byte."""
+    return (images.permute(0, 3, 1, 2).float() - 127.5) / 127.5
+
+
 def tile(images: Float[Tensor, "n 3 size size"], columns: int, gap: int = 1) -> UInt8[Tensor, "height width 3"]:
     """One sheet of all images, `columns` per row, `gap` white pixels apart, as bytes on the CPU."""
     require(len(images) > 0 and columns >= 1, f"{len(images)} images in {columns} columns; expected at least 1")

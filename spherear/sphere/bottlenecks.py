@@ -79,17 +79,23 @@ class Bottleneck(nn.Module):
 
 
 class _Spherical(Bottleneck):
-    """Direction and concentration on the sphere of radius sqrt(dim); concentration = softplus + 1."""
+    """Direction and concentration on the sphere of radius sqrt(dim); concentration = softplus(gain x) + 1.
+
+    concentration_gain: the published models have 1. It does not change what can be expressed but how fast it is
+    reached: a concentration grows linearly with x, a Gaussian's precision exponentially.
+    """
 
     law: type[PowerSpherical] | type[VonMisesFisher]
+    options = ("concentration_gain",)
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, concentration_gain: float = 1.0) -> None:
         super().__init__(dim, channels=dim + 1)
         self.radius = math.sqrt(dim)
+        self.concentration_gain = concentration_gain
 
     def constrain(self, features: Tensor, generator: torch.Generator | None) -> Latent:
         direction = F.normalize(features[..., :-1], dim=-1, eps=1e-7)  # (batch, tokens, dim)
-        concentration = F.softplus(features[..., -1]) + 1.0  # (batch, tokens)
+        concentration = F.softplus(self.concentration_gain * features[..., -1]) + 1.0  # (batch, tokens)
         posterior = self.law(direction, concentration, validate_args=False)
         kl = torch.distributions.kl_divergence(posterior, HypersphericalUniform(self.dim, validate_args=False))
         radius = math.sqrt(self.dim)
@@ -261,7 +267,8 @@ BOTTLENECKS: dict[str, type[Bottleneck]] = {
 def bottleneck(name: str, dim: int, **options: Any) -> Bottleneck:
     """The bottleneck of family `name` for tokens of `dim` numbers; options that the family does not take are ignored.
 
-    noise_scale: of `fixed_variance`.  codes: of `vq`. Unknown names: ValueError that lists the known ones.
+    noise_scale: of `fixed_variance`.  codes: of `vq`.  concentration_gain: of `power_spherical` and `vmf`.
+    Unknown names: ValueError that lists the known ones.
     """
     if name not in BOTTLENECKS:
         raise ValueError(f"bottleneck is {name!r}; expected one of {', '.join(map(repr, sorted(BOTTLENECKS)))}")

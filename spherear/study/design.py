@@ -115,10 +115,10 @@ GRIDS = {
         solver_steps=25,
         scales=(1.0, 2.0, 3.0, 4.5, 8.0, 12.0), constant_scales=(2.0, 4.5), ablation_scales=(2.0, 4.5, 8.0),
     ),
-    "shapes": Grid(
-        "shapes", "shapes", tuple("VQ-256" if name == "VQ-64" else name for name in default_variants()),
-        seeds=(0, 1, 2), vae_steps=20_000, ar_steps=60_000, images=2000, solver_steps=100,
-        scales=(1.0, 2.0, 3.0, 4.5, 8.0, 12.0), constant_scales=(2.0, 4.5), ablation_scales=(2.0, 4.5, 8.0),
+    "select": Grid(
+        "select", "shapes", tuple(f"{letter}-{strength}" for strength in ("02", "08", "04") for letter in "SNG")
+        + ("F-02", "F-05", "F-01"), seeds=(6, 7), vae_steps=6000, ar_steps=6000, images=5000,
+        solver_steps=10, scales=(1.0, 2.0, 3.0, 4.5, 6.0, 8.0, 12.0, 20.0),
     ),
     "laws": Grid(
         "laws", "digits3", ("S-04", "G-04", "VQ-3"), seeds=(0,), vae_steps=600, ar_steps=1000, images=100,

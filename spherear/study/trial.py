@@ -22,7 +22,7 @@ from torch import Tensor
 from spherear.analysis.diagnostics import compare_norms, effective_rank, prediction_error, radial_share, variance_ratio
 from spherear.analysis.latents import real_latents
 from spherear.evaluation.metrics import inception_score
-from spherear.models.files import read_json
+from spherear.models.files import read_json, write_json
 from spherear.models.presets import Preset, preset, with_vae
 from spherear.models.vae import VAE
 from spherear.sampling.decode import trace
@@ -38,6 +38,7 @@ from spherear.training.run import keyed_generator
 
 GRID_FILE = "grid.json"
 CELL_FILE = "records.jsonl"
+TRAINED_FILE = "trained.json"  # commit and hardware of the training
 
 
 def cell_folder(folder: Path, variant: str, seed: int) -> Path:
@@ -60,6 +61,8 @@ def run_cell(grid: Grid, variant: Variant, seed: int, folder: Path, device: torc
     ar_recipe = replace(plan.ar, steps=grid.ar_steps, seed=seed)
     pipeline = train_pipeline(sizes, data, (vae_recipe, ar_recipe), folder, device)
     assert pipeline is not None
+    if not (folder / TRAINED_FILE).exists():
+        write_json(folder / TRAINED_FILE, provenance())
     return pipeline
 
 

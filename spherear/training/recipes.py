@@ -173,20 +173,24 @@ _DIGITS = Course(
     ),
 )  # fmt: skip
 
+_SHAPES = Course(
+    "shapes",
+    VAERecipe(
+        steps=6000, batch_size=16, learning_rate=1e-3, final_learning_rate=1e-5, warmup_steps=100, ema_decay=0.0,
+        kl_weight=0.002, save_every=250,
+    ),
+    ARRecipe(
+        steps=6000, batch_size=16, learning_rate=1e-3, final_learning_rate=1e-5, warmup_steps=100,
+        ema_decay=0.998, save_every=250,
+    ),
+)  # fmt: skip
+
 COURSES: dict[str, Course] = {
     "digits": _DIGITS,
     "digits3": _DIGITS,
-    "shapes": Course(
-        "shapes",
-        VAERecipe(
-            steps=20_000, batch_size=64, learning_rate=5e-4, final_learning_rate=1e-5, warmup_steps=500,
-            ema_decay=0.0,
-        ),
-        ARRecipe(
-            steps=60_000, batch_size=128, learning_rate=5e-4, final_learning_rate=1e-5, warmup_steps=1000,
-            ema_decay=0.999,
-        ),
-    ),
+    "shapes": _SHAPES,
+    "shapes16": _SHAPES,
+    "shapes256": _SHAPES,
     **{f"imagenet256-{size}": _IMAGENET for size in "BLH"},
 }  # fmt: skip
 

@@ -100,3 +100,16 @@ def test_judgement_of_real_digits_of_noise_and_of_one_digit(classifier):
     assert collapsed.accuracy == 1.0
     assert collapsed.diversity < 1e-3
     assert collapsed.recall < 0.5 * good.recall
+    assert abs(good.kernel) < 0.1 * noise.kernel
+
+
+def test_images_are_judged_as_they_are_saved(classifier):
+    """Values beyond white and black score as white and black; colours and contrast are told from the real ones."""
+    images, labels = load_data("shapes:test", 32).batch(torch.arange(40))
+    judged = [judge(x, labels, images, labels, load_classifier("shapes")) for x in (3 * images, (3 * images).clamp(-1, 1))]
+    assert judged[0] == judged[1]
+    assert judged[0].contrast_shift > 0.05
+    same = judge(images, labels, images, labels, load_classifier("shapes"))
+    assert (same.saturation_shift, same.contrast_shift) == (0, 0)
+    grey = judge(images.mean(dim=1, keepdim=True).expand(-1, 3, -1, -1), labels, images, labels, load_classifier("shapes"))
+    assert grey.saturation_shift < -0.1

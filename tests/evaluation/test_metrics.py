@@ -1,6 +1,7 @@
 """Metrics against scipy, scikit-learn and closed forms."""
 
 import math
+from statistics import fmean
 
 import numpy as np
 import pytest
@@ -14,10 +15,13 @@ from torch.testing import assert_close
 
 from spherear.evaluation.metrics import (
     Moments,
+    contrast,
     frechet_distance,
     inception_score,
+    kernel_distance,
     pairwise_diversity,
     precision_recall,
+    saturation,
 )
 
 
@@ -117,3 +121,39 @@ def test_diversity_is_scipys():
 def test_bad_input(as_users_do, call, message):
     with pytest.raises(ValueError, match=message):
         call(torch.arange(15.0).view(5, 3) + 1)
+
+
+def test_kernel_distance_by_its_definition():
+    """All pairs in two loops; more rows than a chunk do not matter."""
+    a, b = features(7, 3, 0), features(5, 3, 1, shift=0.3)
+
+    def kernel(x, y):
+        return (float(x @ y) / 3 + 1) ** 3
+
+    def own(x):
+        return fmean(kernel(x[i], x[j]) for i in range(len(x)) for j in range(len(x)) if i != j)
+
+    expected = own(a) + own(b) - 2 * fmean(kernel(x, y) for x in a for y in b)
+    assert_close(kernel_distance(a, b), expected, atol=1e-9, rtol=1e-9)
+    assert_close(kernel_distance(b, a), expected, atol=1e-9, rtol=1e-9)
+
+
+def test_kernel_distance_has_no_bias_of_size_and_a_frechet_distance_has():
+    """Two samples of one law: the mean KID is 0 within its error, at 20 rows as at 200."""
+    pools = [torch.randn(2, 200, 4, generator=torch.Generator().manual_seed(seed)).double() for seed in range(200)]
+    for rows in (20, 200):
+        values = np.array([kernel_distance(a[:rows], b[:rows]) for a, b in pools])
+        assert abs(values.mean()) < 4 * values.std() / math.sqrt(len(values))
+    frechet = [fmean(frechet_distance(a[:rows], b[:rows]) for a, b in pools[:20]) for rows in (20, 200)]
+    assert frechet[0] > 3 * frechet[1] > 0
+
+
+def test_saturation_and_contrast():
+    grey = torch.linspace(-1, 1, 16).view(1, 1, 4, 4).expand(2, 3, 4, 4)
+    assert saturation(grey) == 0
+    assert_close(contrast(grey), float(np.std(np.tile(np.linspace(-1, 1, 16), 3), ddof=1)))
+    red = torch.full((1, 3, 2, 2), -1.0)
+    red[:, 0] = 0.5
+    assert saturation(red) == 1.5
+    assert_close(contrast(0.5 * red), 0.5 * contrast(red))
+    assert contrast(torch.full((3, 3, 2, 2), 0.7)) < 1e-9

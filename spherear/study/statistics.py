@@ -1,0 +1,95 @@
+"""Comparison of two groups of seeds: exact permutation test, interval by its inversion, Holm's correction.
+
+The groups are unpaired: that seed 0 of one family was trained with the same random numbers as seed 0 of another
+means nothing.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from math import comb
+from statistics import fmean
+
+import numpy as np
+
+from spherear.models.config import require
+
+LEVEL = 0.05  # of all tests and intervals
+MAX_SPLITS = 200_000
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """left - right, the difference of two means.
+
+    low, high: its 95 % interval, all shifts of one group that the test does not reject; infinite if it rejects none.
+    p: two-sided p-value.  smallest_p: the smallest one that groups of this size can reach.
+    """
+
+    difference: float
+    low: float
+    high: float
+    p: float
+    smallest_p: float
+
+
+def compare(left: Sequence[float], right: Sequence[float]) -> Comparison:
+    """Compare two groups by the exact permutation test of their means' difference.
+
+    Errors: ValueError for an empty group, values that are not finite, or over 200,000 splits into two groups.
+    """
+    a, b = (np.asarray(group, dtype=np.float64) for group in (left, right))
+    require(min(len(a), len(b)) > 0, f"groups have {len(a)} and {len(b)} values; expected at least one each")
+    require(bool(np.isfinite([*a, *b]).all()), f"groups are {a} and {b}; expected finite values")
+    splits = comb(len(a) + len(b), len(a))
+    require(splits <= MAX_SPLITS, f"groups of {len(a)} and {len(b)} have {splits} splits; expected up to {MAX_SPLITS}")
+    test, difference = _Permutations(a, b), fmean(a) - fmean(b)
+    smallest = (2 if len(a) == len(b) else 1) / splits
+    low, high = (_bound(test, difference, sign) if smallest <= LEVEL else sign * np.inf for sign in (-1, 1))
+    return Comparison(difference, low, high, test.p(0.0), smallest)
+
+
+class _Permutations:
+    """The differences of all splits of two groups, as linear functions of a shift of the left group."""
+
+    def __init__(self, a: np.ndarray, b: np.ndarray) -> None:
+        pooled = np.concatenate((a, b))
+        left = np.array([*combinations(range(len(pooled)), len(a))])  # (splits, len(a))
+        self.scale = 1e-9 * (float(np.abs(pooled).max()) + 1e-300)  # rounding: sums in another order
+        self.at_zero = _differences(pooled, left)
+        self.slope = _differences((np.arange(len(pooled)) < len(a)).astype(float), left)
+
+    def p(self, shift: float) -> float:
+        """Share of splits at least as extreme as the first, which is the observed one, after left - shift."""
+        differences = np.abs(self.at_zero - shift * self.slope)
+        return float((differences >= differences[0] - self.scale).mean())
+
+
+def _differences(pooled: np.ndarray, left: np.ndarray) -> np.ndarray:
+    """Mean of the left group - mean of the others, per split."""
+    sums, size = pooled[left].sum(axis=1), left.shape[1]
+    return sums / size - (pooled.sum() - sums) / (len(pooled) - size)
+
+
+def _bound(test: _Permutations, difference: float, sign: int) -> float:
+    """The farthest shift on one side that is not rejected, by bisection."""
+    inside, step = difference, max(abs(difference), 1e6 * test.scale)
+    while test.p(outside := difference + sign * step) > LEVEL:
+        step *= 2
+    for _ in range(60):
+        middle = 0.5 * (inside + outside)
+        if test.p(middle) > LEVEL:
+            inside = middle
+        else:
+            outside = middle
+    return inside
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values adjusted for testing them all (Holm 1979): rejecting those up to 0.05 keeps the family-wise error there."""
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    adjusted, largest = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = largest
+    return adjusted
