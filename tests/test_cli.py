@@ -96,7 +96,7 @@ def test_sample_writes_the_sheet_that_python_draws(run, tmp_path):
         (["train", "vae", "--preset", "cats"], "preset is 'cats'; expected one of 'digits'"),
         (
             ["train", "vae", "--data", "cats"],
-            "data is 'cats'; expected one of 'digits', 'folder', 'hub', 'shapes', 'tar'",
+            "data is 'cats'; expected one of 'digits', 'folder', 'hub', 'mnist', 'shapes', 'tar'",
         ),
         (["train", "ar", "--vae", "nowhere"], "'nowhere' is not a folder here"),
     ],
@@ -120,7 +120,7 @@ def test_a_recipe_that_cannot_be_is_refused(capsys):
 
 def test_train_commands_and_their_defaults(tmp_path):
     job = parse_job(["vae", "--preset", "shapes", "--batch-size", "3", "--run", str(tmp_path)])
-    assert (job.preset, job.data, job.recipe.batch_size, job.recipe.steps) == ("shapes", "shapes", 3, 20_000)
+    assert (job.preset, job.data, job.recipe.batch_size, job.recipe.steps) == ("shapes", "shapes", 3, 6000)
     assert parse_job(["vae", "--out", str(tmp_path)]).run == tmp_path
     assert parse_job(["vae", f"--out={tmp_path}"]).run == tmp_path
     big = parse_job(["vae", "--preset", "imagenet256", "--workers", "4", "--sharded"])

@@ -10,6 +10,7 @@ from spherear.evaluation.classifier import Classifier
 from spherear.evaluation.metrics import (
     contrast,
     frechet_distance,
+    inception_score,
     kernel_distance,
     pairwise_diversity,
     precision_recall,
@@ -17,19 +18,21 @@ from spherear.evaluation.metrics import (
 )
 from spherear.sampling.pixels import from_uint8, to_uint8
 
-
 CHUNK = 256  # images per forward pass
 
 
 @dataclass(frozen=True)
 class Judgement:
     """accuracy: share recognised as the requested class.  frechet, kernel (KID), precision, recall: against real
-    images, in the classifier's features.  diversity: mean pairwise pixel distance within a class, over that of real images.
-    saturation_shift, contrast_shift: mean saturation and contrast minus those of real images; black to white is 2."""
+    images, in the classifier's features.  inception_score: of the classifier's guesses.  diversity: mean pairwise
+    pixel distance within a class, over that of real images.  saturation_shift, contrast_shift: mean saturation and
+    contrast minus those of real images; black to white is 2.
+    """
 
     accuracy: float
     frechet: float
     kernel: float
+    inception_score: float
     precision: float
     recall: float
     diversity: float
@@ -37,7 +40,46 @@ class Judgement:
     contrast_shift: float
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class Judged:
+    """One side of a judgement: a set of images as bytes would hold them, seen by the classifier.
+
+    features: (n, 64).  logits: (n, 10).  diversity, saturation, contrast: of the set.
+    """
+
+    labels: Int[Tensor, " n"]
+    features: Float[Tensor, "n f"]
+    logits: Float[Tensor, "n classes"]
+    diversity: float
+    saturation: float
+    contrast: float
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, images: Float[Tensor, "n 3 size size"], labels: Int[Tensor, " n"], classifier: Classifier) -> "Judged":
+        """See a set of images. They are judged as they would be saved: clamped and rounded to bytes."""
+        images, labels = from_uint8(to_uint8(images.cpu())), labels.cpu()
+        features = torch.cat([classifier.features(chunk) for chunk in images.split(CHUNK)])
+        spread = pairwise_diversity(images.flatten(1), labels)
+        return cls(labels, features, classifier.classify(features), spread, saturation(images), contrast(images))
+
+
+def compare_images(generated: Judged, real: Judged) -> Judgement:
+    """The scores of one set against another."""
+    fidelity = precision_recall(real.features, generated.features)
+    return Judgement(
+        accuracy=float((generated.logits.argmax(dim=1) == generated.labels).double().mean()),
+        frechet=frechet_distance(real.features, generated.features),
+        kernel=kernel_distance(real.features, generated.features),
+        inception_score=inception_score(generated.logits.softmax(dim=1)),
+        precision=fidelity.precision,
+        recall=fidelity.recall,
+        diversity=generated.diversity / real.diversity,
+        saturation_shift=generated.saturation - real.saturation,
+        contrast_shift=generated.contrast - real.contrast,
+    )
+
+
 def judge(
     images: Float[Tensor, "n 3 size size"],
     labels: Int[Tensor, " n"],
@@ -45,27 +87,6 @@ def judge(
     real_labels: Int[Tensor, " m"],
     classifier: Classifier,
 ) -> Judgement:
-    """Judge images generated for `labels` against real ones. The classifier was trained on real images only.
-
-    All images are judged as they would be saved: clamped and rounded to bytes.
-    """
-    images, real_images = (from_uint8(to_uint8(x.cpu())) for x in (images, real_images))
-    labels = labels.cpu()
-    generated, real = (_features(classifier, x) for x in (images, real_images))
-    recognised = classifier.classify(generated).argmax(dim=1) == labels
-    fidelity = precision_recall(real, generated)
-    return Judgement(
-        accuracy=float(recognised.double().mean()),
-        frechet=frechet_distance(real, generated),
-        kernel=kernel_distance(real, generated),
-        precision=fidelity.precision,
-        recall=fidelity.recall,
-        diversity=pairwise_diversity(images.flatten(1), labels)
-        / pairwise_diversity(real_images.flatten(1), real_labels),
-        saturation_shift=saturation(images) - saturation(real_images),
-        contrast_shift=contrast(images) - contrast(real_images),
-    )
-
-
-def _features(classifier: Classifier, images: Tensor) -> Float[Tensor, "n 64"]:
-    return torch.cat([classifier.features(chunk) for chunk in images.split(CHUNK)])
+    """Judge images generated for `labels` against real ones. The classifier was trained on real images only."""
+    sides = (Judged.of(x, y, classifier) for x, y in ((images, labels), (real_images, real_labels)))
+    return compare_images(*sides)

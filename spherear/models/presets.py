@@ -1,7 +1,7 @@
 """Presets: named sizes of a VAE and the AR model of its tokens. How they are trained: `training.recipes`.
 
-`shapes16`, `shapes` and `shapes256` differ in the length of the sequence alone: 16, 64 and 256 tokens of the same patch,
-from images of 16, 32 and 64 pixels.
+`shapes16`, `shapes` and `shapes256` differ in the length of the sequence alone: 16, 64 and 256 tokens of the same
+patch, from images of 16, 32 and 64 pixels.
 """
 
 from dataclasses import dataclass, replace

@@ -58,6 +58,7 @@ class Grid(Config):
 
     scales: guidance scales with the linear schedule.  constant_scales: with the constant schedule.
     ablation_scales: scales also sampled without projection on one side or both, for families that have a projection.
+    solver, spacing: of the sampling settings.  half: of the real images, see `study.reference.held_out`.
     """
 
     name: str
@@ -71,6 +72,9 @@ class Grid(Config):
     scales: tuple[float, ...]
     constant_scales: tuple[float, ...] = ()
     ablation_scales: tuple[float, ...] = ()
+    solver: str = "euler_maruyama"
+    spacing: str = "even"
+    half: str = ""
 
     def check(self) -> None:
         for name in self.variants:
@@ -116,9 +120,11 @@ GRIDS = {
         scales=(1.0, 2.0, 3.0, 4.5, 8.0, 12.0), constant_scales=(2.0, 4.5), ablation_scales=(2.0, 4.5, 8.0),
     ),
     "select": Grid(
-        "select", "shapes", tuple(f"{letter}-{strength}" for strength in ("02", "08", "04") for letter in "SNG")
-        + ("F-02", "F-05", "F-01"), seeds=(6, 7), vae_steps=6000, ar_steps=6000, images=5000,
-        solver_steps=10, scales=(1.0, 2.0, 3.0, 4.5, 6.0, 8.0, 12.0, 20.0),
+        "select", "shapes",
+        ("S-02", "N-02", "G-02", "S-08", "N-08", "G-08", "S-04", "N-04", "G-04", "F-02", "F-05", "F-01"),
+        seeds=(6, 7), vae_steps=6000, ar_steps=6000, images=5000,
+        solver_steps=10, solver="adams_bashforth", spacing="early", half="a",
+        scales=(1.0, 2.0, 3.0, 4.5, 6.0, 8.0, 12.0, 20.0),
     ),
     "laws": Grid(
         "laws", "digits3", ("S-04", "G-04", "VQ-3"), seeds=(0,), vae_steps=600, ar_steps=1000, images=100,

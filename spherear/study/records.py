@@ -48,6 +48,8 @@ class Record(Config):
     """Training steps of the VAE."""
     ar_steps: int = 0
     """Training steps of the AR model."""
+    trained: str = ""
+    """Commit of the training; `commit` is that of the measurement."""
 
 
 def read_records(path: str | Path) -> list[Record]:

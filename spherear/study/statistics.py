@@ -86,7 +86,7 @@ def _bound(test: _Permutations, difference: float, sign: int) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values adjusted for testing them all (Holm 1979): rejecting those up to 0.05 keeps the family-wise error there."""
+    """p-values adjusted for testing them all: rejecting those up to 0.05 keeps the family-wise error (Holm 1979)."""
     order = sorted(range(len(p_values)), key=lambda i: p_values[i])
     adjusted, largest = [0.0] * len(p_values), 0.0
     for rank, index in enumerate(order):

@@ -2,17 +2,20 @@
 
     python -m spherear.study.trial FOLDER VARIANT SEED THREADS
 
-runs one cell of the study at FOLDER; `spherear study` starts these. All cells have the same backbone, budget, labels,
-sampling seeds and reference images.
+runs one cell of the study at FOLDER; `spherear study` starts these. All cells have the same backbone, budget, labels
+and real images; every cell has sampling seeds of its own, so that cells are independent.
 """
 
+import json
 import math
 import os
 import sys
 import threading
+import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -21,7 +24,6 @@ from torch import Tensor
 
 from spherear.analysis.diagnostics import compare_norms, effective_rank, prediction_error, radial_share, variance_ratio
 from spherear.analysis.latents import real_latents
-from spherear.evaluation.metrics import inception_score
 from spherear.models.files import read_json, write_json
 from spherear.models.presets import Preset, preset, with_vae
 from spherear.models.vae import VAE
@@ -34,10 +36,11 @@ from spherear.study.reference import Reference
 from spherear.train import pick_device, train_pipeline
 from spherear.training.data import load_data
 from spherear.training.recipes import course
-from spherear.training.run import keyed_generator
+from spherear.training.run import METRICS_FILE, keyed_generator
 
 GRID_FILE = "grid.json"
 CELL_FILE = "records.jsonl"
+CHUNK = 250  # images drawn or encoded at a time
 TRAINED_FILE = "trained.json"  # commit and hardware of the training
 
 
@@ -66,39 +69,60 @@ def run_cell(grid: Grid, variant: Variant, seed: int, folder: Path, device: torc
     return pipeline
 
 
-def measure_cell(grid: Grid, variant: Variant, seed: int, pipeline: Pipeline, command: str) -> list[Record]:
-    """All records of a trained cell."""
-    real = Reference.of(grid.preset)
+def measure_cell(
+    grid: Grid, variant: Variant, seed: int, pipeline: Pipeline, command: str, folder: Path
+) -> list[Record]:
+    """All records of a trained cell; `folder` holds its runs."""
+    real = Reference.of(grid.preset, grid.half)
     data = load_data(course(grid.preset).data, pipeline.vae.config.image_size)
     latents, labels = real_latents(pipeline.vae, data, seed=seed)
     template = Record(
         variant.name, variant.family, variant.kl_weight, variant.noise_scale, seed, 1.0, "linear", True, True,
         metric="", value=0.0, images=grid.images, data=data.spec, command=command, **provenance(),
-        vae_steps=grid.vae_steps, ar_steps=grid.ar_steps,
+        trained=read_json(folder / TRAINED_FILE)["commit"], vae_steps=grid.vae_steps, ar_steps=grid.ar_steps,
     )  # fmt: skip
 
     def records_of(values: Mapping[str, float], **fields: Any) -> list[Record]:
         return [replace(template, **fields, metric=name, value=value) for name, value in values.items()]
 
     records = records_of(measure_vae(pipeline.vae, real, seed), images=len(real.images))
+    records += records_of({"vae_slope": loss_slope(folder / "vae")})
     records += records_of(measure_prediction(pipeline, latents, labels, seed), images=len(latents))
+    seeds = sampling_seed(variant.name, seed)
     for point in grid.points(pipeline.vae.bottleneck.radius is not None):
-        records += records_of(measure_point(grid, pipeline, point, real, latents), **asdict(point))
+        records += records_of(measure_point(grid, pipeline, point, real, latents, seeds), **asdict(point))
     return records
+
+
+def sampling_seed(variant: str, seed: int) -> int:
+    """The first sampling seed of a cell; the next million belong to it too."""
+    return 1_000_000 * zlib.crc32(f"{variant} seed {seed}".encode())
+
+
+def loss_slope(run: Path) -> float:
+    """Relative change of a run's training loss from its last but one tenth to its last: near 0 on a plateau."""
+    losses = [json.loads(line)["loss"] for line in (run / METRICS_FILE).read_text(encoding="utf-8").splitlines()]
+    tenth = max(1, len(losses) // 10)
+    return fmean(losses[-tenth:]) / fmean(losses[-2 * tenth : -tenth] or losses) - 1
 
 
 @torch.no_grad()
 def measure_vae(vae: VAE, real: Reference, seed: int) -> dict[str, float]:
-    """Metrics of the VAE's reconstructions of held-out images: a bound for any AR model on top of it."""
+    """Metrics of the VAE's reconstructions of real images: a bound for any AR model on top of it."""
     device = vae.quant_proj.weight.device
-    latent = vae.encode(real.images.to(device), keyed_generator(seed, 2, device))
-    images = vae.decode(latent.sample).float().cpu()
-    scores = real.judge(images, real.labels)
+    images, kl, generator = [], 0.0, keyed_generator(seed, 2, device)
+    for chunk in real.images.split(CHUNK):
+        latent = vae.encode(chunk.to(device), generator)
+        kl += float(latent.kl.sum())
+        images.append(vae.decode(latent.sample).float().cpu())
+    reconstructed = torch.cat(images)
+    scores = real.judge(reconstructed, real.labels)
     return {
-        "reconstruction_l1": float((images - real.images).abs().mean()),
+        "reconstruction_l1": float((reconstructed - real.images).abs().mean()),
         "reconstruction_frechet": scores.frechet,
+        "reconstruction_kernel": scores.kernel,
         "reconstruction_accuracy": scores.accuracy,
-        "kl": float(latent.kl.mean()),
+        "kl": kl / (len(real.images) * vae.config.tokens),
         "latent_scale": vae.config.latent_scale,
     }
 
@@ -118,25 +142,36 @@ def measure_prediction(
 
 @torch.no_grad()
 def measure_point(
-    grid: Grid, pipeline: Pipeline, point: Point, real: Reference, latents: Float[Tensor, "n tokens dim"]
+    grid: Grid,
+    pipeline: Pipeline,
+    point: Point,
+    real: Reference,
+    latents: Float[Tensor, "n tokens dim"],
+    seeds: int = 0,
 ) -> dict[str, float]:
-    """All metrics of the images drawn with one setting; labels and seeds are the same for every cell."""
+    """All metrics of the images drawn with one setting; image i has label i modulo the classes and seed seeds + i."""
     labels = torch.arange(grid.images) % pipeline.ar.config.num_classes
-    settings = SamplingSettings(point.guidance_scale, point.schedule, steps=grid.solver_steps, project=point.project_ar)
-    drawn = trace(pipeline.steps(labels, settings, seeds=0))
-    raw, tokens = drawn.raw, drawn.tokens  # (images, tokens, dim)
-    images = pipeline.images(pipeline.vae.project(raw) if point.project_decoder else raw).cpu()
-    scores = real.judge(images, labels)
-    norms = compare_norms(raw.cpu(), latents)
+    settings = SamplingSettings(
+        point.guidance_scale, point.schedule, grid.solver, grid.solver_steps, project=point.project_ar,
+        spacing=grid.spacing,
+    )  # fmt: skip
+    raws, fed, images = [], [], []
+    for start in range(0, grid.images, CHUNK):
+        drawn = trace(pipeline.steps(labels[start : start + CHUNK], settings, seeds + start))
+        raws.append(drawn.raw.cpu())  # (chunk, tokens, dim)
+        fed.append(drawn.tokens.cpu())
+        images.append(pipeline.images(pipeline.vae.project(drawn.raw) if point.project_decoder else drawn.raw).cpu())
+    raw, tokens = torch.cat(raws), torch.cat(fed)
+    norms = compare_norms(raw, latents)
     quarter = math.ceil(len(norms.relative) / 4)
     return {
-        **asdict(scores),
-        "inception_score": inception_score(real.classifier(images).softmax(dim=-1)),
+        **asdict(real.judge(torch.cat(images), labels)),
         "norm_change_late": float(norms.relative[-quarter:].mean()),
+        "norm_change_early": float(norms.relative[:quarter].mean()),
         "norm_change": float(norms.relative.mean()),
-        "variance_ratio": variance_ratio(tokens.cpu(), latents).total,
-        "raw_variance_ratio": variance_ratio(raw.cpu(), latents).total,
-        "effective_rank": effective_rank(tokens.cpu()).rank,
+        "variance_ratio": variance_ratio(tokens, latents).total,
+        "raw_variance_ratio": variance_ratio(raw, latents).total,
+        "effective_rank": effective_rank(tokens).rank,
     }
 
 
@@ -159,7 +194,7 @@ def main(folder: str, variant: str, seed: str, threads: str) -> None:
     command = read_json(Path(folder) / GRID_FILE)["command"]
     cell, row = cell_folder(Path(folder), variant, int(seed)), Variant.named(variant)
     pipeline = run_cell(grid, row, int(seed), cell, pick_device("auto"))
-    write_records(cell / CELL_FILE, measure_cell(grid, row, int(seed), pipeline, command))
+    write_records(cell / CELL_FILE, measure_cell(grid, row, int(seed), pipeline, command, cell))
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ def test_the_log_beside_the_weights_says_what_they_do(name):
 
 
 def test_data_without_a_classifier():
-    with pytest.raises(ValueError, match="data is 'faces'; expected one of 'digits', 'shapes'"):
+    with pytest.raises(ValueError, match="data is 'faces'; expected one of 'digits', 'mnist', 'shapes'"):
         load_classifier("faces")
 
 
@@ -106,10 +106,14 @@ def test_judgement_of_real_digits_of_noise_and_of_one_digit(classifier):
 def test_images_are_judged_as_they_are_saved(classifier):
     """Values beyond white and black score as white and black; colours and contrast are told from the real ones."""
     images, labels = load_data("shapes:test", 32).batch(torch.arange(40))
-    judged = [judge(x, labels, images, labels, load_classifier("shapes")) for x in (3 * images, (3 * images).clamp(-1, 1))]
+    judged = [
+        judge(x, labels, images, labels, load_classifier("shapes")) for x in (3 * images, (3 * images).clamp(-1, 1))
+    ]
     assert judged[0] == judged[1]
     assert judged[0].contrast_shift > 0.05
     same = judge(images, labels, images, labels, load_classifier("shapes"))
     assert (same.saturation_shift, same.contrast_shift) == (0, 0)
-    grey = judge(images.mean(dim=1, keepdim=True).expand(-1, 3, -1, -1), labels, images, labels, load_classifier("shapes"))
+    grey = judge(
+        images.mean(dim=1, keepdim=True).expand(-1, 3, -1, -1), labels, images, labels, load_classifier("shapes")
+    )
     assert grey.saturation_shift < -0.1

