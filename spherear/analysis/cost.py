@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from spherear.models.ar import ARConfig, SphereAR
 from spherear.models.checkpoints import to_published
 from spherear.models.config import require
-from spherear.models.head import FREQUENCIES
 from spherear.models.layers import SPAN
 from spherear.models.presets import preset
 from spherear.models.vae import VAE
@@ -78,11 +77,6 @@ def head_flops(config: ARConfig) -> int:
     blocks = c.head_depth * 2 * (c.head_width * 2 * int(1.5 * c.head_width) + int(1.5 * c.head_width) * c.head_width)
     modulation = 2 * c.head_width * (3 * c.head_groups + 2) * c.head_width
     return blocks + modulation + 2 * 2 * c.latent_dim * c.head_width
-
-
-def embedding_flops(config: ARConfig, times: int) -> int:
-    """Operations to embed `times` solver times, once per decode."""
-    return times * 2 * (FREQUENCIES + config.head_width) * config.head_width
 
 
 def cost(name: str, settings: SamplingSettings | None = None, bytes_each: int = 2) -> Cost:

@@ -74,11 +74,6 @@ def direction_laws(
     return DirectionLaws(polar, azimuth, points, law.log_prob(points).exp(), projected.exp(), kappa, mean, sigma)
 
 
-def uniform_density() -> float:
-    """1/|S^2|, the density of the uniform distribution."""
-    return math.exp(-log_sphere_area(3))
-
-
 def cosine_density(law: AxialLaw, t: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
     """Density of t = mu . u: |S^{m-2}| (1 - t^2)^((m-3)/2) p(u), for one distribution on the sphere in m dimensions."""
     mu = law.loc.double()

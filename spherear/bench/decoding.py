@@ -55,11 +55,6 @@ class DecodeRow:
     speedup: float
     of_floor: float
 
-    @property
-    def token_ms(self) -> float:
-        """Milliseconds per token, for all images together."""
-        return 1000 * self.timing.median / self.tokens
-
 
 def reference_module() -> ModuleType | None:
     """The plain reference decoder from the tests; None if the tests are not there."""

@@ -28,8 +28,6 @@ __all__ = [
     "unit_sphere",
 ]
 
-Divergence = Callable[[SphericalLaw, SphericalLaw], Tensor]
-
 
 def _divergence(p_type: type[SphericalLaw], q_type: type[SphericalLaw]) -> Callable[[Callable], Callable]:
     """Register KL(p || q), computed in float64 without autocast, returned in p's and q's dtype and shape."""

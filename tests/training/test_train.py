@@ -260,7 +260,8 @@ def test_the_average_is_the_definition(digits, vae):
     expected = {name: p.detach().clone() for name, p in model.named_parameters()}
     tokens, labels = torch.randn(4, 16, 4), torch.arange(4)
     for _ in range(3):
-        state = run.update({"loss": model.loss(tokens, labels, generator=run.generator("cpu"))})
+        run.accumulate({"loss": model.loss(tokens, labels, generator=run.generator("cpu"))})
+        state = run.descend()
         for name, p in model.named_parameters():
             expected[name] = 0.8 * expected[name] + 0.2 * p.detach()
     for name, p in state.model.named_parameters():
@@ -295,7 +296,8 @@ def test_gradients_are_clipped():
     with torch.no_grad():
         model.weight.fill_(1.0)
     run = Run(model, replace(AR_RECIPE, ema_decay=0.0, clip=0.5), {})
-    run.update({"loss": (1000 * model(torch.ones(1, 2))).sum()})
+    run.accumulate({"loss": (1000 * model(torch.ones(1, 2))).sum()})
+    run.descend()
     assert_close(model.weight.grad.norm(), torch.tensor(0.5))
 
 
