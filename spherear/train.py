@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from spherear.console import INTERRUPTED, exit_status, say
+from spherear.console import INTERRUPTED, exit_status, print_rank_zero
 from spherear.models.ar import ARConfig, SphereAR
 from spherear.models.categorical import CategoricalHead
 from spherear.models.config import require
@@ -107,7 +107,7 @@ def train_ar(
     team = team_of(device, execution.sharded)
     model = seeded(SphereAR, config, recipe.seed).to(device).train()
     if vae.codebook is not None and isinstance(model.head, CategoricalHead):
-        model.head.adopt(vae.codebook)
+        model.head.set_codebook(vae.codebook)
     facts = {"kind": "ar", "data": data.spec, "model": config.to_dict(), "vae": fingerprint(vae)}
     run = Run(model, recipe, facts, folder, team, execution)
     objective = prepared(ARObjective(model, recipe), model, team, execution)
@@ -181,7 +181,7 @@ def _encoded(
     if data.augmented:
         facts |= {name: str(getattr(recipe, name)) for name in ("seed", "crop", "flip")}
     copies, precision = recipe.cached_copies, recipe.precision
-    return encode_all(vae, data, copies, device, precision, execution.cache, facts, recipe.look_at)
+    return encode_all(vae, data, copies, device, precision, execution.cache, facts, recipe.augmentation_at)
 
 
 def _settle_scale(run: Run, data: ImageData, recipe: VAERecipe, device: torch.device | str) -> None:
@@ -246,7 +246,7 @@ def dry_run(job: VAEJob | ARJob) -> str:
         model, step = ar_step(sizes, job.recipe, job.execution, device)
     _check_data(data, data.image_size, job.recipe)
     indices = torch.linspace(0, len(data) - 1, min(len(data), 64)).long()
-    data.batch(indices, job.recipe.look_at(0))
+    data.batch(indices, job.recipe.augmentation_at(0))
     check_broken(data, job.recipe.max_broken)
     devices = int(os.environ.get("WORLD_SIZE", "1"))
     cost = estimate(model, step, job.recipe, job.execution, devices)
@@ -262,14 +262,14 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def _run(job: VAEJob | ARJob) -> int:
     if job.dry_run:
-        say(dry_run(job))
+        print_rank_zero(dry_run(job))
         return 0
     vae = isinstance(job, VAEJob)
     states = vae_states(job) if isinstance(job, VAEJob) else ar_states(job)
     if not watch(states, f"{'VAE' if vae else 'AR model'} ({job.preset})", job.recipe.steps, _observers(job)):
-        say(f"stopped: {job.run} holds all it takes; the same command goes on")
+        print_rank_zero(f"stopped: {job.run} holds all it takes; the same command goes on")
         return INTERRUPTED
-    say(f"finished: {job.run}")
+    print_rank_zero(f"finished: {job.run}")
     return 0
 
 

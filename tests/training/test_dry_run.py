@@ -32,6 +32,14 @@ def estimated(monkeypatch, args):
     return kept[0], text
 
 
+def test_a_peak_is_what_was_held_at_once(device):
+    def work():
+        torch.ones(2**23, device=device).sum()  # 32 MiB, freed at the end of the line
+        torch.ones(2**22, device=device).sum()
+
+    assert peak_bytes(work, device) == pytest.approx(2**25, rel=0.01)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["vae", "ar"])
 def test_memory_is_within_15_percent_of_the_peak_of_a_run(kind, vae, monkeypatch, tmp_path, device):

@@ -175,5 +175,5 @@ def test_several_processes_are_asked_for_a_fitting_number_of_parts(monkeypatch):
         Feed(load_data("digits", 16), replace(AR_RECIPE, parts=2), range(2), Three(), "cpu")
     with pytest.raises(ValueError, match="parts is 3; expected a divisor of the batch size, 4"):
         replace(AR_RECIPE, parts=3)
-    with pytest.raises(ValueError, match="sharded is asked of a single process"):
+    with pytest.raises(ValueError, match="sharded is True for a single process"):
         team_of("cpu", sharded=True)
