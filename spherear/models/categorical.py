@@ -59,7 +59,7 @@ class CategoricalHead(nn.Module):
         """Index of the code nearest to every token."""
         return nearest_code(tokens, self.codebook)
 
-    def adopt(self, codebook: Float[Tensor, "codes dim"]) -> None:
+    def set_codebook(self, codebook: Float[Tensor, "codes dim"]) -> None:
         """Copy a VAE's codebook into this head. ValueError if its shape differs."""
         shape, expected = tuple(codebook.shape), tuple(self.codebook.shape)
         require(shape == expected, f"the codebook has shape {shape}; expected {expected}")

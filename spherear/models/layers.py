@@ -142,7 +142,7 @@ class KVCache:
         """Reserve the next `count` positions. ValueError if the cache is too short."""
         end = self.filled + count
         if end > len(self.positions):
-            raise ValueError(f"KV cache holds {len(self.positions)} positions; position {end} was asked for")
+            raise ValueError(f"the KV cache has {len(self.positions)} positions; expected {end} or more")
         index, self.filled = self.positions[self.filled : end], end
         return self.at(index, self.span(end))
 

@@ -190,7 +190,7 @@ def test_an_infinite_gradient_is_skipped_too():
 def test_another_recipe_goes_on_only_when_told(digits, tmp_path):
     with closing(loop("vae", None, digits, tmp_path)) as states:
         next(states)
-    with pytest.raises(ValueError, match="recipe.learning_rate is 0.001, asked for 0.01"):
+    with pytest.raises(ValueError, match="recipe.learning_rate: expected 0.001, got 0.01"):
         next(loop("vae", None, digits, tmp_path, learning_rate=0.01))
     from spherear.train import train_ar, train_vae
     from tests.conftest import TINY_AR, TINY_VAE
@@ -200,11 +200,11 @@ def test_another_recipe_goes_on_only_when_told(digits, tmp_path):
     with closing(train_vae(TINY_VAE, digits, recipe, tmp_path, execution=told)) as states:
         assert next(states).step == 2
     assert read_json(tmp_path / "run.json")["recipe"]["learning_rate"] == 0.01
-    with pytest.raises(ValueError, match=r"model.latent_dim is 4, asked for 6"):
+    with pytest.raises(ValueError, match=r"model.latent_dim: expected 4, got 6"):
         next(train_vae(replace(TINY_VAE, latent_dim=6), digits, recipe, tmp_path, execution=told))
     from spherear import VAE
 
-    with pytest.raises(ValueError, match=r"kind is 'vae', asked for 'ar'"):
+    with pytest.raises(ValueError, match=r"kind: expected 'vae', got 'ar'"):
         next(train_ar(TINY_AR, VAE(TINY_VAE), digits, AR_RECIPE, tmp_path, execution=told))
 
 

@@ -201,14 +201,14 @@ def test_a_finished_run_stays_finished(digits, tmp_path):
 def test_another_run_in_the_folder_is_refused_and_left_alone(digits, vae, tmp_path):
     list(loop("vae", None, digits, tmp_path))
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    with pytest.raises(ValueError, match=r"holds another run \(recipe.steps is 8, asked for 9\)"):
+    with pytest.raises(ValueError, match=r"holds another run \(recipe.steps: expected 8, got 9\)"):
         list(loop("vae", None, digits, tmp_path, steps=9))
-    with pytest.raises(ValueError, match=r"holds another run \(kind is 'vae', asked for 'ar'"):
+    with pytest.raises(ValueError, match=r"holds another run \(kind: expected 'vae', got 'ar'"):
         list(loop("ar", vae, digits, tmp_path))
     shapes = load_data("shapes", 16)
-    with pytest.raises(ValueError, match=r"data is 'digits', asked for 'shapes'"):
+    with pytest.raises(ValueError, match=r"data: expected 'digits', got 'shapes'"):
         list(loop("vae", None, shapes, tmp_path))
-    with pytest.raises(ValueError, match=r"model.latent_dim is 4, asked for 6"):
+    with pytest.raises(ValueError, match=r"model.latent_dim: expected 4, got 6"):
         list(train_vae(replace(TINY_VAE, latent_dim=6), digits, VAE_RECIPE, tmp_path))
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
