@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from spherear.bench.growth import Growth
 from spherear.console import markdown_table
-from spherear.figures.style import FONT, GREY, name_axes, new_figure, save_figure
+from spherear.figures.style import FONT, GREY, name_axes, new_figure, plot_family, save_figure
 from spherear.models.config import require
 from spherear.models.files import write_text
 from spherear.sphere.families import FAMILIES, family_label
@@ -119,7 +119,7 @@ def drift_figure(
         for family in families:
             look, variant = FAMILIES[family], best(records, family).variant
             scales, means, deviations = curve(records, variant, metric)
-            axis.plot(scales, means, color=look.color, marker=look.marker, label=f"{variant} {look.title}")
+            plot_family(axis, family, means, scales, f"{variant} {look.title}")
             _band(axis, scales, means, deviations, look.color)
         name_axes(axis, "guidance scale", METRIC_NAMES.get(metric, metric))
         axis.set_xticks(scales, [f"{scale:g}" for scale in scales])
