@@ -17,6 +17,7 @@ from spherear.bench.machine import memory_bytes
 from spherear.bench.timing import Timing, measure
 from spherear.models.ar import ARConfig, SphereAR
 from spherear.models.config import require
+from spherear.models.layers import seeded
 from spherear.models.presets import preset
 from spherear.sampling.decode import EAGER, Step, decode
 from spherear.sampling.engines import Engine, engine_named
@@ -24,7 +25,6 @@ from spherear.sampling.noise import Noise, seeded_noise
 from spherear.sampling.packed import can_pack_bfloat16
 from spherear.sampling.settings import SamplingSettings
 from spherear.sphere.geometry import project
-from spherear.train import seeded
 
 REFERENCE_FILE = Path(__file__).parents[2] / "tests" / "reference_decoder.py"
 PATHS = {
@@ -70,7 +70,7 @@ def reference_module() -> ModuleType | None:
 
 def random_model(config: ARConfig, dtype: torch.dtype, device: torch.device) -> SphereAR:
     """A model with seeded random weights everywhere, so that no layer outputs zeros."""
-    ar = seeded(SphereAR, config, 0)
+    ar = seeded(0, SphereAR, config)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for weight in ar.head.parameters():

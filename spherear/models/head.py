@@ -11,7 +11,7 @@ from einops import repeat
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from spherear.models.layers import NORM_EPS, init_normal
+from spherear.models.layers import NORM_EPS, init_normal, init_xavier
 
 FREQUENCIES = 256
 
@@ -79,13 +79,7 @@ class VelocityHead(nn.Module):
         self.final_norm = nn.LayerNorm(width, eps=NORM_EPS, elementwise_affine=False)
         self.final_modulation = nn.Linear(width, 2 * width)
         self.final_linear = nn.Linear(width, latent_dim)
-        self._init()
-
-    def _init(self) -> None:
-        for part in self.modules():
-            if isinstance(part, nn.Linear):
-                nn.init.xavier_uniform_(part.weight)
-                nn.init.zeros_(part.bias)
+        init_xavier(self)
         init_normal(self.time_embed)
         for part in (*self.ada_ln_blocks, self.final_modulation, self.final_linear):
             nn.init.zeros_(part.weight)

@@ -8,16 +8,16 @@ import torch
 from PIL import Image
 
 from spherear import VAE, SphereAR, train
+from spherear.models.layers import seeded
 from spherear.models.presets import preset
 from spherear.models.pretrained import fingerprint
-from spherear.training.build import seeded
 from spherear.training.progress import memory_gib
 
 
 @pytest.fixture(scope="module")
 def vae(tmp_path_factory):
     folder = tmp_path_factory.mktemp("shown") / "vae"
-    seeded(VAE, preset("digits").vae, 0).save_pretrained(folder)
+    seeded(0, VAE, preset("digits").vae).save_pretrained(folder)
     return folder
 
 
