@@ -3,15 +3,9 @@
 What a command needs is imported inside it, so that every help text comes without loading torch.
 """
 
-import importlib.metadata
-import importlib.util
 import itertools
 import os
-import platform
-import shlex
-import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
@@ -23,16 +17,15 @@ from tqdm import tqdm
 
 from spherear import __version__
 from spherear.bench import MEASUREMENTS
-from spherear.console import INTERRUPTED, exit_status
+from spherear.console import INTERRUPTED, command_line, exit_status, require_installed
 from spherear.evaluation.views import VIEWS
+from spherear.live.commands import doctor, lab, notebooks, page
 from spherear.models.config import require
 from spherear.sampling.settings import SamplingSettings
 from spherear.sphere.families import FAMILIES
 from spherear.study.design import GRIDS
 from spherear.training.recipes import COURSES, PRECISIONS
 
-LIBRARIES = ("torch", "numpy", "einops", "jaxtyping", "safetensors", "huggingface_hub", "scikit-learn", "pillow")
-LAB = ("jupyterlab", "ipykernel", "ipywidgets", "anywidget", "matplotlib", "plotly")
 Settings = Annotated[SamplingSettings, tyro.conf.arg(name="")]
 GUIDED = SamplingSettings(guidance_scale=2.0)
 
@@ -59,7 +52,7 @@ def demo(
         ar_steps: Training steps of the AR model; the preset's by default.
         device: cpu, cuda, or auto: cuda where there is one.
     """
-    _need("matplotlib")
+    require_installed("matplotlib")
     from spherear.demo import sample_and_judge, save_results, train_digits
     from spherear.training.build import pick_device
     from spherear.training.progress import watch
@@ -78,7 +71,7 @@ def demo(
         return INTERRUPTED
     drawing = sample_and_judge(pipeline, guidance, seed)
     sheets = list(tqdm(drawing, "3/3 100 digits per guidance scale", len(guidance), unit="sheet"))
-    save_results(run, sheets, _command())
+    save_results(run, sheets, command_line())
     print(f"\n{'guidance':>8} {'recognised':>10} {'Frechet':>8} {'precision':>9} {'recall':>6} {'diversity':>9}")
     for sheet in sheets:
         j = sheet.judgement
@@ -91,46 +84,6 @@ def demo(
         f"{time.monotonic() - began:.0f} s"
     )
     return 0
-
-
-def lab(folder: tyro.conf.Positional[Path] = Path("spherear-notebooks"), port: int = 8888, browser: bool = True) -> int:
-    """Open the notebooks in JupyterLab, on this machine alone: live panels beside the text.
-
-    Notebooks are copied to the folder; what is there already is never overwritten. Ctrl-C ends it.
-
-    Args:
-        folder: Where your copies of the notebooks live.
-        port: Of the server; the next free one if it is taken.
-        browser: Open a browser. Without one, the address (with its token) is printed.
-    """
-    for library in ("jupyterlab", "ipywidgets", "anywidget", "plotly", "matplotlib"):
-        _need(library)
-    from spherear.live.server import copy_notebooks, lab_command, run_lab
-
-    copied = copy_notebooks(folder)
-    print(f"{folder}: {len(copied.new)} files copied, {len(copied.same)} there already")
-    for path in copied.edited:
-        print(f"{folder / path}: differs from the shipped one, and is left as it is")
-    return run_lab(lab_command(folder, copied.first, port=port, browser=browser))
-
-
-def page(port: int = 8866, host: str = "localhost", browser: bool = True) -> int:
-    """Show the guidance panel alone as a page without code, by Voila. Ctrl-C ends it.
-
-    Whoever opens the page has models and a process of their own on this machine; pictures they save go to the folder
-    where the command is given.
-
-    Args:
-        port: Of the server.
-        host: Who reaches it: localhost is this machine alone, 0.0.0.0 whoever knows the address and its token.
-        browser: Open a browser. Without one, the address (with its token) is printed.
-    """
-    for library in ("voila", "ipywidgets", "anywidget", "plotly", "matplotlib"):
-        _need(library, "page")
-    from spherear.live.server import page_command, run_lab
-
-    with tempfile.TemporaryDirectory() as folder:
-        return run_lab(page_command(Path(folder), port=port, host=host, browser=browser))
 
 
 def study(
@@ -151,7 +104,7 @@ def study(
         budget: Minutes to aim at: training and images are scaled down, equally in every cell. A study that has
             begun keeps the budget it began with.
     """
-    _need("matplotlib")
+    require_installed("matplotlib")
     import torch
 
     from spherear.figures.study import write_report
@@ -166,7 +119,7 @@ def study(
     plan = GRIDS[grid]
     if budget is not None and not (folder / GRID_FILE).exists():
         plan = within_budget(plan, budget, at_once, threads)
-    plan = open_study(plan, folder, _command())
+    plan = open_study(plan, folder, command_line())
     waiting, failed = len(waiting_cells(plan, folder)), 0
     with tqdm(total=len(plan.cells), initial=len(plan.cells) - waiting, desc=f"study {grid}", unit="cell") as bar:
         for ended in run_study(plan, folder, at_once, threads):
@@ -180,11 +133,6 @@ def study(
     for path in (folder / RESULTS_FILE, *(write_report(records, folder / "figures") if records else ())):
         print(path)
     return 1 if failed else 0
-
-
-def _command() -> str:
-    """The command line, as it can be typed again."""
-    return shlex.join(["spherear", *sys.argv[1:]])
 
 
 def sample(
@@ -310,72 +258,11 @@ def evaluate(
         return 0
     images = read_samples(finish_samples(out))
     scores = score_samples(images, pipeline, data, reference, seed)
-    write_json(out / "results.json", {"command": _command(), "samples": read_json(out / FACTS), "scores": scores})
+    write_json(out / "results.json", {"command": command_line(), "samples": read_json(out / FACTS), "scores": scores})
     for name, value in scores.items():
         print(f"{name:24} {value:10.4f}")
     print(out / "results.json")
     return 0
-
-
-def doctor() -> int:
-    """Print versions and devices, and say whether the lab (notebooks, widgets, figures) is ready."""
-    import torch
-
-    gib = shutil.disk_usage(".").free / 2**30
-    print(f"spherear {__version__}, Python {platform.python_version()}, {platform.platform()}")
-    print(f"CPU: {os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads; {gib:.0f} GiB free here")
-    for index in range(torch.cuda.device_count()):
-        properties = torch.cuda.get_device_properties(index)
-        print(f"CUDA {index}: {properties.name}, {properties.total_memory / 2**30:.0f} GiB")
-    if not torch.cuda.is_available():
-        print("CUDA: none, everything runs on the CPU")
-    missing = [name for group in (LIBRARIES, LAB) for name in _report(group)]
-    lab = [name for name in missing if name in LAB]
-    print("lab: ready" if not lab else f'lab: not ready, {", ".join(lab)} missing: pip install "spherear[lab]"')
-    return 0 if set(missing) <= set(LAB) else 1
-
-
-def _report(names: Sequence[str]) -> list[str]:
-    """Print the version of each library; return those that are missing."""
-    missing = []
-    for name in names:
-        try:
-            print(f"  {name} {importlib.metadata.version(name)}")
-        except importlib.metadata.PackageNotFoundError:
-            print(f"  {name} missing")
-            missing.append(name)
-    return missing
-
-
-def _need(library: str, extra: str = "lab") -> None:
-    """Refuse before any work is done where an extra is missing."""
-    if importlib.util.find_spec(library) is None:
-        raise ModuleNotFoundError(f'{library} is not installed; expected it: pip install "spherear[{extra}]"')
-
-
-def notebooks(folder: Path = Path("notebooks"), refresh: bool = False, only: str = "") -> int:
-    """Say what is wrong with the form of the notebooks, or run them and rewrite their outputs.
-
-    Args:
-        folder: Where they are.
-        refresh: Run each from top to bottom, in the environment of the tests, and rewrite it.
-        only: Part of a name: leave out the others.
-    """
-    _need("nbclient")
-    from spherear.live import notebooks as books
-
-    found = [path for path in books.find_notebooks(folder) if only in path.name]
-    require(len(found) > 0, f"only is {only!r}; expected part of the name of a notebook in {folder}")
-    wrong = 0
-    for path in tqdm(found, "notebooks", unit="notebook", disable=not refresh):
-        began = time.monotonic()
-        if refresh:
-            books.refresh(path)
-            tqdm.write(f"{path} took {time.monotonic() - began:.0f} s")
-        problems = books.problems(path)
-        wrong += len(problems)
-        tqdm.write("\n".join(f"{path} {problem}" for problem in problems or ["has no problems"]))
-    return 1 if wrong else 0
 
 
 def train_models() -> int:

@@ -1,13 +1,15 @@
-"""Helpers of every command: exit statuses, one-line error messages, and printing from the first process only."""
+"""Helpers of every command: exit statuses, one-line error messages, missing libraries, Markdown tables."""
 
+import importlib.util
 import os
+import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 INTERRUPTED = 130  # exit status after Ctrl-C
 
 
-def say(text: str) -> None:
+def print_rank_zero(text: str) -> None:
     """Print `text`, from the first process (rank 0) only."""
     if os.environ.get("RANK", "0") == "0":
         print(text)
@@ -23,3 +25,21 @@ def exit_status(work: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
+
+
+def command_line() -> str:
+    """The running `spherear` command, as it can be typed again."""
+    return shlex.join(["spherear", *sys.argv[1:]])
+
+
+def require_installed(library: str, extra: str = "lab", need: str = "expected it") -> None:
+    """ModuleNotFoundError that says what to install, if `library` is missing. need: why it is needed."""
+    if importlib.util.find_spec(library) is None:
+        raise ModuleNotFoundError(f'{library} is not installed; {need}: pip install "spherear[{extra}]"')
+
+
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]], padded: bool = False) -> str:
+    """A Markdown table. padded: with columns of equal width, to be read in a terminal."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    widths = [max(map(len, cells)) if padded else 0 for cells in zip(*lines, strict=True)]
+    return "\n".join(f"| {' | '.join(map(str.ljust, line, widths))} |" for line in lines)

@@ -16,24 +16,25 @@ from pathlib import Path
 
 import torch
 
-from spherear.console import INTERRUPTED, exit_status, say
+from spherear.console import INTERRUPTED, exit_status, print_rank_zero
 from spherear.models.ar import ARConfig, SphereAR
 from spherear.models.categorical import CategoricalHead
 from spherear.models.config import require
+from spherear.models.layers import seeded
 from spherear.models.presets import Preset, check_pair, preset, with_vae
 from spherear.models.vae import VAE, VAEConfig
 from spherear.sampling.pipeline import Pipeline
 from spherear.sampling.settings import SamplingSettings
 from spherear.sphere.bottlenecks import Latent
 from spherear.training.adversarial import Extras
-from spherear.training.build import autocast, pick_device, prepared, seeded
+from spherear.training.build import autocast, pick_device, prepared
 from spherear.training.data.cached import encode_all
 from spherear.training.data.catalog import load_data
 from spherear.training.data.dataset import ImageData
 from spherear.training.data.feed import check_broken
 from spherear.training.dry_run import ar_step, estimate, report, vae_step
 from spherear.training.facts import RUN_FILE
-from spherear.training.jobs import ALIASES, PLAIN, ARJob, Execution, VAEJob, parse_job
+from spherear.training.jobs import PLAIN, ARJob, Execution, VAEJob, parse_job, sizes_name
 from spherear.training.objectives import ARObjective, vae_losses
 from spherear.training.observers import COLUMNS, Observer, curves, every, pictures, reconstructions, samples
 from spherear.training.progress import watch
@@ -67,7 +68,7 @@ def train_vae(
         team.size == 1 or config.bottleneck != "vq",
         f"a codebook follows the features of one process; expected one, not {team.size}",
     )
-    model = seeded(VAE, config, recipe.seed).to(device).train()
+    model = seeded(recipe.seed, VAE, config).to(device).train()
     facts = {"kind": "vae", "data": data.spec, "model": config.to_dict()}
     extras = Extras(recipe, config.image_size, device)
     run = Run(model, recipe, facts, folder, team, execution, extras.trained())
@@ -105,9 +106,9 @@ def train_ar(
     _check_data(data, vae.config.image_size, recipe)
     vae = vae.to(device).eval()
     team = team_of(device, execution.sharded)
-    model = seeded(SphereAR, config, recipe.seed).to(device).train()
+    model = seeded(recipe.seed, SphereAR, config).to(device).train()
     if vae.codebook is not None and isinstance(model.head, CategoricalHead):
-        model.head.adopt(vae.codebook)
+        model.head.set_codebook(vae.codebook)
     facts = {"kind": "ar", "data": data.spec, "model": config.to_dict(), "vae": fingerprint(vae)}
     run = Run(model, recipe, facts, folder, team, execution)
     objective = prepared(ARObjective(model, recipe), model, team, execution)
@@ -181,7 +182,7 @@ def _encoded(
     if data.augmented:
         facts |= {name: str(getattr(recipe, name)) for name in ("seed", "crop", "flip")}
     copies, precision = recipe.cached_copies, recipe.precision
-    return encode_all(vae, data, copies, device, precision, execution.cache, facts, recipe.look_at)
+    return encode_all(vae, data, copies, device, precision, execution.cache, facts, recipe.augmentation_at)
 
 
 def _settle_scale(run: Run, data: ImageData, recipe: VAERecipe, device: torch.device | str) -> None:
@@ -208,45 +209,43 @@ def latent_deviation(vae: VAE, data: ImageData, seed: int, device: torch.device 
     return math.sqrt(squares / count - (total / count) ** 2)
 
 
+def _vae_inputs(job: VAEJob) -> tuple[VAEConfig, ImageData]:
+    config = preset(sizes_name(job.preset), job.bottleneck).vae
+    return config, load_data(job.data, config.image_size)
+
+
+def _ar_inputs(job: ARJob) -> tuple[ARConfig, VAE, ImageData]:
+    require(
+        (job.vae / "config.json").exists() or not (job.vae / RUN_FILE).exists(),
+        f"the VAE of {job.vae} is not trained to its end; expected a finished run: its command goes on",
+    )
+    vae = VAE.from_pretrained(job.vae)
+    return with_vae(preset(job.preset), vae.config).ar, vae, load_data(job.data, vae.config.image_size)
+
+
 def vae_states(job: VAEJob) -> Generator[TrainState, None, None]:
     """The training loop of a job."""
-    config = preset(ALIASES.get(job.preset, job.preset), job.bottleneck).vae
-    data = load_data(job.data, config.image_size)
-    return train_vae(config, data, job.recipe, job.run, pick_device(job.device), job.execution)
+    return train_vae(*_vae_inputs(job), job.recipe, job.run, pick_device(job.device), job.execution)
 
 
 def ar_states(job: ARJob) -> Generator[TrainState, None, None]:
     """The training loop of a job."""
-    vae = _trained_vae(job.vae)
-    config = with_vae(preset(job.preset), vae.config).ar
-    data = load_data(job.data, vae.config.image_size)
-    return train_ar(config, vae, data, job.recipe, job.run, pick_device(job.device), job.execution)
-
-
-def _trained_vae(folder: Path) -> VAE:
-    require(
-        (folder / "config.json").exists() or not (folder / RUN_FILE).exists(),
-        f"the VAE of {folder} is not trained to its end; expected a finished run: its command goes on",
-    )
-    return VAE.from_pretrained(folder)
+    return train_ar(*_ar_inputs(job), job.recipe, job.run, pick_device(job.device), job.execution)
 
 
 def dry_run(job: VAEJob | ARJob) -> str:
     """Estimated cost of a job, as lines of text; ValueError if its data, VAE or sizes do not fit."""
     device = pick_device(job.device)
     if isinstance(job, VAEJob):
-        config = preset(ALIASES.get(job.preset, job.preset), job.bottleneck).vae
-        data = load_data(job.data, config.image_size)
+        config, data = _vae_inputs(job)
         model, step = vae_step(config, job.recipe, job.execution, device)
     else:
-        vae_config = _trained_vae(job.vae).config
-        sizes = with_vae(preset(job.preset), vae_config).ar
-        data = load_data(job.data, vae_config.image_size)
+        sizes, _, data = _ar_inputs(job)
         _check_classes(data, sizes)
         model, step = ar_step(sizes, job.recipe, job.execution, device)
     _check_data(data, data.image_size, job.recipe)
     indices = torch.linspace(0, len(data) - 1, min(len(data), 64)).long()
-    data.batch(indices, job.recipe.look_at(0))
+    data.batch(indices, job.recipe.augmentation_at(0))
     check_broken(data, job.recipe.max_broken)
     devices = int(os.environ.get("WORLD_SIZE", "1"))
     cost = estimate(model, step, job.recipe, job.execution, devices)
@@ -262,14 +261,14 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def _run(job: VAEJob | ARJob) -> int:
     if job.dry_run:
-        say(dry_run(job))
+        print_rank_zero(dry_run(job))
         return 0
     vae = isinstance(job, VAEJob)
     states = vae_states(job) if isinstance(job, VAEJob) else ar_states(job)
     if not watch(states, f"{'VAE' if vae else 'AR model'} ({job.preset})", job.recipe.steps, _observers(job)):
-        say(f"stopped: {job.run} holds all it takes; the same command goes on")
+        print_rank_zero(f"stopped: {job.run} holds all it takes; the same command goes on")
         return INTERRUPTED
-    say(f"finished: {job.run}")
+    print_rank_zero(f"finished: {job.run}")
     return 0
 
 
@@ -279,7 +278,7 @@ def _observers(job: VAEJob | ARJob) -> list[Observer]:
     if job.execution.tensorboard:
         observers.append(every(job.recipe.log_every, curves(job.run)))
     if job.execution.preview_every:
-        sizes = preset(ALIASES.get(job.preset, job.preset))
+        sizes = preset(sizes_name(job.preset))
         if isinstance(job, VAEJob):
             data = load_data(job.data, sizes.vae.image_size)
             draw = reconstructions(data.batch(torch.linspace(0, len(data) - 1, COLUMNS).long())[0])

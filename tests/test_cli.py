@@ -69,7 +69,7 @@ def test_demo_again_trains_nothing_and_draws_the_same(run):
 def test_demo_refuses_another_run(run):
     done = command("demo", "--run", str(run[0]), "--bottleneck", "gaussian", *SHORT)
     assert done.returncode == 2
-    assert "model.bottleneck is 'power_spherical', asked for 'gaussian'" in done.stderr
+    assert "model.bottleneck: expected 'power_spherical', got 'gaussian'" in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -190,7 +190,7 @@ def test_doctor(capsys):
 
 
 def test_doctor_names_what_the_lab_misses(monkeypatch, capsys):
-    monkeypatch.setattr(cli, "LAB", ("matplotlib", "no-such-library"))
+    monkeypatch.setattr("spherear.live.commands.LAB", ("matplotlib", "no-such-library"))
     assert cli.main(["doctor"]) == 0
     assert 'lab: not ready, no-such-library missing: pip install "spherear[lab]"' in capsys.readouterr().out
 

@@ -28,6 +28,9 @@ FLOOR = {wing: height for height, wings in enumerate(FLOORS) for wing in wings}
 SIDEWAYS = {("evaluation.classifier", "training")}
 
 
+NO_CODE = re.compile(r"#|//|import |from \S+ import ")
+
+
 def wing(module: str) -> str:
     return module.split(".")[1] if "." in module else ""
 
@@ -67,6 +70,28 @@ def test_no_wing_is_a_labyrinth():
     assert max(lines.values()) <= 0.2 * lines.total(), lines
     folders = Counter(path.parent for path in (*MODULES, *(ROOT / "tests").rglob("*.py")))
     assert max(folders.values()) <= 14, folders.most_common(3)
+
+
+def repeats(root: Path, lines: int = 6) -> list[tuple[str, str]]:
+    """Wings that share a run of equal lines of code, and its first line."""
+    found: dict[tuple[str, ...], str] = {}
+    shared = []
+    for path in sorted(p for p in root.rglob("*") if p.suffix in (".py", ".js")):
+        own = path.relative_to(root).parts[0]
+        code = [line for line in map(str.strip, path.read_text().splitlines()) if line and not NO_CODE.match(line)]
+        for run in zip(*(code[start:] for start in range(lines)), strict=False):
+            if found.setdefault(run, own) != own:
+                shared.append((f"{found[run]} and {own}", run[0]))
+    return shared
+
+
+def test_no_code_stands_in_two_wings(tmp_path):
+    assert repeats(PACKAGE) == []
+    code = "import os\n\ndef f(x):\n" + "".join(f"    x += {n}\n" for n in range(5))
+    for number, wing_name in enumerate(("one", "two")):
+        (tmp_path / wing_name).mkdir()
+        (tmp_path / wing_name / "part.py").write_text(code.replace("x += 2", f"# {number}\n\n    x += 2"))
+    assert repeats(tmp_path) == [("one and two", "def f(x):")]
 
 
 def loaded_by(statement: str) -> set[str]:

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from spherear.models.ar import ARConfig, SphereAR
 from spherear.models.checkpoints import to_published
 from spherear.models.config import require
-from spherear.models.head import FREQUENCIES
-from spherear.models.layers import SPAN
+from spherear.models.layers import SPAN, hidden_width
 from spherear.models.presets import preset
 from spherear.models.vae import VAE
 from spherear.sampling.settings import SamplingSettings
@@ -59,8 +58,7 @@ def transformer_flops(config: ARConfig, cached: bool = True) -> int:
     """
     c = config
     lengths = range(c.class_tokens, c.class_tokens + c.tokens)  # of the sequence when a token is predicted
-    hidden = _hidden(c.width)
-    per_position = c.layers * (2 * c.width * 4 * c.width + 2 * c.width * 3 * hidden)
+    per_position = c.layers * (2 * c.width * 4 * c.width + 2 * c.width * 3 * hidden_width(c.width))
     if cached:
         capacity = lengths[-1]
         reads = [min(capacity, SPAN * -(-n // SPAN)) for n in lengths]
@@ -78,11 +76,6 @@ def head_flops(config: ARConfig) -> int:
     blocks = c.head_depth * 2 * (c.head_width * 2 * int(1.5 * c.head_width) + int(1.5 * c.head_width) * c.head_width)
     modulation = 2 * c.head_width * (3 * c.head_groups + 2) * c.head_width
     return blocks + modulation + 2 * 2 * c.latent_dim * c.head_width
-
-
-def embedding_flops(config: ARConfig, times: int) -> int:
-    """Operations to embed `times` solver times, once per decode."""
-    return times * 2 * (FREQUENCIES + config.head_width) * config.head_width
 
 
 def cost(name: str, settings: SamplingSettings | None = None, bytes_each: int = 2) -> Cost:
@@ -117,8 +110,3 @@ def made_up_checkpoint(name: str = "digits", seed: int = 0) -> Mapping[str, Tens
         {k: 0.02 * torch.randn(v.shape, generator=generator) for k, v in to_published(part).items()} for part in parts
     )
     return {**{f"vae.{k}": v for k, v in vae.items()}, **ar}
-
-
-def _hidden(width: int) -> int:
-    """Width of the feed-forward layer: 8/3 of the model width, rounded up to a multiple of 256."""
-    return -(-int(8 * width / 3) // 256) * 256

@@ -65,18 +65,12 @@ def direction_laws(
     """
     polar = (torch.arange(resolution, dtype=torch.float64) + 0.5) * math.pi / resolution
     azimuth = (torch.arange(2 * resolution, dtype=torch.float64) + 0.5) * math.pi / resolution
-    theta, phi = torch.meshgrid(polar, azimuth, indexing="ij")
-    points = torch.stack((theta.sin() * phi.cos(), theta.sin() * phi.sin(), theta.cos()), dim=-1)
-    axis = torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64)
+    points = _unit_vectors(polar, azimuth)
+    axis = torch.tensor(AXIS, dtype=torch.float64)
     law = PowerSpherical(axis, torch.tensor(kappa, dtype=torch.float64))
     gaussian = [torch.tensor(x, dtype=torch.float64) for x in (mean, sigma)]
     projected = projected_gaussian_log_density(points, *gaussian)
     return DirectionLaws(polar, azimuth, points, law.log_prob(points).exp(), projected.exp(), kappa, mean, sigma)
-
-
-def uniform_density() -> float:
-    """1/|S^2|, the density of the uniform distribution."""
-    return math.exp(-log_sphere_area(3))
 
 
 def cosine_density(law: AxialLaw, t: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
@@ -192,10 +186,14 @@ def sphere_mesh(rings: int = 24) -> tuple[Float[Tensor, "vertices 3"], Tensor]:
     """Triangle mesh of the unit sphere: (rings + 1) x (2 rings + 1) vertices, and the vertex indices per triangle."""
     polar = torch.linspace(0, math.pi, rings + 1, dtype=torch.float64)
     azimuth = torch.linspace(0, 2 * math.pi, 2 * rings + 1, dtype=torch.float64)
-    theta, phi = torch.meshgrid(polar, azimuth, indexing="ij")
-    points = torch.stack((theta.sin() * phi.cos(), theta.sin() * phi.sin(), theta.cos()), dim=-1).reshape(-1, 3)
     columns = 2 * rings + 1
     corner = (torch.arange(rings)[:, None] * columns + torch.arange(2 * rings)).reshape(-1)
     first = torch.stack((corner, corner + columns, corner + 1), dim=-1)
     second = torch.stack((corner + 1, corner + columns, corner + columns + 1), dim=-1)
-    return points, torch.cat((first, second))
+    return _unit_vectors(polar, azimuth).reshape(-1, 3), torch.cat((first, second))
+
+
+def _unit_vectors(polar: Float[Tensor, " p"], azimuth: Float[Tensor, " a"]) -> Float[Tensor, "p a 3"]:
+    """Unit vectors by polar angle (from the axis e3) and azimuth."""
+    theta, phi = torch.meshgrid(polar, azimuth, indexing="ij")
+    return torch.stack((theta.sin() * phi.cos(), theta.sin() * phi.sin(), theta.cos()), dim=-1)

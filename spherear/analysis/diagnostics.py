@@ -1,4 +1,4 @@
-"""Diagnostics of latents and decoded tokens: lengths, variances, radial errors, rank and diversity.
+"""Diagnostics of latents and decoded tokens: lengths, variances, radial errors and rank.
 
 Shapes: tokens are (batch, tokens, dim); profiles by position are (tokens,). Numbers are float64.
 """
@@ -10,7 +10,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from spherear.evaluation.metrics import class_distances
 from spherear.models.ar import SphereAR
 from spherear.models.config import require
 from spherear.models.head import VelocityHead
@@ -64,17 +63,6 @@ class RadialShare:
 
 
 @dataclass(frozen=True)
-class NormChange:
-    """Relative change of the length of raw tokens under guidance: |guided| / |unguided| - 1, by position.
-
-    mean, std: over pairs of images from the same noise.
-    """
-
-    mean: Float[Tensor, " tokens"]
-    std: Float[Tensor, " tokens"]
-
-
-@dataclass(frozen=True)
 class EffectiveRank:
     """exp of the entropy of the covariance's normalised eigenvalues: from 1 to dim (Roy & Vetterli 2007).
 
@@ -105,18 +93,6 @@ class SpreadHistogram:
     counts: Int[Tensor, " bins"]
     mean: float
     quantiles: Float[Tensor, " 3"]
-
-
-@dataclass(frozen=True)
-class ClassDiversity:
-    """Mean pairwise distance within a class, generated / real; 0 if all images of a class are the same.
-
-    labels: the classes.  ratio: per class.  mean: over classes.
-    """
-
-    labels: Int[Tensor, " classes"]
-    ratio: Float[Tensor, " classes"]
-    mean: float
 
 
 def norm_profile(tokens: Float[Tensor, "batch tokens dim"]) -> NormProfile:
@@ -177,19 +153,6 @@ def radial_share(error: Float[Tensor, "batch tokens dim"], at: Float[Tensor, "ba
     return RadialShare(radial_square / total_square, share, 1 / error.shape[-1])
 
 
-def guidance_norm_change(
-    guided: Float[Tensor, "batch tokens dim"], unguided: Float[Tensor, "batch tokens dim"]
-) -> NormChange:
-    """|guided| / |unguided| - 1 for raw tokens of the same labels and seeds. Different shapes: ValueError."""
-    require(
-        guided.shape == unguided.shape,
-        f"guided tokens have shape {tuple(guided.shape)}; expected {tuple(unguided.shape)}, as the unguided",
-    )
-    lengths = [torch.linalg.vector_norm(_checked("tokens", z), dim=-1) for z in (guided, unguided)]
-    change = lengths[0] / lengths[1] - 1  # (batch, tokens)
-    return NormChange(change.mean(dim=0), change.std(dim=0))
-
-
 def effective_rank(tokens: Float[Tensor, "batch tokens dim"]) -> EffectiveRank:
     """exp(-sum p log p), p the normalised eigenvalues of the covariance of tokens about the mean of their position."""
     centred = _checked("tokens", tokens)
@@ -217,20 +180,6 @@ def spread_histogram(spread: Float[Tensor, "*shape"], bins: int = 40) -> SpreadH
     counts, edges = torch.histogram(values, bins)
     quantiles = torch.quantile(values, torch.tensor([0.05, 0.5, 0.95], dtype=torch.float64))
     return SpreadHistogram(edges, counts.long(), float(values.mean()), quantiles)
-
-
-def class_diversity(
-    generated: Float[Tensor, "n f"],
-    labels: Int[Tensor, " n"],
-    real: Float[Tensor, "m f"],
-    real_labels: Int[Tensor, " m"],
-) -> ClassDiversity:
-    """Mean distance between two images of a class, generated / real, for classes with two images in both sets."""
-    distances, references = class_distances(generated, labels), class_distances(real, real_labels)
-    shared = sorted(distances.keys() & references.keys())
-    require(len(shared) > 0, f"classes are {sorted(distances)} and {sorted(references)}; expected some in common")
-    ratio = torch.tensor([distances[label] / references[label] for label in shared], dtype=torch.float64)
-    return ClassDiversity(torch.tensor(shared), ratio, float(ratio.mean()))
 
 
 def _checked(name: str, z: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:

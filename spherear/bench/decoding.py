@@ -17,14 +17,14 @@ from spherear.bench.machine import memory_bytes
 from spherear.bench.timing import Timing, measure
 from spherear.models.ar import ARConfig, SphereAR
 from spherear.models.config import require
+from spherear.models.layers import seeded
 from spherear.models.presets import preset
-from spherear.sampling.decode import decode
-from spherear.sampling.engines import engine_named
-from spherear.sampling.noise import seeded_noise
+from spherear.sampling.decode import EAGER, Step, decode
+from spherear.sampling.engines import Engine, engine_named
+from spherear.sampling.noise import Noise, seeded_noise
 from spherear.sampling.packed import can_pack_bfloat16
 from spherear.sampling.settings import SamplingSettings
 from spherear.sphere.geometry import project
-from spherear.train import seeded
 
 REFERENCE_FILE = Path(__file__).parents[2] / "tests" / "reference_decoder.py"
 PATHS = {
@@ -55,11 +55,6 @@ class DecodeRow:
     speedup: float
     of_floor: float
 
-    @property
-    def token_ms(self) -> float:
-        """Milliseconds per token, for all images together."""
-        return 1000 * self.timing.median / self.tokens
-
 
 def reference_module() -> ModuleType | None:
     """The plain reference decoder from the tests; None if the tests are not there."""
@@ -75,7 +70,7 @@ def reference_module() -> ModuleType | None:
 
 def random_model(config: ARConfig, dtype: torch.dtype, device: torch.device) -> SphereAR:
     """A model with seeded random weights everywhere, so that no layer outputs zeros."""
-    ar = seeded(SphereAR, config, 0)
+    ar = seeded(0, SphereAR, config)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for weight in ar.head.parameters():
@@ -91,23 +86,31 @@ def fits(config: ARConfig, rows: int, dtype: torch.dtype, device: torch.device) 
     return (2 * weights + cache) * dtype.itemsize < 0.8 * memory_bytes(device)
 
 
+def decode_random(ar: SphereAR, batch: int, settings: SamplingSettings, engine: Engine = EAGER) -> Iterator[Step]:
+    """A decode of all classes in turn from seeded noise, with tokens of length √dim."""
+    labels, noise, radius = _inputs(ar, batch)
+    return decode(ar, labels, settings, noise, lambda z: project(z, radius), engine=engine)
+
+
+def _inputs(ar: SphereAR, batch: int) -> tuple[Tensor, Noise, float]:
+    """Labels, noise on the model's device, and the length of tokens."""
+    device, noise = ar.proj_in.weight.device, seeded_noise(range(batch))
+    labels = torch.arange(batch, device=device) % ar.config.num_classes
+    return labels, lambda index, shape: noise(index, shape).to(device), math.sqrt(ar.config.latent_dim)
+
+
 Run = Callable[[int], list[Tensor]]
 
 
 def runs(ar: SphereAR, batch: int, settings: SamplingSettings, compiled: bool) -> Iterator[tuple[str, Run]]:
     """Every path of the model's device, as a function that draws the first n tokens of a batch."""
-    device = ar.proj_in.weight.device
-    labels = torch.arange(batch, device=device) % ar.config.num_classes
-    noise = seeded_noise(range(batch))
-    radius = math.sqrt(ar.config.latent_dim)
-    reference = reference_module()
+    device, reference = ar.proj_in.weight.device, reference_module()
 
     def engine_run(name: str) -> Run:
         engine = engine_named(name)
 
         def run(tokens: int) -> list[Tensor]:
-            steps = decode(ar, labels, settings, noise, lambda z: project(z, radius), engine=engine)
-            return [step.token for step in islice(steps, tokens)]
+            return [step.token for step in islice(decode_random(ar, batch, settings, engine), tokens)]
 
         return run
 
@@ -116,7 +119,8 @@ def runs(ar: SphereAR, batch: int, settings: SamplingSettings, compiled: bool) -
 
         @torch.no_grad()
         def run(tokens: int) -> list[Tensor]:
-            steps = reference.reference_steps(ar, labels, settings, _noise_on(noise, device), radius, **options)
+            labels, noise, radius = _inputs(ar, batch)
+            steps = reference.reference_steps(ar, labels, settings, noise, radius, **options)
             return list(islice(steps, tokens))
 
         return run
@@ -128,10 +132,6 @@ def runs(ar: SphereAR, batch: int, settings: SamplingSettings, compiled: bool) -
             yield path, engine_run(path)
         elif reference is not None:
             yield path, reference_run(**({"transform": torch.compile} if "compiled" in path else {}))
-
-
-def _noise_on(noise: Callable, device: torch.device) -> Callable:
-    return lambda index, shape: noise(index, shape).to(device)
 
 
 def bench_decode(

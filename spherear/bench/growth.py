@@ -1,22 +1,17 @@
 """How decoding scales: time over tokens, memory over solver steps, and the size of the KV cache."""
 
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
-from multiprocessing import get_context
 
 import torch
 
-from spherear.bench.decoding import random_model
-from spherear.bench.timing import peak_memory, reset_peak, synchronise
-from spherear.models.ar import SphereAR
+from spherear.bench.decoding import decode_random, random_model
+from spherear.bench.timing import synchronise
 from spherear.models.presets import preset
-from spherear.sampling.decode import Step, decode
-from spherear.sampling.noise import seeded_noise
 from spherear.sampling.settings import SamplingSettings
-from spherear.sphere.geometry import project
+from spherear.training.dry_run import peak_bytes
 
 
 @dataclass(frozen=True)
@@ -49,15 +44,9 @@ class Memory:
 def bench_growth(name: str, batch: int, dtype: torch.dtype, device: torch.device, settings: SamplingSettings) -> Growth:
     """One decode of all tokens, timed token by token, after a warm-up of one token."""
     ar = random_model(preset(name).ar, dtype, device)
-    labels = torch.arange(batch) % ar.config.num_classes
-    radius = ar.config.latent_dim**0.5
-
-    def steps() -> Iterator[Step]:
-        return decode(ar, labels, settings, seeded_noise(range(batch)), lambda z: project(z, radius))
-
-    next(steps())
+    next(decode_random(ar, batch, settings))
     start, upto = time.perf_counter(), []
-    for _ in steps():
+    for _ in decode_random(ar, batch, settings):
         synchronise(device)
         upto.append(time.perf_counter() - start)
     slope, r2 = straight_line(upto)
@@ -70,30 +59,17 @@ def bench_growth(name: str, batch: int, dtype: torch.dtype, device: torch.device
 def bench_memory(
     name: str, batch: int, dtype: torch.dtype, device: torch.device, counts: Sequence[int], tokens: int = 2
 ) -> Memory:
-    """Peak memory of the first tokens of a guided decode, by solver steps; and the size of the KV cache.
+    """Peak memory of the first tokens of a guided decode, by solver steps; and the size of the KV cache."""
+    ar = random_model(preset(name).ar, dtype, device)
 
-    Each is measured in its own process, because an allocator that has freed memory hides the next peak.
-    """
-    peaks = {}
-    for count in counts:
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-            peaks[count] = pool.submit(decode_peak, name, batch, dtype, device, count, tokens).result() / 2**20
-    with torch.device("meta"):
-        nbytes = SphereAR(preset(name).ar).to(dtype).kv_cache(2 * batch).nbytes
+    def peak(steps: int) -> int:
+        settings = SamplingSettings(guidance_scale=2.0, steps=steps)
+        return peak_bytes(lambda: list(islice(decode_random(ar, batch, settings), tokens)), device)
+
+    peaks = {steps: peak(steps) / 2**20 for steps in counts}
+    nbytes = ar.to("meta").kv_cache(2 * batch).nbytes
     float32_bytes = nbytes * torch.float32.itemsize // dtype.itemsize
     return Memory(name, batch, peaks, nbytes / 2**20, float32_bytes / 2**20)
-
-
-def decode_peak(name: str, batch: int, dtype: torch.dtype, device: torch.device, steps: int, tokens: int) -> float:
-    """Peak bytes of a decode's first tokens, beyond those of the model."""
-    ar = random_model(preset(name).ar, dtype, device)
-    labels = torch.arange(batch) % ar.config.num_classes
-    radius = ar.config.latent_dim**0.5
-    settings = SamplingSettings(guidance_scale=2.0, steps=steps)
-    held = reset_peak(device)
-    for _ in islice(decode(ar, labels, settings, seeded_noise(range(batch)), lambda z: project(z, radius)), tokens):
-        pass
-    return peak_memory(device) - held
 
 
 def straight_line(upto: Sequence[float]) -> tuple[float, float]:

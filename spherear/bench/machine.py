@@ -1,6 +1,5 @@
 """The machine that runs a benchmark: its processor, memory and load, if the system reports them."""
 
-import contextlib
 import os
 import platform
 from pathlib import Path
@@ -24,15 +23,6 @@ def memory_bytes(device: torch.device) -> float | int:
     if not hasattr(os, "sysconf"):
         return float("inf")
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def process_bytes(field: str) -> float:
-    """VmRSS (current) or VmHWM (peak) of this process in bytes on Linux; NaN elsewhere."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith(field + ":"):
-                return 1024.0 * int(line.split()[1])
-    return float("nan")
 
 
 def machine(device: torch.device) -> dict[str, Any]:

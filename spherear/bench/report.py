@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,14 +14,14 @@ from spherear.bench.latency import LatencyRow
 from spherear.bench.machine import machine
 from spherear.bench.steps import StepTime
 from spherear.bench.timing import Timing
+from spherear.console import command_line, markdown_table
 from spherear.models.files import write_json
 
 
 def write(path: Path, kind: str, rows: Sequence[Any], device: torch.device) -> None:
     """Write rows as JSON, with the command and the machine."""
-    command = " ".join(["spherear", *sys.argv[1:]])
     values = [dataclasses.asdict(row) for row in rows]
-    write_json(path, {"bench": kind, "command": command, "machine": machine(device), "rows": values})
+    write_json(path, {"bench": kind, "command": command_line(), "machine": machine(device), "rows": values})
 
 
 def ms(timing: Timing, per: int = 1) -> str:
@@ -36,66 +35,49 @@ def mib(timing: Timing) -> str:
     return "-" if math.isnan(timing.peak_mib) else f"{timing.peak_mib:.0f}"
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table with padded columns."""
-    cells = [list(head), *map(list, rows)]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
-    lines = ["| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |" for row in cells]
-    return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])
-
-
 def decode_table(rows: Sequence[DecodeRow]) -> str:
     """One line per path."""
-    head = (
-        "preset",
-        "batch",
-        "dtype",
-        "path",
-        "ms a token",
-        "first, ms",
-        "x reference",
-        "% of floor",
-        "peak MiB",
-        "warm-up s",
-    )
-    return table(head, [
+    head = ("preset", "batch", "dtype", "path", "ms per token", "first, ms", "x reference", "% of floor", "peak MiB",
+            "warm-up s")  # fmt: skip
+    return markdown_table(head, [
         (r.preset, str(r.batch), r.dtype, r.path, ms(r.timing, r.tokens), ms(r.first), f"{r.speedup:.2f}",
          f"{100 * r.of_floor:.0f}", mib(r.timing), f"{r.timing.warm_up:.2f}")
         for r in rows
-    ])  # fmt: skip
+    ], padded=True)  # fmt: skip
 
 
 def latency_table(rows: Sequence[LatencyRow]) -> str:
     """One line per named settings."""
     head = ("settings", "evaluations", "images", "first image, ms", "grid, ms", "grid streamed, ms")
-    return table(head, [
+    return markdown_table(head, [
         (r.settings, str(r.evaluations), str(r.images), ms(r.first), ms(r.grid), ms(r.stream)) for r in rows
-    ])  # fmt: skip
+    ], padded=True)  # fmt: skip
 
 
 def growth_table(rows: Sequence[Growth]) -> str:
     """One line per decode."""
-    head = ("preset", "batch", "tokens", "seconds", "ms a token", "r2 of a line", "first eighth, ms", "last eighth, ms")
-    return table(head, [
+    head = ("preset", "batch", "tokens", "seconds", "ms per token", "r2 of a line", "first eighth, ms",
+            "last eighth, ms")  # fmt: skip
+    return markdown_table(head, [
         (r.preset, str(r.batch), str(len(r.upto)), f"{r.upto[-1]:.3g}", f"{1000 * r.slope:.3g}", f"{r.r2:.5f}",
          f"{1000 * r.early:.3g}", f"{1000 * r.late:.3g}")
         for r in rows
-    ])  # fmt: skip
+    ], padded=True)  # fmt: skip
 
 
 def memory_table(rows: Sequence[Memory]) -> str:
     """One line per number of steps."""
     head = ("preset", "batch", "solver steps", "peak MiB", "cache MiB", "cache MiB in float32")
-    return table(head, [
+    return markdown_table(head, [
         (r.preset, str(r.batch), str(steps), f"{peak:.0f}", f"{r.cache_mib:.0f}", f"{r.float32_mib:.0f}")
         for r in rows
         for steps, peak in r.peak_mib.items()
-    ])  # fmt: skip
+    ], padded=True)  # fmt: skip
 
 
 def step_table(rows: Sequence[StepTime]) -> str:
     """One line per variant."""
-    head = ("preset", "batch", "training step", "ms a step", "x encoding at every step", "first step, s")
-    return table(head, [
+    head = ("preset", "batch", "training step", "ms per step", "x encoding at every step", "first step, s")
+    return markdown_table(head, [
         (r.preset, str(r.batch), r.variant, ms(r.timing), f"{r.speedup:.2f}", f"{r.timing.warm_up:.1f}") for r in rows
-    ])  # fmt: skip
+    ], padded=True)  # fmt: skip

@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 import torch
 
 from spherear.bench.timing import Timing, seconds, summary
+from spherear.models.layers import seeded
 from spherear.models.presets import preset
 from spherear.models.vae import VAE
-from spherear.train import seeded, train_ar
+from spherear.train import train_ar
 from spherear.training.data.catalog import load_data
 from spherear.training.jobs import Execution
 from spherear.training.recipes import course
@@ -54,7 +55,7 @@ def step_times(
     the machine affects all equally. batch_size: the recipe's by default."""
     sizes, plan, torch_device = preset(name), course(name), torch.device(device)
     batch = batch_size or plan.ar.batch_size
-    vae = seeded(VAE, sizes.vae, 0)
+    vae = seeded(0, VAE, sizes.vae)
     data = load_data(plan.data, sizes.vae.image_size)
     runs: dict[str, Generator[TrainState, None, None]] = {}
     for variant, (cached, compiled, precision) in variants.items():

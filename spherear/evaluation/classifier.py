@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from spherear.evaluation.views import VIEWS, View
 from spherear.models.config import one_of, require
 from spherear.models.files import write_text
+from spherear.models.layers import seeded
 from spherear.models.pretrained import load_weights
 from spherear.models.tensor_files import read_tensors, write_tensors
 
@@ -90,9 +91,7 @@ def train_classifier(
     versions: the same images, (n, 3, s, s), at one or more sizes s; each batch takes one of them at random.
     """
     generator = torch.Generator().manual_seed(seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = Classifier(view)
+    model = seeded(seed, Classifier, view)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
     losses = []

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from spherear.console import require_installed
 from spherear.evaluation.classifier import Classifier
 from spherear.evaluation.metrics import frechet_distance, inception_score, kernel_distance, precision_recall
 from spherear.models.vae import VAE
@@ -64,12 +65,9 @@ def inception_scores(images: np.ndarray, reference: str) -> dict[str, float]:
 
     Without it: ModuleNotFoundError that says what to install.
     """
-    try:
-        import torch_fidelity
-    except ImportError as error:
-        raise ModuleNotFoundError(
-            'torch-fidelity is not installed; FID needs it: pip install "spherear[eval]"'
-        ) from error
+    require_installed("torch_fidelity", "eval", "FID needs it")
+    import torch_fidelity
+
     metrics: dict[str, Any] = torch_fidelity.calculate_metrics(
         input1=_Bytes(images), input2=reference, fid=True, isc=True, prc=True, verbose=False,
         cuda=torch.cuda.is_available(),

@@ -12,7 +12,7 @@ from torch import Tensor
 from spherear.analysis.diagnostics import EffectiveRank, ProjectionJacobian, RadialShare, SpreadHistogram
 from spherear.analysis.latents import CollapseRow
 from spherear.analysis.perturbation import ErrorGrowth
-from spherear.figures.style import FONT, GREY, KINDS, name_axes, new_figure
+from spherear.figures.style import FONT, GREY, KINDS, name_axes, new_figure, plot_family
 from spherear.models.config import require
 from spherear.sampling.pixels import tile
 from spherear.sphere.families import FAMILIES, family_label
@@ -152,11 +152,7 @@ def rank_figure(ranks: Mapping[str, EffectiveRank]) -> Figure:
     figure = new_figure(7, 4.4)
     axis = figure.subplots()
     for family, rank in ranks.items():
-        look = FAMILIES[family]
-        axis.plot(
-            range(1, len(rank.spectrum) + 1), rank.spectrum.numpy(), color=look.color, marker=look.marker,
-            label=f"{family_label(family)}: {rank.rank:.1f}",
-        )  # fmt: skip
+        plot_family(axis, family, rank.spectrum.tolist(), label=f"{family_label(family)}: {rank.rank:.1f}")
     axis.set_ylim(bottom=0)
     name_axes(axis, "eigenvalue", "share of the variance", "effective rank of the tokens")
     axis.legend(fontsize=FONT - 1)
@@ -168,15 +164,7 @@ def radial_share_figure(shares: Mapping[str, RadialShare]) -> Figure:
     figure = new_figure(7, 4.4)
     axis = figure.subplots()
     for family, share in shares.items():
-        look = FAMILIES[family]
-        positions = range(1, len(share.per_token) + 1)
-        axis.plot(
-            positions,
-            share.per_token.numpy(),
-            color=look.color,
-            marker=look.marker,
-            label=f"{family_label(family)}: {share.mean:.2f}",
-        )
+        plot_family(axis, family, share.per_token.tolist(), label=f"{family_label(family)}: {share.mean:.2f}")
         axis.axhline(share.isotropic, color=GREY, linestyle="--")
     axis.set_ylim(bottom=0)
     name_axes(axis, "token", "|radial|² / |error|²", "errors of a one-step estimate")

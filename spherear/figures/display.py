@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
+from spherear.console import markdown_table
 from spherear.models.config import require
 from spherear.sampling.pixels import tile
 
@@ -78,9 +79,8 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> NotebookO
     for row in rows:
         require(len(row) == len(columns), f"a row has {len(row)} cells; expected {len(columns)}, one per column")
     cells = [[_cell(value) for value in row] for row in rows]
-    lines = [columns, ["---"] * len(columns), *cells]
     plain = "\n".join("  ".join(row) for row in ([*columns], *cells))
-    return NotebookOutput(plain, {MARKDOWN: "\n".join(f"| {' | '.join(line)} |" for line in lines)})
+    return NotebookOutput(plain, {MARKDOWN: markdown_table(columns, cells)})
 
 
 def markdown(text: str) -> NotebookOutput:

@@ -12,7 +12,7 @@ from spherear.analysis.cost import Cost
 from spherear.analysis.diagnostics import NormProfile
 from spherear.analysis.latents import TokenVariances
 from spherear.analysis.trajectories import Trajectories
-from spherear.figures.style import FONT, GREY, THREE, name_axes, new_figure
+from spherear.figures.style import FONT, GREY, THREE, name_axes, new_figure, plot_family
 from spherear.models.config import require
 from spherear.sphere.families import FAMILIES, family_label
 from spherear.study.claims import by_seed, default_sampling
@@ -65,11 +65,10 @@ def lengths_figure(profiles: Mapping[str, NormProfile]) -> Figure:
     figure = new_figure(7, 4.2)
     axis = figure.subplots()
     for family, profile in profiles.items():
-        look, mean, std = FAMILIES[family], profile.mean, profile.std
-        positions = range(1, len(mean) + 1)
-        axis.plot(positions, mean.numpy(), color=look.color, marker=look.marker, label=family_label(family))
+        mean, std = profile.mean, profile.std
+        plot_family(axis, family, mean.tolist())
         low, high = (mean - std).numpy(), (mean + std).numpy()
-        axis.fill_between(positions, low, high, color=look.color, alpha=0.2, linewidth=0)
+        axis.fill_between(range(1, len(mean) + 1), low, high, color=FAMILIES[family].color, alpha=0.2, linewidth=0)
     axis.set_ylim(bottom=0)
     name_axes(axis, "token", "length", "length of real tokens")
     axis.legend(fontsize=FONT - 1)
@@ -81,15 +80,8 @@ def variances_figure(variances: Mapping[str, TokenVariances]) -> Figure:
     figure = new_figure(12, 4.2)
     left, right = figure.subplots(1, 2, sharey=True)
     for family, v in variances.items():
-        look = FAMILIES[family]
-        for axis, values in ((left, v.per_dim), (right, v.per_token)):
-            axis.plot(
-                range(1, len(values) + 1),
-                values.numpy(),
-                color=look.color,
-                marker=look.marker,
-                label=family_label(family),
-            )
+        plot_family(left, family, v.per_dim.tolist())
+        plot_family(right, family, v.per_token.tolist())
     left.set_ylim(bottom=0)
     name_axes(left, "dimension", "variance over images", "by dimension")
     name_axes(right, "token", "variance over images", "by token")
@@ -102,20 +94,14 @@ def kl_figure(records: Sequence[Record], families: Sequence[str]) -> Figure:
     figure = new_figure(7, 4.4)
     axis = figure.subplots()
     for family in families:
-        look, points = FAMILIES[family], []
+        points = []
         for variant in sorted({r.variant for r in select(records, family=family)}):
             kl, l1 = (
                 list(by_seed(default_sampling(records, variant=variant, metric=m)).values())
                 for m in ("kl", "reconstruction_l1")
             )
             points.append((sum(kl) / len(kl), sum(l1) / len(l1), variant))
-        axis.plot(
-            [p[0] for p in points],
-            [p[1] for p in points],
-            color=look.color,
-            marker=look.marker,
-            label=family_label(family),
-        )
+        plot_family(axis, family, [p[1] for p in points], [p[0] for p in points])
         for kl_mean, l1_mean, variant in points:
             axis.annotate(variant, (kl_mean, l1_mean), xytext=(6, 4), textcoords="offset points", fontsize=FONT - 2)
     name_axes(axis, "KL per token (nats)", "mean absolute error per pixel", "held-out digits, mean over seeds")

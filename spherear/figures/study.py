@@ -11,7 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from spherear.bench.growth import Growth
-from spherear.figures.style import FONT, GREY, name_axes, new_figure, save_figure
+from spherear.console import markdown_table
+from spherear.figures.style import FONT, GREY, name_axes, new_figure, plot_family, save_figure
 from spherear.models.config import require
 from spherear.models.files import write_text
 from spherear.sphere.families import FAMILIES, family_label
@@ -118,7 +119,7 @@ def drift_figure(
         for family in families:
             look, variant = FAMILIES[family], best(records, family).variant
             scales, means, deviations = curve(records, variant, metric)
-            axis.plot(scales, means, color=look.color, marker=look.marker, label=f"{variant} {look.title}")
+            plot_family(axis, family, means, scales, f"{variant} {look.title}")
             _band(axis, scales, means, deviations, look.color)
         name_axes(axis, "guidance scale", METRIC_NAMES.get(metric, metric))
         axis.set_xticks(scales, [f"{scale:g}" for scale in scales])
@@ -161,12 +162,11 @@ def has_ablation(records: Sequence[Record]) -> bool:
 def ablation_table(records: Sequence[Record], kl_weight: float = 0.004) -> str:
     """The ablation as a Markdown table: mean and standard deviation over seeds, and published FID."""
     columns = ("normalisation", "best guidance", "Frechet distance (digits)", "published FID (ImageNet 256, L)")
-    head = f"| {' | '.join(columns)} |\n|---|---|---|---|\n"
     rows = []
     for family, (name, published) in ABLATION.items():
         top = best(records, family, kl_weight=kl_weight)
-        rows.append(f"| {name}: {top.variant} | {top.guidance_scale:g} | {spread(top.values)} | {published} |\n")
-    return head + "".join(rows)
+        rows.append((f"{name}: {top.variant}", f"{top.guidance_scale:g}", spread(top.values), str(published)))
+    return markdown_table(columns, rows) + "\n"
 
 
 def decode_time_figure(growth: Growth) -> Figure:

@@ -3,6 +3,7 @@
 The palette is Okabe & Ito's, which colour-blind readers can distinguish.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -10,6 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from spherear.models.files import atomic_path
+from spherear.sphere.families import FAMILIES, family_label
 
 FONT = 12
 KINDS = {"radial": "#D55E00", "turning": "#009E73", "tangential": "#0072B2"}
@@ -33,6 +35,12 @@ def name_axes(axis: Axes, x: str, y: str, title: str = "") -> None:
         axis.set_title(title, fontsize=FONT + 1)
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(alpha=0.25, linewidth=0.6)
+
+
+def plot_family(axis: Axes, family: str, y: Sequence[float], x: Sequence[float] | None = None, label: str = "") -> None:
+    """Plot values of a family in its colour and marker; x: 1, 2, 3, ... by default.  label: its title by default."""
+    look, x = FAMILIES[family], range(1, len(y) + 1) if x is None else x
+    axis.plot(x, y, color=look.color, marker=look.marker, label=label or family_label(family))
 
 
 def save_figure(figure: Figure, path: Path, dpi: int = 100) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import html
 import io
+import math
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager, suppress
@@ -10,10 +11,13 @@ from copy import deepcopy
 from typing import Any, Generic, TypeVar
 
 import ipywidgets as widgets
+import numpy as np
 import plotly.graph_objects as go
 from IPython.display import Image
+from jaxtyping import Int
 from matplotlib.figure import Figure
 from plotly.serializers import custom_serializers
+from torch import Tensor
 
 from spherear.live.latest_wins import LatestWins, Turn
 from spherear.models.config import require
@@ -88,6 +92,15 @@ class Panel(widgets.VBox, Generic[RequestT]):
         """Stop drawing and show the partial result. The same request may be submitted again."""
         self._submitted = None
         self.runner.stop()
+
+    def turn_view(self, slider: Any, figure: go.FigureWidget, eye: Callable[[float], dict[str, float]]) -> None:
+        """Rotate a 3-D figure from a slider in degrees, for keyboard users; the mouse works too."""
+
+        def turn(change: Any) -> None:
+            with self.showing_errors():
+                figure.layout.scene.camera.eye = eye(change["new"])
+
+        slider.observe(turn, "value")
 
     @contextmanager
     def together(self) -> Any:
@@ -297,6 +310,17 @@ class LiveFigure(go.FigureWidget):
             current = {"_widget_data": self._data, "_widget_layout": self._layout_obj._props}
             state |= {name: custom_serializers["to_json"](deepcopy(part), self) for name, part in current.items()}
         return state
+
+
+def camera(degrees: float | int, distance: float, height: float) -> dict[str, float]:
+    """Camera position of a 3-D figure, `degrees` about the vertical from the x axis."""
+    azimuth = math.radians(degrees)
+    return {"x": distance * math.cos(azimuth), "y": distance * math.sin(azimuth), "z": height}
+
+
+def mesh_corners(faces: Int[Tensor, "faces 3"]) -> dict[str, np.ndarray]:
+    """The triangles of a mesh as plotly names them: i, j and k."""
+    return {name: vertex.numpy().astype(np.int32) for name, vertex in zip("ijk", faces.unbind(-1), strict=True)}
 
 
 def live_figure(tag: str, traces: Sequence[Any], x: str, y: str, **layout: Any) -> go.FigureWidget:

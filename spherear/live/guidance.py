@@ -17,7 +17,7 @@ from spherear.live import controls
 from spherear.live.latest_wins import Turn
 from spherear.live.length_overlay import LEGEND
 from spherear.live.model_column import GuidanceRequest, ModelColumn
-from spherear.live.sheet import Picture, free_path, paint, png_bytes, read_picture, sheet
+from spherear.live.sheet import Picture, free_path, paint, png_bytes, progress, read_picture, sheet, shown
 from spherear.models.config import require
 from spherear.models.files import atomic_path
 from spherear.models.pretrained import shipped_families, shipped_name
@@ -185,21 +185,16 @@ class GuidanceExplorer(controls.Panel[GuidanceRequest]):
             self._show_canvases(self._last[1], request)
             return
         self._last = None
-        start = last_image = last_trace = time.perf_counter()
-        for canvases in paint(request.picture):
-            drawn, now, over = canvases[0].drawn, time.perf_counter(), turn.over
-            final = over or canvases[0].done
-            if final or drawn == 2 or (drawn > 0 and now - last_image >= FRAME):  # token 1 is often unchanged
-                if turn.stale:
-                    return
-                trace = final or now - last_trace >= TRACE
-                self._show_canvases(canvases, request, trace)
-                last_image = time.perf_counter()
-                last_trace = last_image if trace else last_trace
-                self._report(canvases, request.picture, last_image - start, over)
-            if over:
-                return
-        self._last = (request.picture, canvases)
+        start = last_trace = time.perf_counter()
+        frames = shown(paint(request.picture), lambda c: c[0], turn, FRAME, first=2)  # token 1 is often unchanged
+        for canvases, stopped in frames:
+            trace = stopped or canvases[0].done or time.perf_counter() - last_trace >= TRACE
+            self._show_canvases(canvases, request, trace)
+            now = time.perf_counter()
+            last_trace = now if trace else last_trace
+            self._report(canvases, request.picture, now - start, stopped)
+            if canvases[0].done and not stopped:
+                self._last = (request.picture, canvases)
 
     def _show_canvases(self, canvases: list[Canvas], request: GuidanceRequest, trace: bool = True) -> None:
         display = "" if len(canvases) == 2 else "none"
@@ -208,14 +203,11 @@ class GuidanceExplorer(controls.Panel[GuidanceRequest]):
         for column, canvas, name in zip(self.model_columns, canvases, request.picture.models, strict=False):
             column.show(canvas, request, family_label(name.removeprefix(f"{self.preset}-")), trace)
 
-    def _report(self, canvases: list[Canvas], picture: Picture, seconds: float, over: bool) -> None:
-        drawn, total = canvases[0].drawn, canvases[0].tokens.shape[1]
-        state = "done" if canvases[0].done else ("stopped" if over else "drawing")
-        rate = drawn * len(picture.labels) * len(canvases) / max(1e-9, seconds)
-        scale = picture.settings.guidance_scale
+    def _report(self, canvases: list[Canvas], picture: Picture, seconds: float, stopped: bool) -> None:
+        rate = canvases[0].drawn * len(picture.labels) * len(canvases) / max(1e-9, seconds)
         self.status.value = (
-            f"{state}: guidance {scale:g}, token {drawn} of {total}, {seconds:.2f} s, {rate:,.0f} tokens/s, "
-            f"picture {self.runner.turns}"
+            f"{progress(canvases[0], stopped, seconds)}, guidance {picture.settings.guidance_scale:g}, "
+            f"{rate:,.0f} tokens/s, picture {self.runner.turns}"
         )
 
     def _draw_seed(self) -> None:

@@ -14,7 +14,7 @@ from spherear.analysis.perturbation import KINDS, Perturbation, PerturbedPair, p
 from spherear.figures.panels import SIDES, perturbation_figure
 from spherear.live import controls
 from spherear.live.latest_wins import Turn
-from spherear.live.sheet import png_bytes, sheet
+from spherear.live.sheet import png_bytes, progress, sheet, shown
 from spherear.models.config import one_of, require
 from spherear.models.pretrained import shipped_families, shipped_name
 from spherear.sampling.pipeline import cached_pipeline
@@ -117,20 +117,15 @@ class PerturbationExplorer(controls.Panel[PerturbationRequest]):
     def draw(self, request: PerturbationRequest, turn: Turn) -> None:
         """Draw token by token, with and without the projection in parallel."""
         self._pairs = None
-        start, last_image = time.perf_counter(), 0.0
+        start = time.perf_counter()
         pipeline, perturbation = cached_pipeline(request.model), request.perturbation
         decodes = [perturbed_decode(pipeline, perturbation, projected) for projected in (True, False)]
-        for pairs in zip(*decodes, strict=True):
-            drawn, now, over = pairs[0].before.drawn, time.perf_counter(), turn.over
-            if over or pairs[0].before.done or drawn == 1 or (drawn > 1 and now - last_image >= FRAME):
-                if turn.stale:
-                    return
-                self._show(pairs, request)
-                last_image = time.perf_counter()
-                self._report(pairs[0], last_image - start, over)
-            if over:
-                return
-        self._pairs = (request, pairs)
+        for pairs, stopped in shown(zip(*decodes, strict=True), lambda p: p[0].before, turn, FRAME):
+            self._show(pairs, request)
+            text = progress(pairs[0].before, stopped, time.perf_counter() - start)
+            self.status.value = f"{text}, picture {self.runner.turns}"
+            if pairs[0].before.done and not stopped:
+                self._pairs = (request, pairs)
 
     def _show(self, pairs: tuple[PerturbedPair, ...], request: PerturbationRequest) -> None:
         for pair, image, numbers in zip(pairs, self.sides, self.numbers, strict=True):
@@ -142,11 +137,6 @@ class PerturbationExplorer(controls.Panel[PerturbationRequest]):
                 trace.x, trace.y = positions, pair.change().clamp(min=FLOOR).float().numpy()
             self.growth.data[2].x = np.full(2, request.perturbation.position + 1, np.int32)
             self.growth.data[2].y = np.array([FLOOR, 10.0], np.float32)
-
-    def _report(self, pair: PerturbedPair, seconds: float, over: bool) -> None:
-        drawn, total = pair.before.drawn, pair.before.tokens.shape[1]
-        state = "done" if pair.before.done else ("stopped" if over else "drawing")
-        self.status.value = f"{state}: token {drawn} of {total}, {seconds:.2f} s, picture {self.runner.turns}"
 
     def still(self) -> Figure:
         """The images of both sides, and the change by position."""

@@ -2,10 +2,11 @@
 
 import io
 import json
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -14,12 +15,14 @@ from PIL import Image, PngImagePlugin
 from torch import Tensor
 
 from spherear.analysis.canvas import Canvas
+from spherear.live.latest_wins import Turn
 from spherear.models.config import Config, require
 from spherear.sampling.pipeline import cached_pipeline
 from spherear.sampling.pixels import tile
 from spherear.sampling.settings import SamplingSettings
 
 PNG_KEY = "spherear"
+StepT = TypeVar("StepT")
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,32 @@ def paint(picture: Picture) -> Iterator[list[Canvas]]:
     for token_steps in zip(*steps, strict=True):
         canvases = [canvas.extended(step) for canvas, step in zip(canvases, token_steps, strict=True)]
         yield canvases
+
+
+def shown(
+    steps: Iterable[StepT], canvas: Callable[[StepT], Canvas], turn: Turn, interval: float, first: int = 1
+) -> Iterator[tuple[StepT, bool]]:
+    """The steps of a drawing to show, and whether it was stopped: after token `first`, then every `interval` seconds.
+
+    The last step is always among them, unless the turn is stale. canvas: of a step.
+    """
+    last = time.perf_counter()
+    for step in steps:
+        drawn, over = canvas(step).drawn, turn.over
+        due = drawn == first or (drawn > 0 and time.perf_counter() - last >= interval)
+        if over or due or canvas(step).done:
+            if turn.stale:
+                return
+            yield step, over
+            last = time.perf_counter()
+        if over:
+            return
+
+
+def progress(canvas: Canvas, stopped: bool, seconds: float) -> str:
+    """A line of text on a partial or finished drawing."""
+    state = "done" if canvas.done else ("stopped" if stopped else "drawing")
+    return f"{state}: token {canvas.drawn} of {canvas.tokens.shape[1]}, {seconds:.2f} s"
 
 
 def sheet(images: Float[Tensor, "n 3 size size"], columns: int, zoom: int) -> UInt8[np.ndarray, "height width 3"]:

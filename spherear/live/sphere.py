@@ -1,7 +1,6 @@
 """The sphere panel: samples of three distributions on the sphere, and their densities over angle."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import ipywidgets as widgets
 import numpy as np
@@ -60,7 +59,7 @@ class SphereExplorer(controls.Panel[SphereRequest]):
             controls.row(controls.scrolled(self.spheres, "425px"), controls.column(self.density, width="410px")),
         ]
         super().__init__(children, (self.concentration, self.matched, self.samples, self.seed))
-        self.turn.observe(self._turn, "value")
+        self.turn_view(self.turn, self.spheres, _eye)
         self.changed()
 
     def read(self) -> SphereRequest:
@@ -92,11 +91,6 @@ class SphereExplorer(controls.Panel[SphereRequest]):
         self._laws = laws
         self.numbers.value = "<br>".join(describe(law) for law in laws.laws)
 
-    def _turn(self, change: Any) -> None:
-        """Rotate the view from the slider, for keyboard users; the mouse works too."""
-        with self.showing_errors():
-            self.spheres.layout.scene.camera.eye = _eye(change["new"])
-
     def still(self) -> Figure:
         """The current spheres and densities."""
         assert self._laws is not None
@@ -117,14 +111,13 @@ def describe(law: AngleLaw) -> str:
 
 def _eye(degrees: float | int) -> dict[str, float]:
     """Camera position, rotated about the vertical; 0 degrees is the front."""
-    azimuth = np.deg2rad(degrees - 90)
-    return {"x": 1.7 * float(np.cos(azimuth)), "y": 1.7 * float(np.sin(azimuth)), "z": 0.7}
+    return controls.camera(degrees - 90, distance=1.7, height=0.7)
 
 
 def _spheres() -> go.FigureWidget:
     """The figure of three spheres (meshes, points, names); later only its data changes."""
     vertices, faces = sphere_mesh()
-    corners = {name: vertex.numpy().astype(np.int32) for name, vertex in zip("ijk", faces.unbind(-1), strict=True)}
+    corners = controls.mesh_corners(faces)
     meshes, clouds = [], []
     bar = {"title": {"text": "density / maximum"}, "len": 0.7, "thickness": 12}
     bar |= {"orientation": "h", "y": -0.05, "yanchor": "top"}

@@ -103,17 +103,12 @@ class TokenExplorer(controls.Panel[TokenRequest]):
         )
         super().__init__(children, (*watched, self.seed, self.step))
         self.steps.observe(self._bound_step, "value")
-        self.turn.observe(self._turn, "value")
+        self.turn_view(self.turn, self.space, _eye)
         self.changed()
 
     def _bound_step(self, change: Any) -> None:
         with self.showing_errors(), self.together():
             self.step.max = change["new"]
-
-    def _turn(self, change: Any) -> None:
-        """Rotate the view from the slider, for keyboard users; the mouse works too."""
-        with self.showing_errors():
-            self.space.layout.scene.camera.eye = _eye(change["new"])
 
     def read(self) -> TokenRequest:
         """The request for the current values of the controls."""
@@ -189,16 +184,14 @@ def _set_points(trace: Any, points: Float[Tensor, "n 3"]) -> None:
 
 
 def _eye(degrees: float | int) -> dict[str, float]:
-    azimuth = np.deg2rad(degrees)
-    return {"x": 1.8 * float(np.cos(azimuth)), "y": 1.8 * float(np.sin(azimuth)), "z": 0.8}
+    return controls.camera(degrees, distance=1.8, height=0.8)
 
 
 def _space() -> go.FigureWidget:
     """The figure of sphere, paths and arrows; later only its data changes."""
     _, faces = sphere_mesh()
-    corners = {name: vertex.numpy().astype(np.int32) for name, vertex in zip("ijk", faces.unbind(-1), strict=True)}
     traces: list[Any] = [
-        go.Mesh3d(**corners, color=GREY, opacity=0.2, hoverinfo="skip", name="sphere of radius R"),
+        go.Mesh3d(**controls.mesh_corners(faces), color=GREY, opacity=0.2, hoverinfo="skip", name="sphere of radius R"),
     ]
     for look in PATHS:
         marker = {"size": look.size, "color": look.color, "symbol": look.symbol}

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from spherear.models.config import require
-from spherear.models.layers import NORM_EPS
+from spherear.models.layers import NORM_EPS, init_xavier
 from spherear.sphere.bottlenecks import nearest_code
 
 
@@ -34,13 +34,7 @@ class CategoricalHead(nn.Module):
         )
         self.final_norm = nn.LayerNorm(width, eps=NORM_EPS, elementwise_affine=False)
         self.final_linear = nn.Linear(width, codes)
-        self._init()
-
-    def _init(self) -> None:
-        for part in self.modules():
-            if isinstance(part, nn.Linear):
-                nn.init.xavier_uniform_(part.weight)
-                nn.init.zeros_(part.bias)
+        init_xavier(self)
         nn.init.zeros_(self.final_linear.weight)
 
     @property
@@ -59,7 +53,7 @@ class CategoricalHead(nn.Module):
         """Index of the code nearest to every token."""
         return nearest_code(tokens, self.codebook)
 
-    def adopt(self, codebook: Float[Tensor, "codes dim"]) -> None:
+    def set_codebook(self, codebook: Float[Tensor, "codes dim"]) -> None:
         """Copy a VAE's codebook into this head. ValueError if its shape differs."""
         shape, expected = tuple(codebook.shape), tuple(self.codebook.shape)
         require(shape == expected, f"the codebook has shape {shape}; expected {expected}")

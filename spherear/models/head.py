@@ -11,7 +11,7 @@ from einops import repeat
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from spherear.models.layers import NORM_EPS, init_normal
+from spherear.models.layers import NORM_EPS, init_normal, init_xavier
 
 FREQUENCIES = 256
 
@@ -66,7 +66,7 @@ class VelocityHead(nn.Module):
     groups: number of modulations; consecutive blocks share one.
 
     `forward` computes everything. A solver calls the parts: `embed_time` once per time grid, `embed_condition`
-    once per token, `modulate` once for many times, and `answer` once per evaluation.
+    once per token, `modulate` once for many times, and `modulated_velocity` once per evaluation.
     """
 
     def __init__(self, latent_dim: int, condition_width: int, width: int, depth: int, groups: int) -> None:
@@ -79,13 +79,7 @@ class VelocityHead(nn.Module):
         self.final_norm = nn.LayerNorm(width, eps=NORM_EPS, elementwise_affine=False)
         self.final_modulation = nn.Linear(width, 2 * width)
         self.final_linear = nn.Linear(width, latent_dim)
-        self._init()
-
-    def _init(self) -> None:
-        for part in self.modules():
-            if isinstance(part, nn.Linear):
-                nn.init.xavier_uniform_(part.weight)
-                nn.init.zeros_(part.bias)
+        init_xavier(self)
         init_normal(self.time_embed)
         for part in (*self.ada_ln_blocks, self.final_modulation, self.final_linear):
             nn.init.zeros_(part.weight)
@@ -119,7 +113,7 @@ class VelocityHead(nn.Module):
 
     def velocity(self, x: Tensor, time: Tensor, condition: Tensor) -> Tensor:
         """Velocity at x, given `embed_time` and `embed_condition` (broadcast against each other)."""
-        return self.answer(x, self.modulate(time + condition))
+        return self.modulated_velocity(x, self.modulate(time + condition))
 
     def modulate(self, embedded: Float[Tensor, "*shape width"]) -> Modulation:
         """The modulation by time + condition: 1 + scale, shift and gate per group, then 1 + scale and shift at the end.
@@ -133,7 +127,7 @@ class VelocityHead(nn.Module):
             out += (1 + scale, *rest)
         return out
 
-    def answer(self, x: Float[Tensor, "*batch dim"], modulation: Modulation) -> Float[Tensor, "*rows dim"]:
+    def modulated_velocity(self, x: Float[Tensor, "*batch dim"], modulation: Modulation) -> Float[Tensor, "*rows dim"]:
         """Velocity at x. The modulation has as many rows as x, or twice as many (two branches that share x)."""
         h = self.input_proj(x.to(self.dtype))  # (..., width)
         if len(modulation[0]) == 2 * len(h):

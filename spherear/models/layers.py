@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,9 @@ from torch import Tensor, nn
 
 NORM_EPS = 1e-6
 SPAN = 64  # cached positions are read in multiples of this number
+
+P = ParamSpec("P")
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 def rope_table(
@@ -142,7 +145,7 @@ class KVCache:
         """Reserve the next `count` positions. ValueError if the cache is too short."""
         end = self.filled + count
         if end > len(self.positions):
-            raise ValueError(f"KV cache holds {len(self.positions)} positions; position {end} was asked for")
+            raise ValueError(f"the KV cache has {len(self.positions)} positions; expected {end} or more")
         index, self.filled = self.positions[self.filled : end], end
         return self.at(index, self.span(end))
 
@@ -197,12 +200,17 @@ class RMSNorm(nn.RMSNorm):
         return super().forward(x.to(self.weight.dtype))
 
 
+def hidden_width(width: int) -> int:
+    """Width of the feed-forward layer: 8/3 of the model's, rounded up to a multiple of 256."""
+    return 256 * math.ceil(int(8 * width / 3) / 256)
+
+
 class SwiGLU(nn.Module):
-    """w2(SiLU(a) * b) with (a, b) = w1(x); hidden width 8/3 of x's, rounded up to a multiple of 256."""
+    """w2(SiLU(a) * b) with (a, b) = w1(x), each of `hidden_width`."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        hidden = 256 * math.ceil(int(8 * width / 3) / 256)
+        hidden = hidden_width(width)
         self.w1 = nn.Linear(width, 2 * hidden, bias=False)
         self.w2 = nn.Linear(hidden, width, bias=False)
 
@@ -230,6 +238,21 @@ class Block(nn.Module):
     ) -> Float[Tensor, "batch tokens width"]:
         x = x + self.attention(self.attention_norm(x), rope, causal, past)
         return x + self.feed_forward(self.ffn_norm(x))
+
+
+def seeded(seed: int, build: Callable[P, ModuleT], *args: P.args, **options: P.kwargs) -> ModuleT:
+    """`build(...)` with initial weights that depend on `seed` alone; the global generator is unchanged."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build(*args, **options)
+
+
+def init_xavier(module: nn.Module) -> None:
+    """Initialise all linear weights in `module` with Xavier's uniform distribution, their biases with 0."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear):
+            nn.init.xavier_uniform_(part.weight)
+            nn.init.zeros_(part.bias)
 
 
 def init_normal(module: nn.Module, std: float = 0.02) -> None:

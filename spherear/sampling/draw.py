@@ -31,19 +31,19 @@ Transform = Callable[[Callable[..., Tensor]], Callable[..., Tensor]]
 """An engine's transform of a function of tensors: it returns the function itself or a compiled one."""
 
 
-def as_written(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def identity(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """The function, unchanged."""
     return function
 
 
-def guide(answers: Float[Tensor, "rows dim"], scale: float | Tensor) -> Float[Tensor, "batch dim"]:
+def guide(outputs: Float[Tensor, "rows dim"], scale: float | Tensor) -> Float[Tensor, "batch dim"]:
     """Guidance: null + scale (cond - null), from conditional rows followed by as many null rows."""
-    conditional, null = answers.chunk(2)
+    conditional, null = outputs.chunk(2)
     return null + scale * (conditional - null)
 
 
 def drawing(
-    head: VelocityHead | CategoricalHead, settings: SamplingSettings, transform: Transform = as_written
+    head: VelocityHead | CategoricalHead, settings: SamplingSettings, transform: Transform = identity
 ) -> Drawing:
     """The `Drawing` for the head's type; `transform` is applied to the function that a solver evaluates repeatedly."""
     if isinstance(head, CategoricalHead):
@@ -63,7 +63,7 @@ def by_velocity(head: VelocityHead, settings: SamplingSettings, transform: Trans
     time_embeddings = head.embed_time(torch.tensor(times, dtype=head.state_dtype, device=device))  # (times, width)
 
     def evaluate(x: Tensor, scale: Tensor | None, *modulation: Tensor) -> Tensor:
-        velocity = head.answer(x, list(modulation))
+        velocity = head.modulated_velocity(x, list(modulation))
         return velocity if scale is None else guide(velocity, scale)
 
     evaluation = transform(evaluate)

@@ -16,7 +16,7 @@ from torch import Tensor
 from spherear.models.ar import SphereAR
 from spherear.models.config import one_of, require
 from spherear.models.layers import KVCache
-from spherear.sampling.draw import Transform, as_written, drawing
+from spherear.sampling.draw import Transform, drawing, identity
 from spherear.sampling.packed import packed_copy
 from spherear.sampling.settings import SamplingSettings
 
@@ -41,7 +41,7 @@ class Machine:
         return self.advance(token, index, self.cache.span(self.cache.filled))
 
 
-def build(ar: SphereAR, settings: SamplingSettings, rows: int, transform: Transform = as_written) -> Machine:
+def build(ar: SphereAR, settings: SamplingSettings, rows: int, transform: Transform = identity) -> Machine:
     """A machine for `rows` conditions, with `transform` applied to its repeated functions."""
     cache = ar.kv_cache(rows)
     head_drawing = drawing(ar.head, settings, transform)

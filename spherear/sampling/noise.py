@@ -24,7 +24,7 @@ def seeded_noise(seeds: Sequence[int]) -> Noise:
 
     def noise(token_index: int, shape: tuple[int, int, int]) -> Float[Tensor, "draws batch dim"]:
         draws, batch, dim = shape
-        require(batch == len(seeds), f"noise was asked for a batch of {batch}; expected {len(seeds)} seeds")
+        require(batch == len(seeds), f"the batch is {batch}; expected {len(seeds)}, one image per seed")
         out = np.empty(shape, dtype=np.float32)
         for row, seed in enumerate(seeds):
             stream = np.random.Generator(np.random.Philox(key=[seed, token_index]))

@@ -28,8 +28,6 @@ __all__ = [
     "unit_sphere",
 ]
 
-Divergence = Callable[[SphericalLaw, SphericalLaw], Tensor]
-
 
 def _divergence(p_type: type[SphericalLaw], q_type: type[SphericalLaw]) -> Callable[[Callable], Callable]:
     """Register KL(p || q), computed in float64 without autocast, returned in p's and q's dtype and shape."""
@@ -103,8 +101,7 @@ def _von_mises_fisher_pair(p: VonMisesFisher, q: VonMisesFisher) -> Float[Tensor
 @_divergence(PowerSpherical, VonMisesFisher)
 def _power_spherical_von_mises_fisher(p: PowerSpherical, q: VonMisesFisher) -> Float[Tensor, "..."]:
     """KL = -H(p) - log C_q - kappa_q m_p (mu_p · mu_q), with m_p the mean length of p."""
-    length = p._kappa / (p._kappa + p.dim - 1)
-    return -p._entropy() - q._log_normalizer() - q._kappa * length * (1 - _one_minus_cosine(p, q))
+    return -p._entropy() - q._log_normalizer() - q._kappa * p._mean_length() * (1 - _one_minus_cosine(p, q))
 
 
 @_divergence(AngularCentralGaussian, AngularCentralGaussian)

@@ -1,4 +1,4 @@
-"""Operations on points of a sphere: project, split, measure, interpolate, reflect, rotate.
+"""Operations on points of a sphere: project, split, measure, and move into a tangent space.
 
 Points lie on the last axis. Results have the dtype of the input; half precision is computed in float32.
 """
@@ -63,34 +63,6 @@ def angle(x: Float[Tensor, "*#shape dim"], y: Float[Tensor, "*#shape dim"]) -> F
     return 2 * torch.atan2(difference, total)
 
 
-def slerp(
-    x: Float[Tensor, "*#shape dim"], y: Float[Tensor, "*#shape dim"], t: Float[Tensor, "*#shape"] | float
-) -> Float[Tensor, "*shape dim"]:
-    """slerp(x, y, t) = (sin((1-t) θ) x + sin(t θ) y)/sin θ: along the great circle, at constant speed.
-
-    x and y are unit vectors, θ their angle; t = 0 gives x and t = 1 gives y. Computed from the midpoint m of
-    the arc, as cos((1/2-t) θ) m + sin((1/2-t) θ)/(2 sin(θ/2)) (x - y): the limit at x = y is finite, in value
-    and gradient. For antipodes the great circle is not unique; a fixed one through x is used. Needs dim >= 2.
-    """
-    dtype = torch.promote_types(x.dtype, y.dtype)
-    x, y = torch.broadcast_tensors(widen(x), widen(y))
-    theta = angle(x, y).unsqueeze(-1)
-    t = torch.as_tensor(t, dtype=theta.dtype, device=theta.device)
-    offset = 0.5 - (t.unsqueeze(-1) if t.ndim else t)  # from the midpoint, towards x
-    weight = offset * torch.sinc(offset * theta / math.pi) / torch.sinc(theta / (2 * math.pi))
-    point = torch.cos(offset * theta) * _midpoint(x, y) + weight * (x - y)
-    return project(point).to(dtype)
-
-
-def _midpoint(x: Float[Tensor, "*shape dim"], y: Float[Tensor, "*shape dim"]) -> Float[Tensor, "*shape dim"]:
-    """(x + y)/|x + y|, or a fixed unit vector orthogonal to x where x + y is only rounding error."""
-    total = x + y
-    antipodal = torch.linalg.vector_norm(total, dim=-1, keepdim=True) <= 16 * torch.finfo(x.dtype).eps
-    axis = torch.zeros_like(x[..., 1:])
-    axis[..., 0] = 1.0
-    return torch.where(antipodal, to_tangent(axis, x), project(torch.where(antipodal, x, total)))
-
-
 def log_sphere_area(dim: int) -> float:
     """log |S^{dim-1}| = log 2 + (dim/2) log π - log Γ(dim/2): surface of the unit sphere in `dim` dimensions.
 
@@ -99,15 +71,6 @@ def log_sphere_area(dim: int) -> float:
     if dim < 1:
         raise ValueError(f"dim must be at least 1, got {dim}")
     return math.log(2) + dim / 2 * math.log(math.pi) - math.lgamma(dim / 2)
-
-
-def reflect(v: Float[Tensor, "*#shape dim"], normal: Float[Tensor, "*#shape dim"]) -> Float[Tensor, "*shape dim"]:
-    """H v = v - 2 (n · v) n with n = normal/|normal|: the Householder reflection that maps n to -n.
-
-    If the normal is 0, the result is v.
-    """
-    direction = project(normal)
-    return v - 2 * inner(v, direction).unsqueeze(-1) * direction
 
 
 def to_tangent(v: Float[Tensor, "*#shape less"], mu: Float[Tensor, "*#shape dim"]) -> Float[Tensor, "*shape dim"]:
@@ -122,12 +85,3 @@ def to_tangent(v: Float[Tensor, "*#shape less"], mu: Float[Tensor, "*#shape dim"
     along = inner(rest, v).unsqueeze(-1)
     parts = (-sign * along, v - along / (1 + sign * first) * rest)
     return torch.cat(parts, dim=-1)
-
-
-def rotate_pole(v: Float[Tensor, "*#shape dim"], mu: Float[Tensor, "*#shape dim"]) -> Float[Tensor, "*shape dim"]:
-    """Q(mu) v = v_1 mu + T(mu) (v_2, ..., v_dim): an orthogonal map that takes the pole e1 to the unit vector mu.
-
-    For mu_1 >= 0 it is the shortest rotation from e1 to mu (the identity at mu = e1). For mu_1 < 0 it is the
-    reflection that exchanges e1 and mu, which is numerically safe near -e1. See `to_tangent`.
-    """
-    return v[..., :1] * mu + to_tangent(v[..., 1:], mu)

@@ -145,7 +145,7 @@ class AxialLaw(SphericalLaw):
 
     Shapes: loc (..., dim), unit vectors; concentration (...), broadcast against each other. kappa = 0 is the
     uniform distribution. ValueError, when validation is on, for a loc off the sphere or a negative
-    concentration, and always for dim < 2. Subclasses define the moments of t.
+    concentration, and always for dim < 2. Subclasses define the moments of t, in float64.
     """
 
     arg_constraints = {"loc": unit_sphere, "concentration": constraints.nonnegative}  # noqa: RUF012
@@ -197,13 +197,33 @@ class AxialLaw(SphericalLaw):
         return self._result(squared * along.unsqueeze(-1) + (1 - squared) * across.unsqueeze(-1))
 
     @property
+    @without_autocast
     def mean_length(self) -> Float[Tensor, "*batch"]:
         """m = E[t] = |E[u]|, the mean resultant length, in [0, 1)."""
-        raise NotImplementedError
+        return self._result(self._mean_length())
 
     @property
+    @without_autocast
     def log_normalizer(self) -> Float[Tensor, "*batch"]:
         """log C(kappa), the log of the normalising factor of the density."""
+        return self._result(self._log_normalizer())
+
+    @without_autocast
+    def entropy(self) -> Float[Tensor, "*batch"]:
+        """H = -E[log p(u)], in nats."""
+        return self._result(self._entropy())
+
+    @property
+    def _kappa(self) -> Float[Tensor, "*batch"]:
+        return double(self.concentration)
+
+    def _mean_length(self) -> Float[Tensor, "*batch"]:
+        raise NotImplementedError
+
+    def _log_normalizer(self) -> Float[Tensor, "*batch"]:
+        raise NotImplementedError
+
+    def _entropy(self) -> Float[Tensor, "*batch"]:
         raise NotImplementedError
 
     def _axial_variance(self) -> tuple[Float[Tensor, "*batch"], Float[Tensor, "*batch"]]:

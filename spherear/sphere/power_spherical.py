@@ -21,18 +21,6 @@ class PowerSpherical(AxialLaw):
     distribution are exact and cheap. (Paper section 3 and figure 5; De Cao & Aziz, arXiv 2006.04437.)
     """
 
-    @property
-    @without_autocast
-    def log_normalizer(self) -> Float[Tensor, "*batch"]:
-        """log C(kappa) = log Γ(alpha + beta) - log Γ(alpha) - (alpha + beta) log 2 - beta log π."""
-        return self._result(self._log_normalizer())
-
-    @property
-    @without_autocast
-    def mean_length(self) -> Float[Tensor, "*batch"]:
-        """m = E[mu · u] = kappa/(kappa + dim - 1)."""
-        return self._result(self._kappa / (self._kappa + self.dim - 1))
-
     @without_autocast
     def log_prob(self, value: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """log p(u) = log C + kappa log(1 + mu · u), in nats, with 1 + mu · u taken as |mu + u|^2/2.
@@ -44,11 +32,6 @@ class PowerSpherical(AxialLaw):
         eps = torch.finfo(torch.promote_types(self.dtype, value.dtype)).eps
         one_plus_t = (inner(total, total) / 2).clamp(min=eps**2 / 2)
         return self._result(self._log_normalizer() + self._kappa * one_plus_t.log(), value)
-
-    @without_autocast
-    def entropy(self) -> Float[Tensor, "*batch"]:
-        """H = -log C - kappa (log 2 + ψ(alpha) - ψ(alpha + beta)), in nats."""
-        return self._result(self._entropy())
 
     def _draw(self, shape: torch.Size, generator: Generator | None) -> Float[Tensor, "..."]:
         """u = ((X - Y) mu + sqrt(2X) T(mu) g)/(X + Y), X ~ Gamma(alpha), g ~ N(0, I_{dim-1}), Y = |g|^2/2.
@@ -66,17 +49,19 @@ class PowerSpherical(AxialLaw):
         across = ((2 * x).sqrt() / (x + y)).to(self.dtype).unsqueeze(-1)
         return renormalise(along * self.loc + across * to_tangent(g, self.loc))
 
-    @property
-    def _kappa(self) -> Float[Tensor, "*batch"]:
-        return double(self.concentration)
+    def _mean_length(self) -> Float[Tensor, "*batch"]:
+        """m = E[mu · u] = kappa/(kappa + dim - 1)."""
+        return self._kappa / (self._kappa + self.dim - 1)
 
     def _log_normalizer(self) -> Float[Tensor, "*batch"]:
+        """log C(kappa) = log Γ(alpha + beta) - log Γ(alpha) - (alpha + beta) log 2 - beta log π."""
         beta = (self.dim - 1) / 2
         alpha = beta + self._kappa
         constant = beta * (2 * math.log(2) + math.log(math.pi))
         return torch.lgamma(alpha + beta) - torch.lgamma(alpha) - self._kappa * math.log(2) - constant
 
     def _entropy(self) -> Float[Tensor, "*batch"]:
+        """H = -log C - kappa (log 2 + ψ(alpha) - ψ(alpha + beta)), in nats."""
         return -self._log_normalizer() - self._kappa * self._mean_log()
 
     def _mean_log(self) -> Float[Tensor, "*batch"]:

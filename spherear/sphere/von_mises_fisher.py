@@ -17,7 +17,6 @@ from spherear.sphere.bessel import log_moment, scaled_ratio
 from spherear.sphere.geometry import inner, log_sphere_area, to_tangent
 from spherear.sphere.laws import (
     AxialLaw,
-    double,
     renormalise,
     uniform_direction,
     unit_double,
@@ -36,28 +35,11 @@ class VonMisesFisher(AxialLaw):
     Directional Statistics, section 9.3.)
     """
 
-    @property
-    @without_autocast
-    def log_normalizer(self) -> Float[Tensor, "*batch"]:
-        """log C(kappa) = -log |S^{dim-1}| - M(kappa)."""
-        return self._result(self._log_normalizer())
-
-    @property
-    @without_autocast
-    def mean_length(self) -> Float[Tensor, "*batch"]:
-        """m = A(kappa) = I_{dim/2}(kappa)/I_{dim/2-1}(kappa)."""
-        return self._result(self._mean_length())
-
     @without_autocast
     def log_prob(self, value: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """log p(u) = log C + kappa - kappa |mu - u|^2/2, in nats. ValueError for a value off the sphere."""
         difference = unit_double(self.loc) - self._checked(value)
         return self._result(self._log_normalizer() + self._kappa * (1 - inner(difference, difference) / 2), value)
-
-    @without_autocast
-    def entropy(self) -> Float[Tensor, "*batch"]:
-        """H = -log C - kappa A(kappa), in nats."""
-        return self._result(self._entropy())
 
     def _draw(self, shape: torch.Size, generator: Generator | None) -> Float[Tensor, "..."]:
         """u = cos θ mu + sin θ v, θ from Wood's rejection sampler, v uniform in the tangent space at mu.
@@ -71,17 +53,16 @@ class VonMisesFisher(AxialLaw):
         along, across = theta.cos().to(self.dtype), theta.sin().to(self.dtype)
         return renormalise(along.unsqueeze(-1) * self.loc + across.unsqueeze(-1) * to_tangent(v, self.loc))
 
-    @property
-    def _kappa(self) -> Float[Tensor, "*batch"]:
-        return double(self.concentration)
-
     def _mean_length(self) -> Float[Tensor, "*batch"]:
+        """m = A(kappa) = I_{dim/2}(kappa)/I_{dim/2-1}(kappa)."""
         return self._kappa * scaled_ratio(self._kappa, self.dim)
 
     def _log_normalizer(self) -> Float[Tensor, "*batch"]:
+        """log C(kappa) = -log |S^{dim-1}| - M(kappa)."""
         return -log_sphere_area(self.dim) - log_moment(self._kappa, self.dim)
 
     def _entropy(self) -> Float[Tensor, "*batch"]:
+        """H = -log C - kappa A(kappa), in nats."""
         return -self._log_normalizer() - self._kappa * self._mean_length()
 
     def _axial_variance(self) -> tuple[Float[Tensor, "*batch"], Float[Tensor, "*batch"]]:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
+from spherear.console import markdown_table
 from spherear.models.config import require
 from spherear.sphere.families import BY_LETTER, FAMILIES
 from spherear.study.records import Record, select
@@ -189,5 +190,5 @@ def _ablation(records: Sequence[Record], kl_weight: float = 0.004) -> list[Claim
 
 def claims_table(rows: Sequence[Claim]) -> str:
     """The claims as a Markdown table."""
-    head = "| statement of the paper | left | right | here |\n|---|---|---|---|\n"
-    return head + "".join(f"| {c.statement} | {c.left} | {c.right} | **{c.verdict}** |\n" for c in rows)
+    cells = [(c.statement, c.left, c.right, f"**{c.verdict}**") for c in rows]
+    return markdown_table(("statement of the paper", "left", "right", "here"), cells) + "\n"

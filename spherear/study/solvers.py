@@ -15,6 +15,7 @@ from statistics import fmean, stdev
 import torch
 from tqdm import tqdm
 
+from spherear.console import markdown_table
 from spherear.models.config import Config, require
 from spherear.sampling.pipeline import Pipeline
 from spherear.sampling.settings import NAMED_SETTINGS, SamplingSettings
@@ -140,14 +141,15 @@ def matching_everywhere(table: Sequence[Row]) -> list[SamplingSettings]:
 
 def table(chosen: Sequence[Row], name: Callable[[SamplingSettings], str] = lambda s: "") -> str:
     """Rows as a Markdown table. name: text to append to the solver of a setting."""
-    head = "| model | guidance | solver | steps | spacing | evaluations | Frechet | recognised | recall | matches |\n"
-    lines = [head, "|---" * 10 + "|\n"]
+    head = ("model", "guidance", "solver", "steps", "spacing", "evaluations", "Frechet", "recognised", "recall",
+            "matches")  # fmt: skip
+    lines = []
     for row in chosen:
         s = row.settings
         summaries = [f"{row.mean[m]:.3g} ± {row.deviation[m]:.2g}" for m in METRICS]
         cells = [row.model, f"{s.guidance_scale:g}", s.solver + name(s), str(s.steps), s.spacing, str(s.evaluations)]
-        lines.append(f"| {' | '.join([*cells, *summaries, 'yes' if row.matches else 'no'])} |\n")
-    return "".join(lines)
+        lines.append([*cells, *summaries, "yes" if row.matches else "no"])
+    return markdown_table(head, lines) + "\n"
 
 
 NOTE = """Made by `{command}`: {blocks} blocks of {images} images per row, the same labels and seeds in every row.

@@ -6,6 +6,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from spherear.models.config import require
+from spherear.models.layers import seeded
 from spherear.training.recipes import VAERecipe
 
 SLOPE = 0.2  # of the leaky ReLUs
@@ -56,9 +57,7 @@ class Extras:
                 image_size >= SMALLEST,
                 f"images have {image_size} px; expected at least {SMALLEST} where gan_weight is not 0",
             )
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(recipe.seed)
-                self.critic = Critic().to(device)
+            self.critic = seeded(recipe.seed, Critic).to(device)
 
     def add(
         self,

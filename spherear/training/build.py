@@ -1,28 +1,16 @@
 """Models, objectives and devices, prepared for a run."""
 
 import os
-from collections.abc import Callable
 from functools import partial
-from typing import TypeVar
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from spherear.models.config import Config, require
+from spherear.models.config import require
 from spherear.models.layers import Block
 from spherear.training.jobs import Execution
 from spherear.training.team import Team
-
-ModelT = TypeVar("ModelT", bound=nn.Module)
-ConfigT = TypeVar("ConfigT", bound=Config)
-
-
-def seeded(build: Callable[[ConfigT], ModelT], config: ConfigT, seed: int) -> ModelT:
-    """`build(config)` with initial weights that depend on `seed` alone; the global generator is unchanged."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return build(config)
 
 
 def autocast(device: torch.device | str, precision: str) -> torch.autocast:

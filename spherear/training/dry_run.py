@@ -8,9 +8,10 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from spherear.models.ar import ARConfig, SphereAR
+from spherear.models.layers import seeded
 from spherear.models.vae import VAE, VAEConfig
 from spherear.training.adversarial import Extras
-from spherear.training.build import autocast, recompute_blocks, seeded
+from spherear.training.build import autocast, recompute_blocks
 from spherear.training.jobs import Execution
 from spherear.training.objectives import ARObjective, vae_losses
 from spherear.training.recipes import ARRecipe, Recipe, VAERecipe
@@ -108,7 +109,7 @@ def vae_step(
     config: VAEConfig, recipe: VAERecipe, execution: Execution, device: torch.device
 ) -> tuple[nn.Module, StepFunction]:
     """A VAE, and its training step on grey images at `gan_start`, when the critic is trained too."""
-    model = seeded(VAE, config, 0).to(device).train()
+    model = seeded(0, VAE, config).to(device).train()
     extras = Extras(recipe, config.image_size, device)
     if execution.checkpointing:
         recompute_blocks(model)
@@ -127,7 +128,7 @@ def ar_step(
     config: ARConfig, recipe: ARRecipe, execution: Execution, device: torch.device
 ) -> tuple[nn.Module, StepFunction]:
     """An AR model, and its training step on random tokens."""
-    model = seeded(SphereAR, config, 0).to(device).train()
+    model = seeded(0, SphereAR, config).to(device).train()
     objective = ARObjective(model, recipe)
     if execution.checkpointing:
         recompute_blocks(model)

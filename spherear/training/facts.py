@@ -33,7 +33,7 @@ def check_facts(folder: Path, facts: Mapping[str, Any], override: bool = False) 
     differ = sorted(k for k in (stored.keys() | requested.keys()) - missing if stored.get(k) != requested.get(k))
     refused = [name for name in differ if not override or name.startswith(IMMUTABLE)]
     if refused:
-        listed = "; ".join(f"{k} is {stored.get(k)!r}, asked for {requested.get(k)!r}" for k in refused[:4])
+        listed = "; ".join(f"{k}: expected {stored.get(k)!r}, got {requested.get(k)!r}" for k in refused[:4])
         raise ValueError(f"{folder} holds another run ({listed}); expected the same run, or an empty folder")
     return differ
 

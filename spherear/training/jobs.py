@@ -39,6 +39,11 @@ class Execution:
 PLAIN = Execution()
 
 
+def sizes_name(preset: str) -> str:
+    """The row of `models.presets` for a job's preset."""
+    return ALIASES.get(preset, preset)
+
+
 @dataclass(frozen=True)
 class VAEJob:
     """Train a VAE on a preset's data. The same command on the same folder resumes the run."""
@@ -93,9 +98,9 @@ def parse_job(args: list[str]) -> VAEJob | ARJob:
 
     args = ["--run" + arg[5:] if re.fullmatch("--out(=.*)?", arg) else arg for arg in args]
     name = _option(args, "preset", "digits")
-    plan, folder = course(ALIASES.get(name, name)), Path("runs") / name
+    plan, folder = course(sizes_name(name)), Path("runs") / name
     vae = VAEJob(plan.vae, plan.data, folder / "vae", preset=name)
-    ar = ARJob(plan.ar, plan.data, folder / "ar", folder / "vae", preset=ALIASES.get(name, name))
+    ar = ARJob(plan.ar, plan.data, folder / "ar", folder / "vae", preset=sizes_name(name))
     kinds = Union[  # noqa: UP007 (tyro reads a Union)
         Annotated[VAEJob, tyro.conf.subcommand("vae", default=vae)],
         Annotated[ARJob, tyro.conf.subcommand("ar", default=ar)],

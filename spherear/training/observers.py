@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from spherear.console import require_installed
 from spherear.models.ar import SphereAR
 from spherear.models.vae import VAE
 from spherear.sampling.pipeline import Pipeline
@@ -36,12 +37,9 @@ def curves(folder: Path) -> Observer:
 
     Without tensorboard: ModuleNotFoundError that says what to install.
     """
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise ModuleNotFoundError(
-            'tensorboard is not installed; curves need it: pip install "spherear[train]"'
-        ) from error
+    require_installed("tensorboard", "train", "curves need it")
+    from torch.utils.tensorboard import SummaryWriter
+
     writer: list[SummaryWriter] = []
 
     def observe(state: TrainState) -> None:

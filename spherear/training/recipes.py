@@ -89,7 +89,7 @@ class Recipe(Config):
         weight = 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
         return self.final_learning_rate + weight * (self.learning_rate - self.final_learning_rate)
 
-    def look_at(self, epoch: int) -> Augmentation:
+    def augmentation_at(self, epoch: int) -> Augmentation:
         """Augmentation of an epoch: random crops fade to centre crops, flips stay."""
         weight = 1.0
         if self.fade_start >= 0:

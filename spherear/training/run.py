@@ -137,11 +137,6 @@ class Run:
         (losses["loss"] / parts).backward()
         self._losses.append({name: value.detach() for name, value in losses.items()})
 
-    def update(self, losses: Mapping[str, Tensor]) -> TrainState:
-        """`accumulate` and `descend`, for a step whose batch is one part."""
-        self.accumulate(losses)
-        return self.descend()
-
     def descend(self) -> TrainState:
         """Take an optimiser step; log and save a checkpoint when due.
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from spherear.console import require_installed
 from spherear.models.config import require
 from spherear.models.layers import Block
 from spherear.models.pretrained import Pretrained, load_weights
@@ -56,12 +57,9 @@ class Processes(Team):
     """Several processes, started by torchrun or `accelerate launch`: DDP, or FSDP2 if `sharded`."""
 
     def __init__(self, device: torch.device, sharded: bool) -> None:
-        try:
-            from accelerate import Accelerator
-        except ImportError as error:
-            raise ModuleNotFoundError(
-                'accelerate is not installed; several processes need it: pip install "spherear[train]"'
-            ) from error
+        require_installed("accelerate", "train", "several processes need it")
+        from accelerate import Accelerator
+
         self.accelerator = Accelerator(cpu=device.type == "cpu")
         self.rank, self.size = self.accelerator.process_index, self.accelerator.num_processes
         self.device, self.sharded = device, sharded
@@ -117,7 +115,7 @@ def team_of(device: torch.device | str, sharded: bool = False) -> Team:
     """The processes of this launch; one without a launcher, and then `sharded` is a ValueError."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         return Processes(torch.device(device), sharded)
-    require(not sharded, "sharded is asked of a single process; expected several, begun by torchrun")
+    require(not sharded, "sharded is True for a single process; expected several processes, started by torchrun")
     return Team()
 
 

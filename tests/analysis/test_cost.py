@@ -7,7 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from spherear import Pipeline, SamplingSettings, SphereAR, load_published
-from spherear.analysis.cost import cost, embedding_flops, head_flops, made_up_checkpoint, transformer_flops
+from spherear.analysis.cost import cost, head_flops, made_up_checkpoint, transformer_flops
 from spherear.models.presets import PRESETS
 
 
@@ -62,8 +62,6 @@ def test_head_flops_are_torchs(config):
     head = on_meta(config).head
     x, embedded = (torch.zeros(1, n, device="meta") for n in (config.latent_dim, config.head_width))
     assert head_flops(config) == counted(lambda: head.velocity(x, embedded, embedded))
-    times = torch.zeros(7, device="meta")
-    assert embedding_flops(config, 7) == counted(lambda: head.embed_time(times))
 
 
 def test_costs_of_the_published_sizes():

@@ -8,10 +8,8 @@ from torch.testing import assert_close
 
 from spherear import Pipeline, SamplingSettings
 from spherear.analysis.diagnostics import (
-    class_diversity,
     compare_norms,
     effective_rank,
-    guidance_norm_change,
     norm_profile,
     prediction_error,
     projection_jacobian,
@@ -68,14 +66,6 @@ def test_radial_share_of_noise_is_one_over_dim():
     assert share.mean == pytest.approx(1 / 6, abs=4 * error)
 
 
-def test_norm_change_is_image_by_image():
-    unguided = cloud(3, 2, 4)
-    factor = torch.tensor([[1.0, 2.0], [1.1, 2.0], [1.2, 2.0]], dtype=F64)
-    change = guidance_norm_change(factor[..., None] * unguided, unguided)
-    assert_close(change.mean, torch.tensor([0.1, 1.0], dtype=F64))
-    assert_close(change.std, torch.tensor([0.1, 0.0], dtype=F64), atol=1e-12, rtol=0)
-
-
 @pytest.mark.parametrize("rank", [1, 3, 6])
 def test_effective_rank_of_as_many_equal_directions(rank):
     """Latents of `rank` orthogonal directions of equal variance, about a mean that does not count."""
@@ -107,15 +97,6 @@ def test_spread_histogram():
     assert_close(histogram.quantiles, torch.tensor([0.5, 5.0, 9.5], dtype=F64), atol=1e-5, rtol=0)
 
 
-def test_class_diversity():
-    real, labels = cloud(20, 3), torch.arange(20) % 4
-    shrunk = real * torch.tensor([1.0, 0.5, 0.25, 0.0], dtype=F64)[labels][:, None]
-    measured = class_diversity(shrunk, labels, real, labels)
-    assert_close(measured.ratio, torch.tensor([1.0, 0.5, 0.25, 0.0], dtype=F64))
-    assert measured.mean == pytest.approx(1.75 / 4)
-    assert measured.labels.tolist() == [0, 1, 2, 3]
-
-
 def test_trace_keeps_what_the_decode_yields(tiny_vae, tiny_ar):
     pipeline = Pipeline(tiny_vae, tiny_ar)
     settings = SamplingSettings(guidance_scale=3.0, solver="euler", steps=2)
@@ -145,7 +126,6 @@ def test_prediction_error_is_the_definition(tiny_ar):
         (lambda: variance_ratio(cloud(2, 4, 3), cloud(2, 4, 2)), r"tokens are \(4, 3\) and \(4, 2\)"),
         (lambda: radial_share(0 * cloud(2, 4, 3), cloud(2, 4, 3)), "the error of some token is 0"),
         (lambda: effective_rank(torch.ones(3, 4, 2)), "all images have the same tokens"),
-        (lambda: guidance_norm_change(cloud(2, 4, 3), cloud(3, 4, 3)), r"shape \(2, 4, 3\); expected \(3, 4, 3\)"),
         (lambda: spread_histogram(cloud(3), bins=0), "bins is 0; expected at least 1"),
         (lambda: trace([]), "there are no steps"),
     ],

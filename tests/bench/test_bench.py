@@ -2,7 +2,6 @@
 
 import json
 import math
-import subprocess
 import sys
 
 import numpy as np
@@ -42,28 +41,11 @@ def test_a_measurement_runs_once_to_warm_up():
     assert 0 <= timing.low <= timing.median <= timing.high
 
 
-def test_peak_memory_is_seen():
-    """In a process of its own: what other tests hold or give back is no part of it."""
-    script = """if True:
-        import torch
-        from spherear.bench.timing import peak_memory, reset_peak
-        held = reset_peak(torch.device("cpu"))
-        torch.ones(2**25).sum()  # 128 MiB, gone when the line is over
-        print((peak_memory(torch.device("cpu")) - held) / 2**20)
-    """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    peak = float(done.stdout)
-    if math.isnan(peak):
-        pytest.skip("this system does not tell peaks")
-    assert 120 < peak < 200
-
-
 @pytest.mark.slow
 def test_memory_does_not_grow_with_steps_and_the_cache_is_in_its_dtype():
     memory = bench_memory("digits", 8, torch.bfloat16, CPU, (20, 400), tokens=2)
     assert memory.float32_mib == 2 * memory.cache_mib > 0
-    if math.isnan(memory.peak_mib[20]):
-        pytest.skip("this system does not tell peaks")
+    assert memory.cache_mib < memory.peak_mib[20] < 20 * memory.cache_mib
     assert memory.peak_mib[400] < memory.peak_mib[20] + 4  # MiB; the noise itself is 8 x 8 numbers a step
 
 
@@ -115,7 +97,6 @@ def test_a_row_a_path(monkeypatch):
     assert rows[0].speedup == 1.0
     for row in rows:
         assert row.speedup == pytest.approx(rows[0].timing.median / row.timing.median)
-        assert row.token_ms == pytest.approx(1000 * row.timing.median / 4)
         assert row.of_floor > 0
         assert row.first.median > 0
     with pytest.raises(ValueError, match="tokens is 17; expected 1 to 16"):
@@ -165,7 +146,7 @@ def test_steps_are_timed_in_every_way():
 @pytest.mark.parametrize(
     ("kind", "head"),
     [
-        ("decode", "ms a token"),
+        ("decode", "ms per token"),
         ("latency", "first image, ms"),
         ("growth", "r2 of a line"),
         ("memory", "cache MiB in float32"),

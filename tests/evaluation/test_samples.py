@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import sys
+from importlib.machinery import ModuleSpec
 from itertools import islice
 
 import numpy as np
@@ -128,6 +129,8 @@ def test_inception_by_torch_fidelity(monkeypatch):
         inception_scores(images, "folder")
 
     class Stand:
+        __spec__ = ModuleSpec("torch_fidelity", None)
+
         @staticmethod
         def calculate_metrics(input1, input2, fid, isc, prc, verbose, cuda):
             assert (input2, fid, isc, prc) == ("folder", True, True, True)

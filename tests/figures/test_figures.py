@@ -11,7 +11,7 @@ from scipy import stats
 from torch.testing import assert_close
 
 from spherear import Pipeline, SamplingSettings
-from spherear.analysis.densities import direction_laws, projected_gaussian_log_density, uniform_density
+from spherear.analysis.densities import direction_laws, projected_gaussian_log_density
 from spherear.analysis.diagnostics import (
     EffectiveRank,
     RadialShare,
@@ -213,8 +213,8 @@ def test_direction_laws_are_densities():
     for density in (laws.spherical, laws.projected):
         assert float((density * area).sum()) == pytest.approx(1.0, abs=1e-3)
     wide = direction_laws(kappa=0.0, mean=(0.0, 0.0, 0.0), sigma=(1.0, 1.0, 1.0), resolution=10)
-    assert_close(wide.spherical, torch.full_like(wide.spherical, uniform_density()))
-    assert_close(wide.projected, torch.full_like(wide.projected, uniform_density()))
+    assert_close(wide.spherical, torch.full_like(wide.spherical, 1 / (4 * math.pi)))
+    assert_close(wide.projected, torch.full_like(wide.projected, 1 / (4 * math.pi)))
 
 
 def test_projected_gaussian_density_is_that_of_draws():

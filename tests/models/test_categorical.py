@@ -22,7 +22,7 @@ def pipeline():
     vae = randomise(VAE(replace(TINY_VAE, bottleneck="vq", codes=CODES)))
     vae.bottleneck.codebook.copy_(CODEBOOK)
     ar = randomise(SphereAR(replace(TINY_AR, codes=CODES)), seed=1)
-    ar.head.adopt(vae.codebook)
+    ar.head.set_codebook(vae.codebook)
     return Pipeline(vae, ar)
 
 
@@ -74,7 +74,7 @@ def test_a_very_large_number_still_picks_a_code():
 
 def test_a_codebook_of_another_size(pipeline):
     with pytest.raises(ValueError, match=r"codebook has shape \(3, 4\); expected \(11, 4\)"):
-        pipeline.ar.head.adopt(torch.zeros(3, 4))
+        pipeline.ar.head.set_codebook(torch.zeros(3, 4))
     with pytest.raises(ValueError, match=r"the VAE makes \(16, 4, 11\).*expected \(16, 4, 0\)"):
         Pipeline(pipeline.vae, randomise(SphereAR(TINY_AR)))
 

@@ -80,7 +80,7 @@ def test_cache_is_preallocated_in_its_dtype_and_says_when_it_is_full():
     keys, _ = layer.append(new, new)
     assert (keys.data_ptr(), keys.dtype, cache.filled) == (cache.keys[1].data_ptr(), torch.bfloat16, 4)
     assert cache.keys[0].sum() == 0
-    with pytest.raises(ValueError, match="holds 5 positions; position 8"):
+    with pytest.raises(ValueError, match="has 5 positions; expected 8 or more"):
         cache.extend(4)
     assert cache.filled == 4
 

@@ -92,7 +92,7 @@ def test_a_cached_run_resumes_and_is_another_run_than_an_uncached(digits, tmp_pa
     with closing(train_ar(TINY_AR, vae, digits, recipe, tmp_path)) as states:
         first = [next(states).metrics() for _ in range(2)]
     assert first + [state.metrics() for state in train_ar(TINY_AR, vae, digits, recipe, tmp_path)] == whole
-    with pytest.raises(ValueError, match=r"recipe.cached_copies is 1, asked for 0"):
+    with pytest.raises(ValueError, match=r"recipe.cached_copies: expected 1, got 0"):
         next(train_ar(TINY_AR, vae, digits, RECIPE, tmp_path))
 
 

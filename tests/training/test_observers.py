@@ -8,16 +8,16 @@ import torch
 from PIL import Image
 
 from spherear import VAE, SphereAR, train
+from spherear.models.layers import seeded
 from spherear.models.presets import preset
 from spherear.models.pretrained import fingerprint
-from spherear.training.build import seeded
 from spherear.training.progress import memory_gib
 
 
 @pytest.fixture(scope="module")
 def vae(tmp_path_factory):
     folder = tmp_path_factory.mktemp("shown") / "vae"
-    seeded(VAE, preset("digits").vae, 0).save_pretrained(folder)
+    seeded(0, VAE, preset("digits").vae).save_pretrained(folder)
     return folder
 
 
@@ -54,7 +54,7 @@ def test_a_vaes_preview_is_images_over_reconstructions(tmp_path):
 
 
 def test_curves_without_tensorboard_say_what_to_install(monkeypatch, tmp_path, capsys):
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
     assert train.main(["vae", "--run", str(tmp_path / "run"), "--tensorboard"]) == 2
     assert 'curves need it: pip install "spherear[train]"' in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

@@ -303,11 +303,11 @@ def test_views_stay_inside_and_fill_their_range():
 
 def test_crops_fade_to_the_centre():
     recipe = course("imagenet256-B").ar
-    assert (recipe.look_at(0).crop, recipe.look_at(350).spread) == (1.25, 1.0)
-    half = recipe.look_at(362)
+    assert (recipe.augmentation_at(0).crop, recipe.augmentation_at(350).spread) == (1.25, 1.0)
+    half = recipe.augmentation_at(362)
     assert 1.11 < half.crop < 1.14
     for epoch in (375, 399):
-        box, _ = recipe.look_at(epoch).view(3, 50, 40)
+        box, _ = recipe.augmentation_at(epoch).view(3, 50, 40)
         assert box == (5.0, 0.0, 45.0, 40.0)
 
 

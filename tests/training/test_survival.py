@@ -34,7 +34,8 @@ import torch
 torch.set_num_threads(1)
 from spherear.models.presets import preset
 from spherear.models.vae import VAE
-from spherear.train import seeded, train_ar
+from spherear.models.layers import seeded
+from spherear.train import train_ar
 from spherear.training.checkpoint import read_state
 from spherear.training.data.catalog import load_data
 from spherear.training.recipes import course
@@ -42,7 +43,7 @@ from spherear.training.run import fingerprint
 
 folder, log = Path(sys.argv[1]), sys.argv[2]
 sizes, data = preset("digits"), load_data("digits", 16)
-vae = seeded(VAE, sizes.vae, 0)
+vae = seeded(0, VAE, sizes.vae)
 recipe = replace(course("digits").ar, steps=STEPS, batch_size=2, save_every=2, log_every=1, warmup_steps=3)
 
 def child(folder, log):
@@ -181,7 +182,8 @@ def test_an_infinite_gradient_is_skipped_too():
     model = torch.nn.Linear(2, 1, bias=False)
     run = Run(model, replace(AR_RECIPE, ema_decay=0.0), {})
     before = model.weight.detach().clone()
-    run.update({"loss": (model(torch.zeros(1, 2)) ** 2).sum().sqrt()})  # 0, with slope 0 / 0
+    run.accumulate({"loss": (model(torch.zeros(1, 2)) ** 2).sum().sqrt()})  # 0, with slope 0 / 0
+    run.descend()
     assert torch.equal(model.weight, before)
     assert run.skipped.tolist() == [1, 1]
 
@@ -189,7 +191,7 @@ def test_an_infinite_gradient_is_skipped_too():
 def test_another_recipe_goes_on_only_when_told(digits, tmp_path):
     with closing(loop("vae", None, digits, tmp_path)) as states:
         next(states)
-    with pytest.raises(ValueError, match="recipe.learning_rate is 0.001, asked for 0.01"):
+    with pytest.raises(ValueError, match="recipe.learning_rate: expected 0.001, got 0.01"):
         next(loop("vae", None, digits, tmp_path, learning_rate=0.01))
     from spherear.train import train_ar, train_vae
     from tests.conftest import TINY_AR, TINY_VAE
@@ -199,11 +201,11 @@ def test_another_recipe_goes_on_only_when_told(digits, tmp_path):
     with closing(train_vae(TINY_VAE, digits, recipe, tmp_path, execution=told)) as states:
         assert next(states).step == 2
     assert read_json(tmp_path / "run.json")["recipe"]["learning_rate"] == 0.01
-    with pytest.raises(ValueError, match=r"model.latent_dim is 4, asked for 6"):
+    with pytest.raises(ValueError, match=r"model.latent_dim: expected 4, got 6"):
         next(train_vae(replace(TINY_VAE, latent_dim=6), digits, recipe, tmp_path, execution=told))
     from spherear import VAE
 
-    with pytest.raises(ValueError, match=r"kind is 'vae', asked for 'ar'"):
+    with pytest.raises(ValueError, match=r"kind: expected 'vae', got 'ar'"):
         next(train_ar(TINY_AR, VAE(TINY_VAE), digits, AR_RECIPE, tmp_path, execution=told))
 
 

@@ -28,7 +28,8 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from spherear import VAE
-from spherear.train import seeded, train_ar, train_vae
+from spherear.models.layers import seeded
+from spherear.train import train_ar, train_vae
 from spherear.training.data.catalog import load_data
 from spherear.training.jobs import Execution
 from spherear.training.recipes import ARRecipe, VAERecipe
@@ -42,7 +43,7 @@ digits = load_data("digits", 16)
 def record(name, kind, steps, stop=None, **execution):
     execution = Execution(**execution)
     if kind == "ar":
-        vae = seeded(VAE, TINY_VAE, 0)
+        vae = seeded(0, VAE, TINY_VAE)
         recipe = ARRecipe(steps=steps, ema_decay=0.9, **base)
         states = train_ar(TINY_AR, vae, digits, recipe, out / name, execution=execution)
     else:
@@ -175,5 +176,5 @@ def test_several_processes_are_asked_for_a_fitting_number_of_parts(monkeypatch):
         Feed(load_data("digits", 16), replace(AR_RECIPE, parts=2), range(2), Three(), "cpu")
     with pytest.raises(ValueError, match="parts is 3; expected a divisor of the batch size, 4"):
         replace(AR_RECIPE, parts=3)
-    with pytest.raises(ValueError, match="sharded is asked of a single process"):
+    with pytest.raises(ValueError, match="sharded is True for a single process"):
         team_of("cpu", sharded=True)

@@ -201,14 +201,14 @@ def test_a_finished_run_stays_finished(digits, tmp_path):
 def test_another_run_in_the_folder_is_refused_and_left_alone(digits, vae, tmp_path):
     list(loop("vae", None, digits, tmp_path))
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    with pytest.raises(ValueError, match=r"holds another run \(recipe.steps is 8, asked for 9\)"):
+    with pytest.raises(ValueError, match=r"holds another run \(recipe.steps: expected 8, got 9\)"):
         list(loop("vae", None, digits, tmp_path, steps=9))
-    with pytest.raises(ValueError, match=r"holds another run \(kind is 'vae', asked for 'ar'"):
+    with pytest.raises(ValueError, match=r"holds another run \(kind: expected 'vae', got 'ar'"):
         list(loop("ar", vae, digits, tmp_path))
     shapes = load_data("shapes", 16)
-    with pytest.raises(ValueError, match=r"data is 'digits', asked for 'shapes'"):
+    with pytest.raises(ValueError, match=r"data: expected 'digits', got 'shapes'"):
         list(loop("vae", None, shapes, tmp_path))
-    with pytest.raises(ValueError, match=r"model.latent_dim is 4, asked for 6"):
+    with pytest.raises(ValueError, match=r"model.latent_dim: expected 4, got 6"):
         list(train_vae(replace(TINY_VAE, latent_dim=6), digits, VAE_RECIPE, tmp_path))
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
@@ -260,7 +260,8 @@ def test_the_average_is_the_definition(digits, vae):
     expected = {name: p.detach().clone() for name, p in model.named_parameters()}
     tokens, labels = torch.randn(4, 16, 4), torch.arange(4)
     for _ in range(3):
-        state = run.update({"loss": model.loss(tokens, labels, generator=run.generator("cpu"))})
+        run.accumulate({"loss": model.loss(tokens, labels, generator=run.generator("cpu"))})
+        state = run.descend()
         for name, p in model.named_parameters():
             expected[name] = 0.8 * expected[name] + 0.2 * p.detach()
     for name, p in state.model.named_parameters():
@@ -295,7 +296,8 @@ def test_gradients_are_clipped():
     with torch.no_grad():
         model.weight.fill_(1.0)
     run = Run(model, replace(AR_RECIPE, ema_decay=0.0, clip=0.5), {})
-    run.update({"loss": (1000 * model(torch.ones(1, 2))).sum()})
+    run.accumulate({"loss": (1000 * model(torch.ones(1, 2))).sum()})
+    run.descend()
     assert_close(model.weight.grad.norm(), torch.tensor(0.5))
 
 

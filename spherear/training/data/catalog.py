@@ -119,7 +119,7 @@ def _hub(name: str, spec: str, image_size: int) -> ImageData:
     return load_hub(name, spec, image_size)
 
 
-PLACES: dict[str, Callable[[str, str, int], ImageData]] = {"folder": _folder, "tar": _tar, "hub": _hub}
+SOURCES: dict[str, Callable[[str, str, int], ImageData]] = {"folder": _folder, "tar": _tar, "hub": _hub}
 """Sources of photographs: folder:PATH, tar:PATH, hub:OWNER/NAME[@REVISION][#SPLIT][?stream]."""
 
 LOADERS: dict[str, tuple[Callable[[str, int], ImageData], tuple[str, ...]]] = {
@@ -131,16 +131,16 @@ LOADERS: dict[str, tuple[Callable[[str, int], ImageData], tuple[str, ...]]] = {
 
 def load_data(spec: str, image_size: int) -> ImageData:
     """The data set that `spec` names, at `image_size` pixels: a row of LOADERS, optionally with `:split`,
-    or photographs from one of PLACES.
+    or photographs from one of SOURCES.
 
     Unknown names or splits, a size below 1, or missing files: ValueError.
     """
     name, _, split = spec.partition(":")
-    one_of("data", name, (*LOADERS, *PLACES))
+    one_of("data", name, (*LOADERS, *SOURCES))
     require(image_size >= 1, f"image_size is {image_size}; expected at least 1")
-    if name in PLACES:
+    if name in SOURCES:
         require(bool(split), f"data is {spec!r}; expected {name}: and then where")
-        return PLACES[name](split, spec, image_size)
+        return SOURCES[name](split, spec, image_size)
     loader, splits = LOADERS[name]
     one_of(f"split of {name}", split or "train", splits)
     return loader(split or "train", image_size)

@@ -101,7 +101,7 @@ class Feed:
             epoch = step // (len(self.data) // recipe.batch_size)
             numbers = range(team.rank * per_process, (team.rank + 1) * per_process)
             yield (
-                recipe.look_at(epoch),
+                recipe.augmentation_at(epoch),
                 [(number, indices[number * part_size : (number + 1) * part_size]) for number in numbers],
             )
 

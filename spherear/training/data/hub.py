@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from spherear.console import require_installed
 from spherear.models.config import require
 from spherear.training.data.images import Photographs, decode_image
 
@@ -19,12 +20,9 @@ def load_hub(rest: str, spec: str, image_size: int) -> Photographs:
 
     No code from the repository is run. Without the library `datasets`: ModuleNotFoundError.
     """
-    try:
-        import datasets
-    except ImportError as error:
-        raise ModuleNotFoundError(
-            'datasets is not installed; hub data need it: pip install "spherear[train]"'
-        ) from error
+    require_installed("datasets", "train", "hub data need it")
+    import datasets
+
     rest, _, mode = rest.partition("?")
     require(mode in ("", "stream"), f"data is {spec!r}; expected ?stream or nothing after the split, not {mode!r}")
     rest, _, split = rest.partition("#")

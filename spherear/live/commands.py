@@ -1,0 +1,118 @@
+"""The commands of the notebooks and of the installation: `spherear lab | page | notebooks | doctor`.
+
+What a command needs is imported inside it, as in `spherear.cli`.
+"""
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import tyro
+from tqdm import tqdm
+
+from spherear import __version__
+from spherear.console import require_installed
+from spherear.models.config import require
+
+LIBRARIES = ("torch", "numpy", "einops", "jaxtyping", "safetensors", "huggingface_hub", "scikit-learn", "pillow")
+LAB = ("jupyterlab", "ipykernel", "ipywidgets", "anywidget", "matplotlib", "plotly")
+
+
+def lab(folder: tyro.conf.Positional[Path] = Path("spherear-notebooks"), port: int = 8888, browser: bool = True) -> int:
+    """Open the notebooks in JupyterLab, on this machine alone: live panels beside the text.
+
+    Notebooks are copied to the folder; what is there already is never overwritten. Ctrl-C ends it.
+
+    Args:
+        folder: Where your copies of the notebooks live.
+        port: Of the server; the next free one if it is taken.
+        browser: Open a browser. Without one, the address (with its token) is printed.
+    """
+    for library in ("jupyterlab", "ipywidgets", "anywidget", "plotly", "matplotlib"):
+        require_installed(library)
+    from spherear.live.server import copy_notebooks, lab_command, run_lab
+
+    copied = copy_notebooks(folder)
+    print(f"{folder}: {len(copied.new)} files copied, {len(copied.same)} there already")
+    for path in copied.edited:
+        print(f"{folder / path}: differs from the shipped one, and is left as it is")
+    return run_lab(lab_command(folder, copied.first, port=port, browser=browser))
+
+
+def page(port: int = 8866, host: str = "localhost", browser: bool = True) -> int:
+    """Show the guidance panel alone as a page without code, by Voila. Ctrl-C ends it.
+
+    Whoever opens the page has models and a process of their own on this machine; pictures they save go to the folder
+    where the command is given.
+
+    Args:
+        port: Of the server.
+        host: Who reaches it: localhost is this machine alone, 0.0.0.0 whoever knows the address and its token.
+        browser: Open a browser. Without one, the address (with its token) is printed.
+    """
+    for library in ("voila", "ipywidgets", "anywidget", "plotly", "matplotlib"):
+        require_installed(library, "page")
+    from spherear.live.server import page_command, run_lab
+
+    with tempfile.TemporaryDirectory() as folder:
+        return run_lab(page_command(Path(folder), port=port, host=host, browser=browser))
+
+
+def notebooks(folder: Path = Path("notebooks"), refresh: bool = False, only: str = "") -> int:
+    """Say what is wrong with the form of the notebooks, or run them and rewrite their outputs.
+
+    Args:
+        folder: Where they are.
+        refresh: Run each from top to bottom, in the environment of the tests, and rewrite it.
+        only: Part of a name: leave out the others.
+    """
+    require_installed("nbclient")
+    from spherear.live import notebooks as books
+
+    found = [path for path in books.find_notebooks(folder) if only in path.name]
+    require(len(found) > 0, f"only is {only!r}; expected part of the name of a notebook in {folder}")
+    wrong = 0
+    for path in tqdm(found, "notebooks", unit="notebook", disable=not refresh):
+        began = time.monotonic()
+        if refresh:
+            books.refresh(path)
+            tqdm.write(f"{path} took {time.monotonic() - began:.0f} s")
+        problems = books.problems(path)
+        wrong += len(problems)
+        tqdm.write("\n".join(f"{path} {problem}" for problem in problems or ["has no problems"]))
+    return 1 if wrong else 0
+
+
+def doctor() -> int:
+    """Print versions and devices, and say whether the lab (notebooks, widgets, figures) is ready."""
+    import torch
+
+    gib = shutil.disk_usage(".").free / 2**30
+    print(f"spherear {__version__}, Python {platform.python_version()}, {platform.platform()}")
+    print(f"CPU: {os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads; {gib:.0f} GiB free here")
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        print(f"CUDA {index}: {properties.name}, {properties.total_memory / 2**30:.0f} GiB")
+    if not torch.cuda.is_available():
+        print("CUDA: none, everything runs on the CPU")
+    missing = [name for group in (LIBRARIES, LAB) for name in _print_versions(group)]
+    lab = [name for name in missing if name in LAB]
+    print("lab: ready" if not lab else f'lab: not ready, {", ".join(lab)} missing: pip install "spherear[lab]"')
+    return 0 if set(missing) <= set(LAB) else 1
+
+
+def _print_versions(names: Sequence[str]) -> list[str]:
+    """Print the version of each library; return those that are missing."""
+    missing = []
+    for name in names:
+        try:
+            print(f"  {name} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            print(f"  {name} missing")
+            missing.append(name)
+    return missing
