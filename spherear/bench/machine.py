@@ -12,7 +12,7 @@ import torch
 def processor() -> str:
     """The processor's name."""
     info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
 
@@ -29,7 +29,7 @@ def memory_bytes(device: torch.device) -> float | int:
 def process_bytes(field: str) -> float:
     """VmRSS (current) or VmHWM (peak) of this process in bytes on Linux; NaN elsewhere."""
     with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
+        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
             if line.startswith(field + ":"):
                 return 1024.0 * int(line.split()[1])
     return float("nan")
