@@ -210,6 +210,37 @@ def test_every_module_has_a_docstring():
         assert "from __future__ import annotations" not in text
 
 
+def is_text_file(call: ast.Call) -> bool:
+    """Whether a call opens, reads or writes a file as text; as far as its name and its mode say."""
+    name = getattr(call.func, "attr", getattr(call.func, "id", ""))
+    values = [*call.args, *(word.value for word in call.keywords if word.arg == "mode")]
+    modes = [v.value for v in values if isinstance(v, ast.Constant) and re.fullmatch(r"[rwax][bt+]*", str(v.value))]
+    if name == "open" and (modes or not values or isinstance(call.func, ast.Name)):
+        return not any("b" in mode for mode in modes)
+    return name in ("read_text", "write_text") and isinstance(call.func, ast.Attribute)
+
+
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [
+        ("open(path)", True), ("path.open()", True), ("self.path.open('a')", True), ("(a / b).open(mode='w')", True),
+        ("path.read_text()", True), ("self.path.write_text(text)", True), ("write_text(path, text)", False),
+        ("open(path, 'rb')", False), ("path.open('rb+')", False), ("Image.open(path)", False),
+        ("archive.open('arr_0.npy')", False), ("tarfile.open(fileobj=file, mode='r:')", False),
+    ],
+)  # fmt: skip
+def test_calls_that_open_text(code, text):
+    assert is_text_file(ast.parse(code, mode="eval").body) == text
+
+
+def test_text_files_have_an_encoding():
+    """That of the system is another one on Windows."""
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and is_text_file(node):
+                assert "encoding" in [word.arg for word in node.keywords], f"{path}:{node.lineno}"
+
+
 def test_shipped_weights_are_small_and_have_their_log():
     weights = list(PACKAGE.rglob("*.safetensors"))
     assert weights

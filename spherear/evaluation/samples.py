@@ -62,7 +62,7 @@ def draw_samples(
         require(read_json(folder / FACTS) == facts, f"{folder} holds other images; expected the same set, or none")
     if (folder / RESULT).exists():
         return
-    images = _open_array(folder, facts, pipeline, rank)
+    _create_array(folder, facts, pipeline, rank)
     labels = balanced_labels(count, pipeline.ar.config.num_classes)
     starts = range(0, count, shard)
     for number in range(rank, len(starts), size):
@@ -70,8 +70,7 @@ def draw_samples(
         marker = folder / DONE / str(number)
         if not marker.exists():
             drawn = pipeline.sample(labels[rows.start : rows.stop], settings, [seed + i for i in rows])
-            images[rows.start : rows.stop] = to_uint8(drawn).cpu().numpy()
-            images.flush()
+            _write_rows(folder / RAW, rows.start, to_uint8(drawn).cpu().numpy())
             marker.touch()
         yield len(rows)
 
@@ -112,7 +111,14 @@ def read_samples(path: Path) -> np.ndarray:
     return np.memmap(path, np.uint8, "r", start, shape)
 
 
-def _open_array(folder: Path, facts: dict[str, Any], pipeline: Pipeline, rank: int) -> np.memmap:
+def _write_rows(path: Path, start: int, rows: np.ndarray) -> None:
+    """Write rows of the array; it is closed afterwards, because Windows removes no file that is open."""
+    array = np.lib.format.open_memmap(path, "r+")
+    array[start : start + len(rows)] = rows
+    array.flush()
+
+
+def _create_array(folder: Path, facts: dict[str, Any], pipeline: Pipeline, rank: int) -> None:
     """The array on disk, created by the first process while the others wait."""
     pixels = pipeline.vae.config.image_size
     if rank == 0 and not (folder / FACTS).exists():
@@ -125,4 +131,3 @@ def _open_array(folder: Path, facts: dict[str, Any], pipeline: Pipeline, rank: i
         time.sleep(POLL_SECONDS)
     stored = read_json(folder / FACTS)
     require(stored == facts, f"{folder} holds other images; expected the same set, or none")
-    return np.lib.format.open_memmap(folder / RAW, "r+")

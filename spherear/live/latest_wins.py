@@ -32,27 +32,28 @@ class _Waiting(Generic[RequestT]):
 class LatestWins(Generic[RequestT]):
     """Calls `work(request, turn)` for the newest request, on its own thread; `work` checks `turn` often.
 
-    Requests less than `debounce` seconds apart form a burst, as do requests less than `MAX_WAIT` apart while one is
-    being worked on. The first two starts in a burst need `short` seconds without a newer request, for a quick
-    response; later ones need `debounce` seconds, or more if requests come slowly. A replaced request is stale: it is
+    Requests less than `DEBOUNCE` seconds apart form a burst, as do requests less than `MAX_WAIT` apart while one is
+    being worked on. The first two starts in a burst need `SHORT` seconds without a newer request, for a quick
+    response; later ones need `DEBOUNCE` seconds, or more if requests come slowly. A replaced request is stale: it is
     dropped if it has not started, else its turn is marked. An exception of `work` is appended to `errors`, and passed
     to `failed` unless the request is stale; the worker continues. All methods are thread-safe; `work` and `failed`
     run only on the worker. After `close` nothing runs, and requests are ignored.
+
+    clock: returns the time in seconds.
     """
 
     def __init__(
         self,
         work: Callable[[RequestT, Turn], None],
         failed: Callable[[Exception], None],
-        short: float | int = SHORT,
-        debounce: float | int = DEBOUNCE,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._work, self._failed, self._short, self._debounce = work, failed, short, debounce
+        self._work, self._failed, self._clock = work, failed, clock
         self._change = threading.Condition()
         self._waiting: _Waiting[RequestT] | None = None
         self._turn: Turn | None = None
         self._newest = -float("inf")
-        self._started, self._quiet = 0, debounce  # of the current burst
+        self._started, self._quiet = 0, DEBOUNCE  # of the current burst
         self._closed = False
         self._thread: threading.Thread | None = None
         self.turns = 0
@@ -63,13 +64,13 @@ class LatestWins(Generic[RequestT]):
         with self._change:
             if self._closed:
                 return
-            now = time.monotonic()
+            now = self._clock()
             gap, self._newest = now - self._newest, now
             if gap < (self._quiet if self.idle else max(self._quiet, MAX_WAIT)):
                 self._quiet = max(self._quiet, min(SLOW_FACTOR * gap, MAX_WAIT))
             else:
-                self._started, self._quiet = 0, self._debounce
-            delay = self._short if self._started < 2 else self._quiet
+                self._started, self._quiet = 0, DEBOUNCE
+            delay = SHORT if self._started < 2 else self._quiet
             self._waiting = _Waiting(request, now + delay, Turn())
             self._end(stale=True)
             if self._thread is None:
@@ -83,7 +84,7 @@ class LatestWins(Generic[RequestT]):
         with self._change:
             if self._waiting is not None:
                 self._waiting.turn.over = True
-                self._waiting.due = time.monotonic()
+                self._waiting.due = self._clock()
             self._end(stale=self._waiting is not None)
             self._change.notify_all()
 
@@ -141,7 +142,7 @@ class LatestWins(Generic[RequestT]):
             while not self._closed:
                 if self._waiting is None:
                     self._change.wait()
-                elif (delay := self._waiting.due - time.monotonic()) > 0:
+                elif (delay := self._waiting.due - self._clock()) > 0:
                     self._change.wait(delay)
                 else:
                     waiting, self._waiting = self._waiting, None

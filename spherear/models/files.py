@@ -21,7 +21,7 @@ def atomic_path(target: Path) -> Iterator[Path]:
     part = target.with_name(f"{target.name}.{os.getpid()}.tmp")
     try:
         yield part
-        with part.open("rb") as file:
+        with part.open("rb+") as file:  # Windows syncs only files that are open for writing
             os.fsync(file.fileno())
         part.replace(target)
         _sync_folder(target.parent)
@@ -41,9 +41,9 @@ def _sync_folder(folder: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically."""
+    """Write a text file atomically: the same bytes on every system."""
     with atomic_path(path) as part:
-        part.write_text(text, encoding="utf-8")
+        part.write_bytes(text.encode())
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:

@@ -260,7 +260,7 @@ class Run:
                 line["skipped_steps"] = int(self.skipped[1])
             if self._feed is not None and self._feed.data.broken:
                 line["skipped_images"] = len(self._feed.data.broken)
-            with (self.folder / METRICS_FILE).open("a", encoding="utf-8") as file:
+            with (self.folder / METRICS_FILE).open("a", encoding="utf-8", newline="\n") as file:
                 file.write(json.dumps(line) + "\n")
 
     def _finish(self) -> None:
@@ -297,7 +297,9 @@ class Run:
             for name, tensor in group(optimizer_prefix).items():
                 parameter_name, _, key = name.rpartition("/")
                 parameter = parameters[parameter_name]
-                optimizer.state[parameter][key] = as_split(tensor, parameter) if tensor.ndim else tensor
+                value = as_split(tensor, parameter) if tensor.ndim else tensor
+                # a CPU tensor is mapped from the file, which Windows would then not replace
+                optimizer.state[parameter][key] = value.clone() if value.device.type == "cpu" else value
         if self.ema is not None:
             put_weights(self.ema, group("ema/"), state.source)
         self.step = state.step

@@ -1,20 +1,22 @@
-"""The worker behind live controls: the newest request wins, stopping stops, errors are kept, nothing is left."""
+"""The worker behind live controls: the newest request wins, stopping stops, errors are kept, nothing is left.
+
+Time passes only where a test says so.
+"""
 
 import threading
-import time
 
 import pytest
 
-from spherear.live.latest_wins import DEBOUNCE, MAX_WAIT, LatestWins
+from spherear.live.latest_wins import DEBOUNCE, MAX_WAIT, SHORT, SLOW_FACTOR, LatestWins
 from tests.conftest import until
 
 
 class Recorder:
-    """Work of many small parts: writes down what was begun, shown and left."""
+    """Work that writes down what was begun, shown and left. endless: it goes on until its turn is over."""
 
-    def __init__(self, parts=200, rest=0.005):
+    def __init__(self):
         self.begun, self.shown, self.left = [], [], []
-        self.parts, self.rest = parts, rest
+        self.endless = False
         self.threads = set()
 
     def work(self, request, turn):
@@ -22,14 +24,39 @@ class Recorder:
         self.threads.add(threading.current_thread())
         if request == "bad":
             raise ValueError("this request is bad")
-        for part in range(self.parts):
-            if turn.over:
-                self.left.append((request, part, turn.stale))
-                if not turn.stale:
-                    self.shown.append((request, part))
-                return
-            time.sleep(self.rest)
-        self.shown.append((request, self.parts))
+        if self.endless:
+            until(lambda: turn.over)
+        if turn.over:
+            self.left.append((request, turn.stale))
+        if not turn.stale:
+            self.shown.append((request, "part" if turn.over else "whole"))
+
+
+class Timed(LatestWins):
+    """Its clock stands still but for `later`."""
+
+    def __init__(self, work, failed=lambda error: None):
+        self.now, self.seen = 0.0, -1.0  # seen: by the worker
+        super().__init__(work, failed, clock=self.read)
+
+    def read(self):
+        now = self.now
+        if threading.current_thread() is self._thread:
+            self.seen = now
+        return now
+
+    def later(self, seconds):
+        """Move the clock, and return when the worker has decided whether the request that waits is due."""
+        with self._change:
+            self.now += seconds
+            self._change.notify_all()
+        until(lambda: self._waiting is None or self.seen == self.now)
+        with self._change:  # the worker holds this until it has decided
+            pass
+
+    def submit_and_begin(self, request):
+        self.submit(request)
+        self.later(SHORT)
 
 
 @pytest.fixture
@@ -40,139 +67,128 @@ def recorder():
 @pytest.fixture
 def runner(recorder):
     failures = []
-    made = LatestWins(recorder.work, failures.append)
+    made = Timed(recorder.work, failures.append)
     made.failures = failures
     yield made
     made.close()
     assert not any(thread.name == "spherear-live" for thread in threading.enumerate())
 
 
-def test_a_burst_begins_the_last_request_alone(recorder):
-    recorder.parts = 20
-    runner = LatestWins(recorder.work, lambda error: None, short=1.0, debounce=30.0)
+def test_a_burst_begins_the_last_request_alone(runner, recorder):
     for value in range(30):
         runner.submit(value)
-        time.sleep(0.002)
+        runner.later(0.9 * SHORT)
+    assert runner.turns == 0
+    runner.later(0.2 * SHORT)
     assert runner.wait(10)
     assert recorder.begun == [29]
-    assert recorder.shown == [(29, 20)]
-    runner.close()
+    assert recorder.shown == [(29, "whole")]
 
 
-def test_a_burst_with_pauses_begins_three_at_most(recorder):
-    recorder.parts = 1
-    runner = LatestWins(recorder.work, lambda error: None, short=0.01, debounce=2.0)
+def test_a_burst_with_pauses_begins_three_at_most(runner, recorder):
     for value in range(2):
-        runner.submit(value)
-        until(lambda value=value: value in recorder.begun)
+        runner.submit_and_begin(value)
+        assert runner.wait(10)
     for value in range(2, 10):
         runner.submit(value)
-        time.sleep(0.1)  # far above `short`, far below `debounce`
+        runner.later(0.9 * DEBOUNCE)
+    runner.later(0.9 * DEBOUNCE * (SLOW_FACTOR - 1.1))
     assert recorder.begun == [0, 1]
+    runner.later(0.9 * DEBOUNCE * 0.2)
     assert runner.wait(10)
     assert recorder.begun == [0, 1, 9]
-    runner.submit("a new burst")
-    assert runner.wait(1.0)  # not only after `debounce`
-    runner.close()
+    runner.later(SLOW_FACTOR * DEBOUNCE)
+    runner.submit_and_begin("a new burst")
+    assert runner.wait(10)
+    assert recorder.begun == [0, 1, 9, "a new burst"]
 
 
-def test_a_burst_that_comes_slowly_begins_three_at_most(recorder):
+def test_a_burst_that_comes_slowly_begins_three_at_most(runner, recorder):
     """As from a page on a busy machine: slower than `debounce`, but never waiting until a picture is done."""
-    recorder.parts, recorder.rest = 2000, 0.005
-    runner = LatestWins(recorder.work, lambda error: None)
+    recorder.endless = True
     for value in range(2):
-        runner.submit(value)
-        until(lambda value=value: value in recorder.begun)
-        time.sleep(DEBOUNCE)
+        runner.submit_and_begin(value)
+        runner.later(DEBOUNCE)
     for value in range(2, 8):
         runner.submit(value)
-        time.sleep(1.5 * DEBOUNCE)
-    assert recorder.begun == [0, 1]
-    time.sleep(MAX_WAIT)
-    assert recorder.begun == [0, 1, 7]
-    runner.close()
+        runner.later(0.5 * MAX_WAIT)
+    assert runner.turns == 2
+    runner.later(MAX_WAIT)
+    until(lambda: recorder.begun == [0, 1, 7])
 
 
-def test_what_comes_long_after_is_no_burst_though_work_goes_on(recorder):
-    recorder.parts, recorder.rest = 2000, 0.005
-    runner = LatestWins(recorder.work, lambda error: None)
+def test_what_comes_long_after_is_no_burst_though_work_goes_on(runner, recorder):
+    recorder.endless = True
     for value in range(2):
         runner.submit(value)
-        time.sleep(1.2 * MAX_WAIT)
-    runner.submit(2)
-    time.sleep(0.6 * MAX_WAIT)
-    assert recorder.begun == [0, 1, 2]
-    runner.close()
+        runner.later(1.2 * MAX_WAIT)
+    runner.submit_and_begin(2)
+    until(lambda: recorder.begun == [0, 1, 2])
 
 
-def test_a_request_waits_for_a_pause(recorder):
-    runner = LatestWins(recorder.work, lambda error: None, short=30.0)
-    runner.submit("first")
-    assert not runner.wait(0.3)
-    runner.submit("second")
-    assert not runner.wait(0.1)
+def test_a_request_waits_for_a_pause(runner, recorder):
+    for request in ("first", "second"):
+        runner.submit(request)
+        runner.later(0.9 * SHORT)
+        assert not runner.wait(0)
     runner.close()
     assert recorder.begun == recorder.shown == []
 
 
 def test_what_is_replaced_is_told_that_it_is_stale(runner, recorder):
-    runner.submit("old")
+    recorder.endless = True
+    runner.submit_and_begin("old")
     until(lambda: recorder.begun)
     runner.submit("new")
+    until(lambda: recorder.left == [("old", True)])
+    recorder.endless = False
+    runner.later(SHORT)
     assert runner.wait(10)
-    assert [(request, stale) for request, _, stale in recorder.left] == [("old", True)]
-    assert [request for request, _ in recorder.shown] == ["new"]
+    assert recorder.shown == [("new", "whole")]
 
 
 def test_stop_shows_what_there_is(runner, recorder):
-    runner.submit("long")
+    recorder.endless = True
+    runner.submit_and_begin("long")
     until(lambda: recorder.begun)
     runner.stop()
     assert runner.wait(10)
-    (shown,) = recorder.shown
-    assert shown[0] == "long"
-    assert shown[1] < recorder.parts
+    assert recorder.shown == [("long", "part")]
 
 
-def test_stop_gives_a_request_that_waits_a_turn_that_is_over(recorder):
+def test_stop_gives_a_request_that_waits_a_turn_that_is_over(runner, recorder):
     """So that no picture of an older request stays under the newer controls."""
-    runner = LatestWins(recorder.work, lambda error: None, short=30.0)
     runner.submit("first")
     runner.submit("second")
     runner.stop()
     assert runner.wait(10)
-    assert recorder.shown == [("second", 0)]
-    runner.close()
+    assert recorder.shown == [("second", "part")]
 
 
 def test_an_error_is_shown_and_kept_and_ends_nothing(runner, recorder):
-    recorder.parts = 2
-    runner.submit("bad")
-    assert runner.wait(10)
-    runner.submit("good")
-    assert runner.wait(10)
+    for request in ("bad", "good"):
+        runner.submit_and_begin(request)
+        assert runner.wait(10)
     assert [str(error) for error in runner.failures] == ["this request is bad"]
     assert runner.errors == runner.failures
-    assert recorder.shown == [("good", 2)]
+    assert recorder.shown == [("good", "whole")]
 
 
 def test_an_error_while_an_error_is_shown_is_kept_too(recorder):
     def broken(error):
         raise RuntimeError("no place to show it")
 
-    runner = LatestWins(recorder.work, broken)
-    runner.submit("bad")
+    runner = Timed(recorder.work, broken)
+    runner.submit_and_begin("bad")
     assert runner.wait(10)
     assert [type(error) for error in runner.errors] == [ValueError, RuntimeError]
-    recorder.parts = 1
-    runner.submit("good")
+    runner.submit_and_begin("good")
     assert runner.wait(10)
-    assert recorder.shown == [("good", 1)]
+    assert recorder.shown == [("good", "whole")]
     runner.close()
 
 
 def test_an_error_of_what_was_replaced_is_kept_but_not_shown(recorder):
-    recorder.parts = 1
     begun, shown = threading.Event(), []
 
     def slow(request, turn):
@@ -181,20 +197,20 @@ def test_an_error_of_what_was_replaced_is_kept_but_not_shown(recorder):
         raise ValueError("nobody asks for this any more")
 
     works = {"old": slow, "new": recorder.work}
-    replaced = LatestWins(lambda request, turn: works[request](request, turn), shown.append)
-    replaced.submit("old")
+    replaced = Timed(lambda request, turn: works[request](request, turn), shown.append)
+    replaced.submit_and_begin("old")
     assert begun.wait(10)
-    replaced.submit("new")
+    replaced.submit_and_begin("new")
     assert replaced.wait(10)
-    assert recorder.shown == [("new", 1)]
+    assert recorder.shown == [("new", "whole")]
     assert shown == []
     assert [str(error) for error in replaced.errors] == ["nobody asks for this any more"]
     replaced.close()
 
 
-def test_close_leaves_nothing_and_ignores_what_comes_later(recorder):
-    runner = LatestWins(recorder.work, lambda error: None)
-    runner.submit("long")
+def test_close_leaves_nothing_and_ignores_what_comes_later(runner, recorder):
+    recorder.endless = True
+    runner.submit_and_begin("long")
     until(lambda: recorder.begun)
     runner.close()
     (thread,) = recorder.threads
@@ -217,12 +233,13 @@ def test_work_that_never_looks_is_an_error_of_close():
     runner.submit("anything")
     assert begun.wait(10)
     with pytest.raises(TimeoutError, match="expected it to look at its turn"):
-        runner.close(timeout=0.2)
+        runner.close(timeout=0)
     release.set()
 
 
-def test_many_threads_may_ask(runner, recorder):
-    recorder.parts = 1
+def test_many_threads_may_ask(recorder):
+    """By the clock of the machine."""
+    runner = LatestWins(recorder.work, lambda error: None)
 
     def ask(name):
         for number in range(50):
@@ -236,6 +253,6 @@ def test_many_threads_may_ask(runner, recorder):
     runner.submit("last")
     assert runner.wait(10)
     assert recorder.begun[-1] == "last"
-    assert runner.turns <= 3
     assert len(recorder.threads) == 1
     assert runner.errors == []
+    runner.close()

@@ -6,7 +6,6 @@ import json
 import random
 import struct
 import threading
-import time
 import zlib
 from dataclasses import replace
 
@@ -295,17 +294,18 @@ def test_a_cell_may_await_what_is_drawn(guidance):
 def test_callbacks_may_arrive_on_a_second_thread(guidance):
     """As subshells of the kernel bring them, while a cell runs on the first."""
     settled(guidance)
+    both = threading.Barrier(2)
 
     def move(values):
         for value in values:
+            both.wait(60)
             guidance.scale.value = value
-            time.sleep(0.002)
 
     other = threading.Thread(target=move, args=(np.linspace(1, 6, 50),))
     other.start()
-    while other.is_alive():
+    for _ in range(50):
+        both.wait(60)
         guidance.overlay.value = not guidance.overlay.value
-        time.sleep(0.003)
     other.join()
     settled(guidance)
     assert guidance.read().picture.settings.guidance_scale == 6.0
@@ -448,7 +448,7 @@ MOVES = [
     lambda p, r: p.stop_button.click(),
     lambda p, r: p.copy_code.click(),
     lambda p, r: upload(p, SAVED),
-    lambda p, r: time.sleep(r.uniform(0, 0.15)),
+    lambda p, r: p.runner.wait(r.uniform(0, 0.15)),
 ]
 
 
@@ -545,15 +545,28 @@ def test_training_is_watched_to_its_end(digits):
     panel.close()
 
 
+class CountingEvent(threading.Event):
+    """An event that counts the waits that ended without it."""
+
+    missed = 0
+
+    def wait(self, timeout=None):
+        happened = super().wait(timeout)
+        self.missed += not happened
+        return happened
+
+
 def test_training_pauses_stops_and_goes_on_where_it_was(digits, tmp_path):
     recipe = replace(course("digits").ar, steps=2000)
     vae, sizes = cached_pipeline("digits-power_spherical").vae, preset("digits").ar
     panel = TrainingMonitor(train_ar(sizes, vae, digits, recipe, tmp_path), 2000, samples(vae, [1, 2]), every=1)
+    panel._running = running = CountingEvent()
+    running.set()
     until(lambda: len(panel.steps) >= 3)
     panel.pause.click()
-    time.sleep(1.0)
+    until(lambda: running.missed > 0)
     held = list(panel.steps)
-    time.sleep(1.0)
+    until(lambda: running.missed > 5)
     assert panel.steps == held
     panel.pause.click()
     until(lambda: len(panel.steps) >= len(held) + 2)
@@ -608,7 +621,8 @@ def test_a_cell_that_is_interrupted_stops_the_training_that_it_awaits(digits):
 
     async def interrupted():
         waiting = asyncio.ensure_future(panel.finished())
-        await asyncio.sleep(0.2)
+        while not panel.steps:
+            await asyncio.sleep(0.01)
         waiting.cancel()
         await waiting
 

@@ -1,14 +1,13 @@
 """Studies: what is compared, jobs that fail alone, and folders that go on where they stopped."""
 
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
 from itertools import pairwise, product
 
+import psutil
 import pytest
 import torch
 from torch.testing import assert_close
@@ -123,20 +122,18 @@ list(run_jobs([Job("child", (sys.executable, "-c", code), pathlib.Path(sys.argv[
 def test_no_job_outlives_a_killed_parent(tmp_path):
     log = tmp_path / "log.txt"
     parent = subprocess.Popen((sys.executable, "-c", PARENT, str(log)))
-    child = int(until(lambda: log.exists() and log.read_text().strip()))
+    child = psutil.Process(int(until(lambda: log.exists() and log.read_text().strip())))
     parent.kill()
     parent.wait()
-    assert until(lambda: not alive(child))
+    assert until(lambda: ended(child))
 
 
-def alive(process_id):
+def ended(process):
+    """Gone, or a zombie: an orphan that no one has waited for."""
     try:
-        os.kill(process_id, 0)
-    except ProcessLookupError:
-        return False
-    # an orphan that has ended and that no one has waited for is a zombie
-    state = subprocess.run(("ps", "-o", "stat=", "-p", str(process_id)), capture_output=True, text=True, check=False)
-    return bool(state.stdout.strip()) and not state.stdout.strip().startswith("Z")
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 @pytest.fixture(scope="module")
@@ -244,10 +241,12 @@ def test_kill_9_and_the_same_command_again(study, tmp_path):
     )
     running = subprocess.Popen((sys.executable, "-c", code, str(tmp_path)))
     until(lambda: (cell_folder(tmp_path, "S-04", 3) / "vae" / "run.json").exists(), seconds=120)
-    os.kill(running.pid, signal.SIGKILL)
+    jobs = psutil.Process(running.pid).children()
+    running.kill()
     running.wait()
     assert waiting_cells(TINY, tmp_path) == TINY.cells
-    time.sleep(2)  # for its job to end with it
+    assert len(jobs) == 1
+    until(lambda: all(map(ended, jobs)))
     assert [e.status for e in run_study(TINY, tmp_path, at_once=2, threads=1)] == [0, 0]
     whole, again = (read_records(folder / RESULTS_FILE) for folder in (study, tmp_path))
     assert [replace(r, value=0.0) for r in whole] == [replace(r, value=0.0) for r in again]

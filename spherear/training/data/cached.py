@@ -98,11 +98,13 @@ def _write(
     device: torch.device | str,
     look_at: Callable[[int], Augmentation],
 ) -> None:
-    """Write features and labels, each atomically; the file that describes them comes last."""
+    """Write features and labels, each atomically; the file that describes them comes last.
+
+    No name holds the mapped features: Windows does not rename a mapped file.
+    """
     shape, dtype = facts["shape"], DTYPES[facts["dtype"]]
     with atomic_path(folder / "features.bin") as part:
-        features = _mapped(part, shape, dtype, create=True)
-        labels = _fill(features, vae, data, copies, device, look_at)
+        labels = _fill(_mapped(part, shape, dtype, create=True), vae, data, copies, device, look_at)
     with atomic_path(folder / "labels.bin") as part:
         part.write_bytes(labels.numpy().tobytes())
     write_json(folder / "posteriors.json", facts)

@@ -60,7 +60,7 @@ class Feed:
         new = {name: reason for name, reason in self.data.broken.items() if name not in self._logged}
         self._logged |= new.keys()
         if new and self.log is not None:
-            with self.log.open("a", encoding="utf-8") as file:
+            with self.log.open("a", encoding="utf-8", newline="\n") as file:
                 file.writelines(json.dumps({"image": name, "reason": reason}) + "\n" for name, reason in new.items())
 
     def __iter__(self) -> Iterator[list[Part]]:

@@ -107,7 +107,7 @@ class Folder(Photographs):
         super().__init__(spec, classes, torch.tensor(labels, dtype=torch.int64), image_size)
 
     def name_of(self, index: int) -> str:
-        return str(self.files[index].relative_to(self.root))
+        return self.files[index].relative_to(self.root).as_posix()
 
     def open(self, index: int) -> Image.Image:
         return decode_image(self.files[index].read_bytes())

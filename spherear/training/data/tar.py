@@ -8,13 +8,13 @@ import hashlib
 import os
 import tarfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 from PIL import Image
 from torch import Tensor
 
@@ -46,13 +46,20 @@ def read_index(path: Path) -> Index:
     identity = f"{status.st_size} {status.st_mtime_ns}"
     index_path = _index_path(path)
     with locked(index_path):
-        if index_path.is_file():
-            tensors, metadata = read_tensors(index_path)
-            if metadata.get("of") == identity:
-                return _unpacked(tensors)
-        index = build_index(path)
-        write_tensors(index_path, _packed(index), {"of": identity})
+        index = _stored(index_path, identity)
+        if index is None:
+            index = build_index(path)
+            write_tensors(index_path, _packed(index), {"of": identity})
     return index
+
+
+def _stored(path: Path, identity: str) -> Index | None:
+    """The index in a file, if it is that of this tar; copied, because Windows does not replace a mapped file."""
+    if path.is_file():
+        tensors, metadata = read_tensors(path)
+        if metadata.get("of") == identity:
+            return _unpacked({name: tensor.clone() for name, tensor in tensors.items()})
+    return None
 
 
 def build_index(path: Path) -> Index:
@@ -96,12 +103,11 @@ def _images(inner: Any, start: int) -> Iterator[tuple[str, int, int]]:
 
 
 class Tar(Photographs):
-    """The images of a tar file; every process opens its own file descriptor."""
+    """The images of a tar file, which is opened for each: threads and processes share no position in it."""
 
     def __init__(self, path: Path, spec: str, image_size: int) -> None:
         index = read_index(path)
         self.path, self.index = path, index
-        self._handle: tuple[int, int] | None = None  # process id, file descriptor
         super().__init__(spec, index.classes, index.labels, image_size)
 
     def name_of(self, index: int) -> str:
@@ -109,22 +115,11 @@ class Tar(Photographs):
 
     def open(self, index: int) -> Image.Image:
         offset, size = int(self.index.offsets[index]), int(self.index.sizes[index])
-        content = os.pread(self._file(), size, offset)
+        with self.path.open("rb") as file:
+            file.seek(offset)
+            content = file.read(size)
         require(len(content) == size, f"{len(content)} bytes could be read; expected {size}")
         return decode_image(content)
-
-    def _file(self) -> int:
-        if self._handle is None or self._handle[0] != os.getpid():
-            self._handle = os.getpid(), os.open(self.path, os.O_RDONLY)
-        return self._handle[1]
-
-    def __getstate__(self) -> dict[str, object]:
-        return self.__dict__ | {"_handle": None}
-
-    def __del__(self) -> None:
-        handle = getattr(self, "_handle", None)
-        if handle is not None and handle[0] == os.getpid():
-            os.close(handle[1])
 
 
 def _index_path(path: Path) -> Path:
@@ -138,17 +133,9 @@ def _index_path(path: Path) -> Path:
     return cache / (key + SUFFIX)
 
 
-@contextmanager
-def locked(place: Path) -> Iterator[None]:
-    """Lock the file `place` for one process at a time; the lock ends with the process."""
-    try:
-        import fcntl
-    except ImportError:  # no such locks on Windows; each process then builds the index itself, and writes are atomic
-        yield
-        return
-    with place.with_name(place.name + ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def locked(place: Path) -> FileLock:
+    """A lock on `place` for one process at a time; it ends with the process."""
+    return FileLock(place.with_name(place.name + ".lock"))
 
 
 def _text(lines: list[str]) -> Tensor:
