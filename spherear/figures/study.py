@@ -16,7 +16,7 @@ from spherear.figures.style import FONT, GREY, name_axes, new_figure, plot_famil
 from spherear.models.config import require
 from spherear.models.files import write_text
 from spherear.sphere.families import FAMILIES, family_label
-from spherear.study.claims import best, by_seed, claims, claims_table, default_sampling, has, spread
+from spherear.study.claims import best, by_seed, claims, claims_table, default_sampling, floor, has, spread
 from spherear.study.published import ABLATION
 from spherear.study.records import Record, select
 from spherear.study.solvers import METRICS as SWEEP_METRICS
@@ -218,11 +218,12 @@ def sweep_figure(rows: Sequence[Row]) -> Figure:
 
 NOTE = """Made by `{command}`: {cells} trained models, {seeds} seeds, {vae} VAE and {ar} AR steps each.
 
-All families have the same backbone, budget, data, labels and sampling seeds; none was tuned alone. A family's best
-point is the variant and guidance scale with the lowest Frechet distance to held-out images, mean over seeds (mean ±
-standard deviation over seeds is shown). A statement is *confirmed* where the difference has the stated sign in every
-seed, *contradicted* where it has the other sign in every seed, *undecided* otherwise. With three seeds, chance alone
-would confirm one statement in eight.
+All families have the same backbone, budget, data and labels; none was tuned alone. A family's best point is the variant
+and guidance scale with the lowest Frechet distance, mean over the seeds it is chosen on; other seeds are reported (mean
+± standard deviation). Families are unpaired groups of seeds, compared by an exact permutation test, with a 95 %
+interval and p-values corrected for all statements (Holm). *confirmed* or *contradicted*: the corrected p-value is at most 0.05
+and a difference of Frechet distances is at least five times the floor, the distance between two sets of real images:
+{floor}. *undecided*: otherwise. *not enough*: with so few seeds, no difference at all could pass.
 
 """
 
@@ -244,8 +245,9 @@ def report(records: Sequence[Record]) -> str:
     cells = {(r.variant, r.seed) for r in records}
     seeds = sorted({r.seed for r in records})
     text = NOTE.format(
-        command=first.command, cells=len(cells), seeds=len(seeds), vae=first.vae_steps, ar=first.ar_steps
-    )
+        command=first.command, cells=len(cells), seeds=len(seeds), vae=first.vae_steps, ar=first.ar_steps,
+        floor=f"{floor(records):.2g}" if select(records, metric="floor_frechet") else "not measured here",
+    )  # fmt: skip
     high = max(r.guidance_scale for r in select(records, schedule="linear"))
     without = {r.guidance_scale for r in select(records, project_ar=False)}
     text += claims_table(claims(records, high, max(without, default=high)))

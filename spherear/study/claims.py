@@ -1,22 +1,30 @@
-"""The paper's statements, tested on the records of a study: confirmed, contradicted or undecided.
+"""The paper's statements, tested on the records of a study: confirmed, contradicted, undecided, or not enough.
 
 One rule applies to all. A family's best point is the variant and guidance scale (linear schedule, all projections)
-with the lowest Frechet distance, averaged over seeds. Two sides are compared seed by seed: a statement is confirmed
-if the difference has the stated sign in every seed, contradicted if it has the other sign in every seed, and
-undecided otherwise. With three seeds, chance alone confirms one statement in eight.
+with the lowest Frechet distance, averaged over the seeds of a selection study; what is compared are the values of
+other seeds at these points. The seeds of two families are unpaired groups, compared by an exact permutation test with
+a 95 % interval, and corrected for the number of statements (Holm). A statement is confirmed, or contradicted, if the
+corrected p-value is at most 0.05 and, for Frechet distances, the difference is at least five times the distance
+between two sets of real images; otherwise it is undecided. Where the groups are so small that no difference at all
+could pass, the study is not enough; such statements do not count in the correction (Tarone 1990).
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from statistics import fmean, stdev
 
 from spherear.console import markdown_table
 from spherear.models.config import require
-from spherear.sphere.families import BY_LETTER, FAMILIES
+from spherear.sphere.families import BY_LETTER
 from spherear.study.records import Record, select
+from spherear.study.statistics import LEVEL, Comparison, compare, holm
 
 BySeed = Mapping[int, float]
+
+FLOORS = 5  # a Frechet difference must be this many times the floor
+ALIKE = 0.1  # rates or reconstructions that differ by less, relatively, count as equal
 
 
 @dataclass(frozen=True)
@@ -30,12 +38,23 @@ class Best:
 
 
 @dataclass(frozen=True)
-class Claim:
-    """A statement of the paper. left, right: the compared values; it says left < right.  verdict: by the rule above."""
+class Statement:
+    """A statement of the paper: `left` is below `right`. distance: the values are Frechet distances."""
 
-    statement: str
-    left: str
-    right: str
+    text: str
+    left: BySeed
+    right: BySeed
+    labels: tuple[str, str]
+    distance: bool = True
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A tested statement. comparison: left - right.  p: corrected for all statements.  verdict: by the rule above."""
+
+    statement: Statement
+    comparison: Comparison
+    p: float
     verdict: str
 
 
@@ -49,8 +68,7 @@ def by_seed(records: Sequence[Record]) -> BySeed:
 def spread(values: BySeed) -> str:
     """mean ± standard deviation over seeds."""
     numbers = list(values.values())
-    deviation = stdev(numbers) if len(numbers) > 1 else math.nan
-    return f"{fmean(numbers):.3g} ± {deviation:.2g}"
+    return f"{fmean(numbers):.3g}" + (f" ± {stdev(numbers):.2g}" if len(numbers) > 1 else "")
 
 
 def default_sampling(records: Sequence[Record], **fields: object) -> list[Record]:
@@ -68,28 +86,50 @@ def best(records: Sequence[Record], family: str, metric: str = "frechet", **fiel
     return Best(family, variant, scale, values[variant, scale])
 
 
-def verdict(smaller: BySeed, larger: BySeed) -> str:
-    """confirmed, contradicted or undecided: whether `smaller` is below `larger` in every seed that both have."""
-    seeds = sorted(smaller.keys() & larger.keys())
-    require(len(seeds) > 0, f"seeds are {sorted(smaller)} and {sorted(larger)}; expected some in common")
-    signs = {smaller[seed] < larger[seed] for seed in seeds}
-    if len(signs) == 2:
-        return "undecided"
-    return "confirmed" if signs == {True} else "contradicted"
+def halves(records: Sequence[Record]) -> tuple[list[Record], list[Record]]:
+    """(selection, report) of one study: every other seed; the same records twice if there is only one seed."""
+    chosen = sorted({r.seed for r in records})[::2]
+    selection = [r for r in records if r.seed in chosen]
+    return selection, [r for r in records if r.seed not in chosen] or selection
 
 
-def claims(records: Sequence[Record], high: float, ablation: float) -> list[Claim]:
+def floor(records: Sequence[Record]) -> float:
+    """Mean Frechet distance between two sets of real images, of the size of the generated ones; NaN if not measured."""
+    return fmean([r.value for r in select(records, metric="floor_frechet")] or [math.nan])
+
+
+def claims(
+    records: Sequence[Record], high: float, ablation: float, selection: Sequence[Record] | None = None
+) -> list[Claim]:
     """All statements whose families and points were measured.
 
     high: guidance scale for the statements on high guidance.  ablation: the scale of the runs without projections.
+    selection: records of other seeds, to choose the best points; by default every other seed of `records`.
     """
-    return [
-        *_order(records),
-        *_degradation(records, high),
-        *_drift(records, high),
-        *_sides(records, ablation),
-        *_ablation(records),
-    ]
+    chosen, report = (selection, records) if selection is not None else halves(records)
+    book = _Book(chosen, report)
+    statements = [
+        *book.order(), *book.equal("kl", "rate"), *book.equal("reconstruction_frechet", "reconstruction"),
+        *book.degradation(high), *book.drift(high), *book.sides(ablation), *book.ablation(),
+    ]  # fmt: skip
+    sides = [(tuple(s.left.values()), tuple(s.right.values())) for s in statements]
+    results = {pair: compare(*pair) for pair in sides}  # equal sides are one test, whatever they say
+    testable = [pair for pair, result in results.items() if result.smallest_p <= LEVEL]
+    corrected = dict(zip(testable, holm([results[pair].p for pair in testable]), strict=True))
+    lowest, rows = FLOORS * floor(report), []
+    for statement, pair in zip(statements, sides, strict=True):
+        result, p = results[pair], corrected.get(pair, 1.0)
+        enough = result.smallest_p * max(1, len(testable)) <= LEVEL
+        verdict = _verdict(result, p, lowest if statement.distance else 0.0) if enough else "not enough"
+        rows.append(Claim(statement, result, p, verdict))
+    return rows
+
+
+def _verdict(comparison: Comparison, p: float, lowest: float) -> str:
+    """lowest: smallest difference that counts; an unknown one, NaN, lets none pass."""
+    if p > LEVEL or not abs(comparison.difference) >= lowest:
+        return "undecided"
+    return "confirmed" if comparison.difference < 0 else "contradicted"
 
 
 def has(records: Sequence[Record], *families: str, metric: str = "frechet", **fields: object) -> bool:
@@ -98,97 +138,142 @@ def has(records: Sequence[Record], *families: str, metric: str = "frechet", **fi
 
 
 S, N, G, F, D = (BY_LETTER[letter].name for letter in ("S", "N", "G", "F", "D"))
+LETTERS = {row.name: letter for letter, row in BY_LETTER.items()}
+CONSTRAINED, FREE = (S, N), (G, F)
 
 
-def _order(records: Sequence[Record]) -> list[Claim]:
-    pairs = (
-        (S, N, "S is below N, each at its best guidance"),
-        (N, G, "N is below G, each at its best guidance"),
-        (S, G, "S is below G, each at its best guidance"),
-        (G, F, "F is no better than G, each at its best guidance"),
-    )
-    return [_compared(text, best(records, a), best(records, b)) for a, b, text in pairs if has(records, a, b)]
+@dataclass(frozen=True)
+class _Book:
+    """The statements, from the records that points are chosen on and those that are reported."""
 
+    selection: Sequence[Record]
+    report: Sequence[Record]
 
-def _compared(statement: str, left: Best, right: Best) -> Claim:
-    summaries = [f"{side.variant} at {side.guidance_scale:g}: {spread(side.values)}" for side in (left, right)]
-    return Claim(statement, summaries[0], summaries[1], verdict(left.values, right.values))
+    def at(self, variant: str, scale: float, metric: str = "frechet", **fields: object) -> BySeed:
+        """The reported values of a point."""
+        point = {"schedule": "linear", "project_ar": True, "project_decoder": True, **fields}
+        return by_seed(select(self.report, variant=variant, guidance_scale=scale, metric=metric, **point))
 
+    def best(self, family: str, **fields: object) -> Best | None:
+        """The chosen point with its reported values; None if it was not measured."""
+        if not has(self.selection, family, **fields):
+            return None
+        top = best(self.selection, family, **fields)
+        values = self.at(top.variant, top.guidance_scale)
+        return Best(family, top.variant, top.guidance_scale, values) if values else None
 
-def degradation(records: Sequence[Record], family: str, high: float) -> BySeed:
-    """Frechet distance of the best variant at the high guidance scale / at its best scale, by seed."""
-    top = best(records, family)
-    at_high = by_seed(
-        default_sampling(records, family=family, metric="frechet", variant=top.variant, guidance_scale=high)
-    )
-    return {seed: at_high[seed] / value for seed, value in top.values.items() if seed in at_high}
+    def at_best(self, text: str, left: Best | None, right: Best | None) -> list[Statement]:
+        if left is None or right is None:
+            return []
+        labels = tuple(f"{side.variant} at {side.guidance_scale:g}" for side in (left, right))
+        return [Statement(text, left.values, right.values, (labels[0], labels[1]))]
 
+    def order(self) -> list[Statement]:
+        """Each family at its best."""
+        rows = []
+        for a, b in ((S, N), (N, G), (S, G), (G, F)):
+            text = f"{LETTERS[a]} is below {LETTERS[b]}, each at its best guidance"
+            rows += self.at_best(text, self.best(a), self.best(b))
+        return rows
 
-def _degradation(records: Sequence[Record], high: float) -> list[Claim]:
-    out = []
-    for spherical in (S, N):
-        for free in (G, F):
-            if not has(records, spherical, free, guidance_scale=high):
+    def equal(self, metric: str, name: str) -> list[Statement]:
+        """Families at the variants whose `metric` is most alike, if there are any within `ALIKE`."""
+        rows = []
+        for a, b in ((S, N), (S, G)):
+            means = [self._means(family, metric) for family in (a, b)]
+            pairs = [(abs(x / y - 1), left, right) for (left, x), (right, y) in product(*(m.items() for m in means))]
+            if not pairs or min(pairs)[0] > ALIKE:
                 continue
-            left, right = (degradation(records, family, high) for family in (spherical, free))
-            text = f"{FAMILIES[free].letter} degrades faster than {FAMILIES[spherical].letter}: "
-            text += f"Frechet at guidance {high:g} / at best"
-            out.append(Claim(text, spread(left), spread(right), verdict(left, right)))
-    return out
+            _, left, right = min(pairs)
+            text = f"{LETTERS[a]} is below {LETTERS[b]} at equal {name} ({means[0][left]:.3g}, {means[1][right]:.3g})"
+            rows += self.at_best(text, self.best(a, variant=left), self.best(b, variant=right))
+        return rows
 
+    def _means(self, family: str, metric: str) -> dict[str, float]:
+        """Mean of a metric of the VAE, by variant."""
+        rows = select(self.report, family=family, metric=metric)
+        return {v: fmean(r.value for r in select(rows, variant=v)) for v in sorted({r.variant for r in rows})}
 
-def drift(records: Sequence[Record], family: str, high: float) -> BySeed:
-    """|mean length of raw tokens / of real tokens - 1| in the last quarter of positions, best variant, by seed."""
-    point = {"variant": best(records, family).variant, "guidance_scale": high}
-    values = by_seed(default_sampling(records, family=family, metric="norm_change_late", **point))
-    return {seed: abs(value) for seed, value in values.items()}
+    def degradation(self, high: float) -> list[Statement]:
+        """The rise of the Frechet distance from the best to a high guidance scale."""
+        rises = {family: self._rise(family, high) for family in (*CONSTRAINED, *FREE)}
+        return [
+            Statement(
+                f"{LETTERS[b]} degrades more than {LETTERS[a]}: Frechet at guidance {high:g} - at best",
+                left, right, (LETTERS[a], LETTERS[b]),
+            )
+            for a, b in product(CONSTRAINED, FREE)
+            if (left := rises[a]) and (right := rises[b])
+        ]  # fmt: skip
 
+    def _rise(self, family: str, high: float) -> BySeed:
+        top = self.best(family)
+        if top is None:
+            return {}
+        at_high = self.at(top.variant, high)
+        return {seed: at_high[seed] - value for seed, value in top.values.items() if seed in at_high}
 
-def _drift(records: Sequence[Record], high: float) -> list[Claim]:
-    out = []
-    for spherical in (S, N):
-        for free in (G, F):
-            if has(records, spherical, free, guidance_scale=high, metric="norm_change_late"):
-                left, right = (drift(records, family, high) for family in (spherical, free))
-                text = (
-                    f"Guidance makes lengths drift in {FAMILIES[free].letter} more than in {FAMILIES[spherical].letter}"
-                )
-                text += f": late raw tokens at {high:g}"
-                out.append(Claim(text, spread(left), spread(right), verdict(left, right)))
-    return out
+    def drift(self, high: float) -> list[Statement]:
+        """Sizes of shifts against real tokens and images at high guidance."""
+        rows = []
+        for metric, origin, name, free in (
+            ("norm_change_late", 0.0, "the length of late raw tokens", FREE),
+            ("raw_variance_ratio", 1.0, "the variance of raw tokens", (G,)),
+            ("saturation_shift", 0.0, "the saturation of images", (G,)),
+        ):
+            for a, b in product(CONSTRAINED, free):
+                tops = [self.best(family) for family in (a, b)]
+                values = [self.at(top.variant, high, metric) if top else {} for top in tops]
+                if all(values):
+                    left, right = ({seed: abs(v - origin) for seed, v in side.items()} for side in values)
+                    text = f"At guidance {high:g}, {name} shifts more in {LETTERS[b]} than in {LETTERS[a]}"
+                    rows.append(Statement(text, left, right, (LETTERS[a], LETTERS[b]), distance=False))
+        return rows
 
+    def sides(self, scale: float) -> list[Statement]:
+        """One projection left out against the other."""
+        rows = []
+        for family in CONSTRAINED:
+            top = self.best(family)
+            variant = top.variant if top else ""
+            left, right = self.at(variant, scale, project_decoder=False), self.at(variant, scale, project_ar=False)
+            if left and right:
+                text = f"Projection before the AR model matters more than before the decoder: {variant} at {scale:g}"
+                rows.append(Statement(text, left, right, ("without the decoder's", "without the AR model's")))
+        return rows
 
-def _sides(records: Sequence[Record], scale: float) -> list[Claim]:
-    out = []
-    for family in (S, N):
-        if not has(records, family, guidance_scale=scale, project_ar=False):
-            continue
-        top = best(records, family).variant
-        point = {"family": family, "variant": top, "metric": "frechet", "schedule": "linear", "guidance_scale": scale}
-        without_decoder = by_seed(select(records, **point, project_ar=True, project_decoder=False))
-        without_ar = by_seed(select(records, **point, project_ar=False, project_decoder=True))
-        text = (
-            f"AR-side projection matters more than decoder-side: {top} at {scale:g}, decoder's left out / AR's left out"
+    def ablation(self) -> list[Statement]:
+        """The paper's ablation of normalisation, at one KL weight: the one that most of the families share."""
+        steps = (
+            (D, G, "Normalising on the decoder's side helps"),
+            (N, D, "Normalising on the AR side too helps more"),
+            (S, N, "A spherical posterior helps beyond that"),
         )
-        summaries = spread(without_decoder), spread(without_ar)
-        out.append(Claim(text, *summaries, verdict(without_decoder, without_ar)))
-    return out
-
-
-def _ablation(records: Sequence[Record], kl_weight: float = 0.004) -> list[Claim]:
-    steps = (
-        (D, G, "Normalising on the decoder's side helps"),
-        (N, D, "Normalising on the AR side too helps more"),
-        (S, N, "A spherical posterior helps beyond that"),
-    )
-    return [
-        _compared(f"{text} (KL weight {kl_weight:g})", *(best(records, f, kl_weight=kl_weight) for f in (a, b)))
-        for a, b, text in steps
-        if has(records, a, b, kl_weight=kl_weight)
-    ]
+        weights = {r.kl_weight for r in self.report if r.family == D}
+        rows = []
+        for weight, (a, b, text) in product(sorted(weights), steps):
+            sides = [self.best(family, kl_weight=weight) for family in (a, b)]
+            rows += self.at_best(f"{text} (KL weight {weight:g})", *sides)
+        return rows
 
 
 def claims_table(rows: Sequence[Claim]) -> str:
     """The claims as a Markdown table."""
-    cells = [(c.statement, c.left, c.right, f"**{c.verdict}**") for c in rows]
-    return markdown_table(("statement of the paper", "left", "right", "here"), cells) + "\n"
+    cells = [
+        (
+            row.statement.text,
+            f"{row.statement.labels[0]}: {spread(row.statement.left)}",
+            f"{row.statement.labels[1]}: {spread(row.statement.right)}",
+            interval(row.comparison),
+            f"{row.p:.2g}",
+            f"**{row.verdict}**",
+        )
+        for row in rows
+    ]
+    head = ("statement of the paper", "left", "right", "left - right, 95 %", "p, corrected", "here")
+    return markdown_table(head, cells) + "\n"
+
+
+def interval(comparison: Comparison) -> str:
+    """difference [low, high]."""
+    return f"{comparison.difference:.3g} [{comparison.low:.3g}, {comparison.high:.3g}]"

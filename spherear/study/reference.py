@@ -71,6 +71,21 @@ class Reference:
         return compare_images(Judged.of(images, labels, self.classifier), self.side)
 
 
+def real_samples(preset_name: str, half: str, count: int, seed: int) -> tuple[Tensor, Int[Tensor, " n"]]:
+    """`count` real images (or all there are) that are not in the half: judged, they give the floor of every score.
+
+    They come from the other half, or without halves from the training split, in an order that depends on the seed.
+    """
+    name, size = course(preset_name).data, preset(preset_name).vae.image_size
+    if half:
+        images, labels = held_out(name, size, "b" if half == "a" else "a")
+    else:
+        data = load_data(name, size)
+        images, labels = data.batch(torch.arange(min(MAX_IMAGES, len(data))))
+    rows = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))[:count]
+    return images[rows], labels[rows]
+
+
 def score_samples(
     images: np.ndarray, pipeline: Pipeline, data: str, reference: str | None, seed: int
 ) -> dict[str, float]:

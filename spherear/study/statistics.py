@@ -6,6 +6,7 @@ means nothing.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import combinations
 from math import comb
 from statistics import fmean
@@ -54,7 +55,7 @@ class _Permutations:
 
     def __init__(self, a: np.ndarray, b: np.ndarray) -> None:
         pooled = np.concatenate((a, b))
-        left = np.array([*combinations(range(len(pooled)), len(a))])  # (splits, len(a))
+        left = _splits(len(a), len(b))
         self.scale = 1e-9 * (float(np.abs(pooled).max()) + 1e-300)  # rounding: sums in another order
         self.at_zero = _differences(pooled, left)
         self.slope = _differences((np.arange(len(pooled)) < len(a)).astype(float), left)
@@ -63,6 +64,12 @@ class _Permutations:
         """Share of splits at least as extreme as the first, which is the observed one, after left - shift."""
         differences = np.abs(self.at_zero - shift * self.slope)
         return float((differences >= differences[0] - self.scale).mean())
+
+
+@cache
+def _splits(left: int, right: int) -> np.ndarray:
+    """The left group of every split, as rows of indices."""
+    return np.array([*combinations(range(left + right), left)])
 
 
 def _differences(pooled: np.ndarray, left: np.ndarray) -> np.ndarray:

@@ -32,7 +32,7 @@ from spherear.sampling.pipeline import Pipeline
 from spherear.sampling.settings import SamplingSettings
 from spherear.study.design import Grid, Point, Variant
 from spherear.study.records import Record, provenance, write_records
-from spherear.study.reference import Reference
+from spherear.study.reference import Reference, real_samples
 from spherear.train import pick_device, train_pipeline
 from spherear.training.data import load_data
 from spherear.training.recipes import course
@@ -86,6 +86,8 @@ def measure_cell(
         return [replace(template, **fields, metric=name, value=value) for name, value in values.items()]
 
     records = records_of(measure_vae(pipeline.vae, real, seed), images=len(real.images))
+    floor = real.judge(*real_samples(grid.preset, grid.half, grid.images, seed))
+    records += records_of({"floor_frechet": floor.frechet, "floor_kernel": floor.kernel})
     records += records_of({"vae_slope": loss_slope(folder / "vae")})
     records += records_of(measure_prediction(pipeline, latents, labels, seed), images=len(latents))
     seeds = sampling_seed(variant.name, seed)

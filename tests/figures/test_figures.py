@@ -128,16 +128,16 @@ def test_ablation_stands_beside_the_published():
 
 
 def test_a_report_is_files_to_look_at(tmp_path):
-    records = study()
-    extra = [replace(r, metric=name, value=1.0) for r in records for name in ("norm_change_late", "raw_variance_ratio")]
-    paths = write_report(records + extra, tmp_path)
+    records = study(range(12))
+    paths = write_report(records, tmp_path)
     assert [p.name for p in paths] == ["guidance.png", "drift.png", "ablation.png", "claims.md"]
     assert all(p.stat().st_size > 0 for p in paths)
-    text = report(records + extra)
-    assert "`test`: 15 trained models, 3 seeds" in text
-    assert text.count("**confirmed**") == 13
-    assert text.count("**contradicted**") == 4  # drift of lengths: the same everywhere, so not "more than"
-    assert report([r for r in records + extra if r.family in ("gaussian", "power_spherical")]).count("**") == 2 * 4
+    text = report(records)
+    assert "`test`: 60 trained models, 12 seeds" in text
+    assert "between two sets of real images:\n0.5." in text
+    assert (text.count("**confirmed**"), text.count("**")) == (21, 42)
+    assert report(study((0, 1))).count("**not enough**") == 21
+    assert report([r for r in records if r.family in ("gaussian", "power_spherical")]).count("**") == 2 * 6
 
 
 def growth(kind, size, projected, pixels):

@@ -1,11 +1,16 @@
 """Statements held against records made up to confirm, contradict or leave them open."""
 
+import math
+import random
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
-from spherear.study.claims import Best, best, by_seed, claims, claims_table, degradation, spread, verdict
+from spherear.study.claims import FLOORS, Best, best, by_seed, claims, claims_table, floor, halves, spread
 from spherear.study.records import Record
+
+SELECTION, REPORT = (6, 7), range(6)
 
 
 def record(variant, family, seed, scale, value, kl_weight=0.004, **changes):
@@ -19,25 +24,49 @@ def record(variant, family, seed, scale, value, kl_weight=0.004, **changes):
 
 
 FAMILIES = {
-    "S-04": ("power_spherical", 1.0),
-    "N-04": ("normalized_gaussian", 2.0),
-    "D-04": ("decoder_normalized", 2.5),
-    "G-04": ("gaussian", 3.0),
-    "F-02": ("fixed_variance", 4.0),
+    "S-04": ("power_spherical", 10.0),
+    "N-04": ("normalized_gaussian", 20.0),
+    "D-04": ("decoder_normalized", 25.0),
+    "G-04": ("gaussian", 30.0),
+    "F-02": ("fixed_variance", 40.0),
 }
+SHIFTS = {"norm_change_late": 0.0, "raw_variance_ratio": 1.0, "saturation_shift": 0.0}
 
 
-def study(high=10.0, decoder_off=5.0, ar_off=6.0):
-    """Best at guidance 2, all families in the paper's order, in three seeds."""
-    rows = []
-    for seed in range(3):
+def study(seeds=(*REPORT, *SELECTION), steep=10.0, decoder_off=50.0, ar_off=60.0, shift=0.2, noise=0.1):
+    """Best at guidance 2, all families in the paper's order; the free ones shift by `shift`, others by 0.02."""
+    rows, rng = [], random.Random(0)
+    for seed in seeds:
+        rows.append(record("S-04", "power_spherical", seed, 1.0, 0.5, metric="floor_frechet"))
         for variant, (family, base) in FAMILIES.items():
-            base = base + 0.1 * seed
-            steep = high if family in ("gaussian", "fixed_variance") else high / 5
-            rows += [record(variant, family, seed, s, base * f) for s, f in ((1.0, 1.5), (2.0, 1.0), (12.0, steep))]
-            rows.append(record(variant, family, seed, 4.5, decoder_off + seed, project_decoder=False))
-            rows.append(record(variant, family, seed, 4.5, ar_off + seed, project_ar=False))
+            free = family in ("gaussian", "fixed_variance")
+
+            points = [
+                (1.0, 1.5 * base, {}),
+                (2.0, base, {}),
+                (12.0, base + (steep if free else 5.0), {}),
+                (4.5, decoder_off, {"project_decoder": False}),
+                (4.5, ar_off, {"project_ar": False}),
+                (1.0, base / 5, {"metric": "kl"}),
+                (1.0, base / 5, {"metric": "reconstruction_frechet"}),
+            ]
+            for scale, value, fields in points:
+                rows.append(record(variant, family, seed, scale, value + noise * rng.random(), **fields))
+            for metric, origin in SHIFTS.items():
+                size = (shift if free else 0.02) * (1 + 0.01 * rng.random())
+                value = origin - size if seed % 2 else origin + size
+                rows.append(record(variant, family, seed, 12.0, value, metric=metric))
     return rows
+
+
+def split(rows):
+    """(report, selection)."""
+    return [r for r in rows if r.seed in REPORT], [r for r in rows if r.seed in SELECTION]
+
+
+def told(rows, high=12.0, ablation=4.5):
+    report, selection = split(rows)
+    return {claim.statement.text: claim for claim in claims(report, high, ablation, selection)}
 
 
 def test_best_is_the_lowest_mean():
@@ -50,63 +79,116 @@ def test_best_is_the_lowest_mean():
         best(rows, "vq")
 
 
-def test_verdicts():
-    assert verdict({0: 1.0, 1: 2.0}, {0: 2.0, 1: 3.0}) == "confirmed"
-    assert verdict({0: 3.0, 1: 4.0}, {0: 2.0, 1: 3.0}) == "contradicted"
-    assert verdict({0: 1.0, 1: 4.0}, {0: 2.0, 1: 3.0}) == "undecided"
-    assert verdict({0: 1.0, 5: 9.0}, {0: 2.0, 6: 0.0}) == "confirmed"  # seeds in common alone
-    with pytest.raises(ValueError, match=r"seeds are \[0\] and \[1\]"):
-        verdict({0: 1.0}, {1: 1.0})
-
-
-def with_lengths(rows, late):
-    """The same points with a change of length each: of the loose families, and a tenth of it of the others."""
-    loose = ("gaussian", "fixed_variance")
-    changes = [replace(r, metric="norm_change_late", value=late if r.family in loose else -late / 10) for r in rows]
-    return [*rows, *changes]
-
-
-def test_drift_of_lengths_counts_by_its_size():
-    told = claims(with_lengths(study(), 0.2), high=12.0, ablation=4.5)
-    driven = [row for row in told if row.statement.startswith("Guidance makes lengths drift")]
-    assert [row.verdict for row in driven] == ["confirmed"] * 4
-    assert (driven[0].left, driven[0].right) == ("0.02 ± 0", "0.2 ± 0")
-    told = claims(with_lengths(study(), 0.0), high=12.0, ablation=4.5)
-    assert {row.verdict for row in told if row.statement.startswith("Guidance makes")} == {"contradicted"}
-
-
 def test_a_study_in_the_papers_order_confirms_all():
-    rows = claims(study(), high=12.0, ablation=4.5)
-    assert len(rows) == 4 + 4 + 2 + 3
-    assert {row.verdict for row in rows} == {"confirmed"}
-    assert rows[0].left == "S-04 at 2: 1.1 ± 0.1"
+    rows = told(study())
+    assert len(rows) == 4 + 4 + 4 + 4 + 2 + 3
+    assert {claim.verdict for claim in rows.values()} == {"confirmed"}
+    first = rows["S is below N, each at its best guidance"]
+    assert first.statement.labels == ("S-04 at 2", "N-04 at 2")
+    assert first.comparison.low < -10 < first.comparison.high < 0
+    assert first.comparison.p == pytest.approx(2 / 924)
 
 
-def test_other_orders_are_told():
-    told = {row.statement: row.verdict for row in claims(study(decoder_off=9.0), 12.0, 4.5)}
-    assert {v for s, v in told.items() if s.startswith("AR-side")} == {"contradicted"}
-    reversed_steepness = [r for r in study() if r.guidance_scale != 12.0]
-    for seed in range(3):
-        for variant, (family, base) in FAMILIES.items():
-            steep = 2 if family in ("gaussian", "fixed_variance") else 10
-            reversed_steepness.append(record(variant, family, seed, 12.0, steep * (base + 0.1 * seed)))
-    told = {row.statement: row.verdict for row in claims(reversed_steepness, 12.0, 4.5)}
-    assert {v for s, v in told.items() if "degrades faster" in s} == {"contradicted"}
+def test_shuffled_seeds_change_no_verdict():
+    """Groups are unpaired: which seed of one family stands beside which of another means nothing."""
+    rows, rng = study(noise=15.0), random.Random(3)
+    verdicts = {text: claim.verdict for text, claim in told(rows).items()}
+    assert len(set(verdicts.values())) > 1
+    names = {}
+    for family in {r.family for r in rows}:
+        names[family] = dict(zip(REPORT, rng.sample(REPORT, 6), strict=True))
+    shuffled = [replace(r, seed=names[r.family].get(r.seed, r.seed)) for r in rows]
+    assert {text: claim.verdict for text, claim in told(shuffled).items()} == verdicts
 
 
-def test_degradation_is_a_ratio_seed_by_seed():
-    ratios = degradation(study(high=10.0), "gaussian", 12.0)
-    assert ratios == pytest.approx({0: 10.0, 1: 10.0, 2: 10.0})
+def test_swapping_two_families_swaps_the_verdicts():
+    swap = {"power_spherical": "gaussian", "gaussian": "power_spherical"}
+    letters = {"S-04": "G-04", "G-04": "S-04"}
+    rows = [replace(r, family=swap.get(r.family, r.family), variant=letters.get(r.variant, r.variant)) for r in study()]
+    found = told(rows)
+    assert found["S is below G, each at its best guidance"].verdict == "contradicted"
+    assert found["N is below G, each at its best guidance"].verdict == "contradicted"
+    assert found["G degrades more than S: Frechet at guidance 12 - at best"].verdict == "contradicted"
+    assert found["At guidance 12, the length of late raw tokens shifts more in G than in S"].verdict == "contradicted"
 
 
-def test_one_record_a_seed():
+def test_equal_families_are_undecided():
+    rows = [replace(r, value=20.0 + r.value / 1000) if r.metric == "frechet" else r for r in study()]
+    order = [claim for text, claim in told(rows).items() if "best guidance" in text]
+    assert {claim.verdict for claim in order} == {"undecided"}  # a difference, but far below the floor
+    assert max(claim.p for claim in order) <= 0.05
+
+
+def test_the_floor_is_measured_or_lets_nothing_pass():
+    rows = study()
+    assert floor(rows) == 0.5
+    lifted = [replace(r, value=10.0 / FLOORS * 1.02) if r.metric == "floor_frechet" else r for r in rows]
+    found = told(lifted)
+    assert found["S is below N, each at its best guidance"].verdict == "undecided"  # 10 apart
+    assert found["S is below G, each at its best guidance"].verdict == "confirmed"  # 20 apart
+    without = [r for r in rows if r.metric != "floor_frechet"]
+    assert math.isnan(floor(without))
+    found = told(without)
+    assert found["S is below G, each at its best guidance"].verdict == "undecided"
+    assert found["At guidance 12, the saturation of images shifts more in G than in S"].verdict == "confirmed"
+
+
+def test_shifts_count_by_their_size():
+    found = told(study(shift=0.0))
+    shifts = [claim for text, claim in found.items() if text.startswith("At guidance 12")]
+    assert len(shifts) == 8
+    assert {claim.verdict for claim in shifts} == {"contradicted"}
+
+
+def test_a_small_study_is_not_enough_whatever_it_shows():
+    for seeds in ((0,), (0, 1), (0, 1, 2), range(6)):  # of six seeds, three choose and three report
+        rows = claims(study(seeds), 12.0, 4.5)
+        assert rows
+        assert {claim.verdict for claim in rows} == {"not enough"}
+    assert {claim.verdict for claim in claims(study(range(12)), 12.0, 4.5)} == {"confirmed"}
+
+
+def test_points_are_chosen_on_other_seeds():
+    """A lucky value of a reported seed chooses nothing."""
+    rows = [*study(), *(record("S-04", "power_spherical", seed, 3.0, 9.0) for seed in REPORT)]
+    rows += [record("S-04", "power_spherical", seed, 3.0, 99.0) for seed in SELECTION]
+    assert told(rows)["S is below N, each at its best guidance"].statement.labels[0] == "S-04 at 2"
+    selection, report = halves(study(range(5)))
+    assert ({r.seed for r in selection}, {r.seed for r in report}) == ({0, 2, 4}, {1, 3})
+    assert halves(study((4,))) == (study((4,)), study((4,)))
+
+
+def test_families_meet_at_equal_rate():
+    rows = study()
+    for seed in (*REPORT, *SELECTION):
+        rows.append(record("G-01", "gaussian", seed, 1.0, 2.1, 0.001, metric="kl"))
+        rows.append(record("G-01", "gaussian", seed, 2.0, 33.0 + seed, 0.001))
+    found = told(rows)
+    (text,) = [text for text in found if "equal rate" in text]
+    assert text.startswith("S is below G at equal rate (2.0")
+    assert found[text].statement.labels == ("S-04 at 2", "G-01 at 2")
+    assert not [text for text in told(study()) if "equal rate" in text]  # none are alike
+
+
+def test_chance_confirms_seldom():
+    """Families without any difference: hardly ever a verdict among all statements."""
+    rng, found = np.random.default_rng(0), 0
+    made = [r for r in study() if r.metric not in SHIFTS]
+    for _ in range(25):
+        rows = [replace(r, value=float(rng.normal(30, 3))) if r.metric == "frechet" else r for r in made]
+        found += any(claim.verdict in ("confirmed", "contradicted") for claim in told(rows).values())
+    assert found <= 4  # expected at most 1.25; P(more than 4) = 0.01
+
+
+def test_one_record_per_seed():
     rows = [record("S-04", "power_spherical", 0, 1.0, 1.0)] * 2
     with pytest.raises(ValueError, match="2 records of 1 seeds; expected one per seed"):
         by_seed(rows)
     assert spread({0: 1.0, 1: 3.0}) == "2 ± 1.4"
+    assert spread({0: 1.0}) == "1"
 
 
-def test_the_table_has_a_row_a_claim():
-    table = claims_table(claims(study(), 12.0, 4.5)).splitlines()
-    assert len(table) == 2 + 13
-    assert all(line.count("|") == 5 for line in table)
+def test_the_table_has_a_row_per_claim():
+    table = claims_table([*told(study()).values()]).splitlines()
+    assert len(table) == 2 + 21
+    assert all(line.count("|") == 7 for line in table)
