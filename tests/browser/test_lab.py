@@ -17,6 +17,7 @@ from spherear.sampling.pipeline import cached_pipeline
 from spherear.sampling.settings import SamplingSettings
 from tests.browser.jupyter import browser, find_chromium, notebook, offline, running_lab, running_page
 from tests.browser.latency import drag, picture_number, press, wait_for_picture
+from tests.conftest import until
 
 pytestmark = [
     pytest.mark.slow,
@@ -202,12 +203,10 @@ def test_every_control_has_a_label_and_is_reached_by_tab(guidance):
 
 def test_a_narrow_page_shows_everything_within_its_width(context, lab, guidance, tmp_path):
     guidance.set_viewport_size({"width": 390, "height": 1400})
-    guidance.wait_for_timeout(1500)
-    page = guidance.evaluate("() => [...document.querySelectorAll('.spherear-panel *')]"
-                             ".map(e => e.getBoundingClientRect().right).reduce((a, b) => Math.max(a, b))")  # fmt: skip
+    parts = "[...document.querySelectorAll('.spherear-panel *')]"
+    guidance.wait_for_function(f"() => {parts}.every(e => e.getBoundingClientRect().right <= 390)")
     guidance.screenshot(path=tmp_path / "narrow.png", full_page=True)
     guidance.set_viewport_size({"width": 1280, "height": 1300})
-    assert page <= 390
 
 
 def test_the_page_of_the_panel_alone_moves_too(context, tmp_path):
@@ -255,11 +254,10 @@ def test_the_other_panels_show_and_move(context, lab, tmp_path):
         for name in ("spheres", "density", "space", "token-lengths", "perturbation-growth"):
             is_drawn(page, name, tmp_path)
         page.set_viewport_size({"width": 390, "height": 1400})
-        page.wait_for_timeout(1500)
         for place, panel in enumerate(page.locator(".spherear-panel").all()):
             panel.scroll_into_view_if_needed()
+            until(lambda panel=panel: panel.evaluate("e => e.scrollWidth <= e.clientWidth + 1"))  # wider parts scroll
             panel.screenshot(path=tmp_path / f"narrow-{place}.png")
-            assert panel.evaluate("e => e.scrollWidth <= e.clientWidth + 1")  # what is wider scrolls by itself
         assert opened.troubles == []
 
 
@@ -267,10 +265,13 @@ def is_drawn(page, name, folder):
     part = page.locator(f".spherear-{name}")
     part.scroll_into_view_if_needed()
     part.locator(".main-svg >> nth=0").wait_for()
-    page.wait_for_timeout(300)
-    part.screenshot(path=folder / f"{name}.png")
-    with Image.open(folder / f"{name}.png") as image:
-        assert len(np.unique(np.asarray(image.convert("RGB")).reshape(-1, 3), axis=0)) > 20, name
+
+    def colors():
+        part.screenshot(path=folder / f"{name}.png")
+        with Image.open(folder / f"{name}.png") as image:
+            return len(np.unique(np.asarray(image.convert("RGB")).reshape(-1, 3), axis=0))
+
+    until(lambda: colors() > 20)
 
 
 def test_training_is_paused_and_stopped_while_a_cell_waits_for_it(context, lab, tmp_path):
