@@ -14,7 +14,7 @@ from spherear.models.ar import ARConfig, SphereAR
 from spherear.models.checkpoints import to_published
 from spherear.models.config import require
 from spherear.models.layers import SPAN, hidden_width
-from spherear.models.presets import preset
+from spherear.models.presets import Preset, preset
 from spherear.models.vae import VAE
 from spherear.sampling.settings import SamplingSettings
 
@@ -100,12 +100,11 @@ def cost(name: str, settings: SamplingSettings | None = None, bytes_each: int = 
     )
 
 
-def made_up_checkpoint(name: str = "digits", seed: int = 0) -> Mapping[str, Tensor]:
-    """A state dict in the published format: the shapes of a preset, filled with random numbers."""
-    row = preset(name)
+def made_up_checkpoint(sizes: Preset, seed: int = 0) -> Mapping[str, Tensor]:
+    """A state dict in the published format, of these sizes, filled with random numbers."""
     generator = torch.Generator().manual_seed(seed)
     with torch.device("meta"):
-        parts = (VAE(row.vae), SphereAR(row.ar))
+        parts = (VAE(sizes.vae), SphereAR(sizes.ar))
     vae, ar = (
         {k: 0.02 * torch.randn(v.shape, generator=generator) for k, v in to_published(part).items()} for part in parts
     )

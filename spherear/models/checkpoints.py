@@ -47,9 +47,17 @@ def _rename(name: str, table: tuple[tuple[str, str], ...], inverse: bool = False
 
 
 def to_published(model: VAE | SphereAR) -> dict[str, Tensor]:
-    """A model's weights under their published names (a VAE's without the prefix `vae.`)."""
+    """A model's weights under their published names (a VAE's without the prefix `vae.`).
+
+    The published models have no gain of the concentration: it becomes part of the weights that give the concentration.
+    """
+    weights = model.state_dict()
+    if isinstance(model, VAE) and "concentration_gain" in model.bottleneck.options:
+        for name in ("quant_proj.weight", "quant_proj.bias"):
+            *direction, concentration = weights[name]
+            weights[name] = torch.stack((*direction, model.config.concentration_gain * concentration))
     table = _VAE_NAMES if isinstance(model, VAE) else _AR_NAMES
-    return {_rename(name, table, inverse=True): tensor for name, tensor in model.state_dict().items()}
+    return {_rename(name, table, inverse=True): tensor for name, tensor in weights.items()}
 
 
 def load_parts(

@@ -40,7 +40,7 @@ from spherear.training.run import METRICS_FILE, keyed_generator
 
 GRID_FILE = "grid.json"
 CELL_FILE = "records.jsonl"
-CHUNK = 250  # images drawn or encoded at a time
+CHUNK = 500  # images drawn or encoded at a time
 TRAINED_FILE = "trained.json"  # commit and hardware of the training
 
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from spherear import Pipeline, SamplingSettings, SphereAR, load_published
+from spherear import ARConfig, Pipeline, SamplingSettings, SphereAR, VAEConfig, load_published
 from spherear.analysis.cost import cost, head_flops, made_up_checkpoint, transformer_flops
-from spherear.models.presets import PRESETS
+from spherear.models.presets import PRESETS, Preset
 
 
 def counted(work):
@@ -91,10 +91,13 @@ def test_guidance_and_solver_have_their_price():
 
 
 def test_a_made_up_checkpoint_loads_as_published_ones_do():
-    pipeline = load_published(made_up_checkpoint("shapes", seed=1))
+    vae = VAEConfig(image_size=32, widths=(64, 64, 128), encoder_layers=1, decoder_layers=2)
+    ar = ARConfig(tokens=64, num_classes=10, class_tokens=4, width=128, layers=3, heads=2, head_width=64, head_depth=4)
+    sizes = Preset(vae, ar, guidance_scale=2.0)
+    pipeline = load_published(made_up_checkpoint(sizes, seed=1))
     assert isinstance(pipeline, Pipeline)
-    assert pipeline.ar.config == PRESETS["shapes"].ar
-    assert pipeline.vae.config == PRESETS["shapes"].vae
-    again, other = (made_up_checkpoint("shapes", seed=s)["proj_in.weight"] for s in (1, 2))
+    assert pipeline.ar.config == sizes.ar
+    assert pipeline.vae.config == sizes.vae
+    again, other = (made_up_checkpoint(sizes, seed=s)["proj_in.weight"] for s in (1, 2))
     torch.testing.assert_close(pipeline.ar.proj_in.weight, again, atol=0, rtol=0)
     assert not torch.equal(again, other)

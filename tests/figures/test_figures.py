@@ -44,6 +44,7 @@ from spherear.sampling.decode import trace
 from spherear.sphere.bottlenecks import BOTTLENECKS
 from spherear.sphere.families import FAMILIES
 from spherear.study.published import ABLATION, PUBLISHED
+from tests.study.test_claims import FAMILIES as VARIANTS
 from tests.study.test_claims import record, study
 
 F64 = torch.float64
@@ -88,8 +89,19 @@ def test_published_numbers_are_drawn_as_published():
     assert {text.get_text() for text in axis.texts} == {model.name for model in PUBLISHED}
 
 
+def three_seeds():
+    """Frechet distances that are best at guidance 2, and 0.1 higher from seed to seed."""
+    points = ((1.0, 1.5), (2.0, 1.0), (12.0, 10.0))
+    return [
+        record(variant, family, seed, scale, factor * (base / 10 + 0.1 * seed))
+        for seed in range(3)
+        for variant, (family, base) in VARIANTS.items()
+        for scale, factor in points
+    ]
+
+
 def test_guidance_figure_draws_means_and_bands():
-    records = study()
+    records = three_seeds()
     figure = labelled(guidance_figure(records))
     (axis,) = [a for a in figure.axes if a.get_title().startswith("G ")]
     x, y = lines(axis)["G-04 (3 seeds)"]
@@ -100,8 +112,8 @@ def test_guidance_figure_draws_means_and_bands():
     assert len([a for a in figure.axes if a.get_visible()]) == 4  # D is of the ablation alone
 
 
-def test_drift_figure_has_a_line_a_family_in_every_panel():
-    records = study()
+def test_drift_figure_has_a_line_per_family_in_every_panel():
+    records = three_seeds()
     both = records + [replace(r, metric="norm_change_late", value=r.value / 100) for r in records]
     figure = labelled(drift_figure(both, ("norm_change_late", "frechet")))
     for axis in figure.axes:
@@ -112,17 +124,17 @@ def test_drift_figure_has_a_line_a_family_in_every_panel():
 
 
 def test_curve_leaves_other_ways_of_sampling_out():
-    rows = [*study(), record("S-04", "power_spherical", 0, 2.0, 99.0, schedule="constant")]
-    assert curve(rows, "S-04", "frechet")[1] == pytest.approx([1.65, 1.1, 2.2])
+    rows = [*three_seeds(), record("S-04", "power_spherical", 0, 2.0, 99.0, schedule="constant")]
+    assert curve(rows, "S-04", "frechet")[1] == pytest.approx([1.65, 1.1, 11.0])
 
 
 def test_ablation_stands_beside_the_published():
-    figure = labelled(ablation_figure(study()))
+    figure = labelled(ablation_figure(three_seeds()))
     measured, published = figure.axes
     assert measured.get_yticklabels()[0].get_text() == "none (Gaussian)"
     assert [float(line.get_xdata()[0]) for line in published.lines] == [fid for _, fid in ABLATION.values()]
     assert "published" in published.get_title()
-    table = ablation_table(study()).splitlines()
+    table = ablation_table(three_seeds()).splitlines()
     assert table[2] == "| none (Gaussian): G-04 | 2 | 3.1 ± 0.1 | 2.97 |"
     assert len(table) == 6
 

@@ -162,6 +162,23 @@ def test_published_files(published, tmp_path, wrap):
     assert (loaded.vae.config, loaded.ar.config) == (vae.config, ar.config)
 
 
+def test_a_gain_is_folded_into_the_published_weights(published):
+    """The published layout has no gain: the loaded model has gain 1 and the same posterior."""
+    plain, _, vae_weights, ar_weights = published
+    vae = randomise(VAE(replace(plain.config, concentration_gain=20.0)))
+    before = {name: tensor.clone() for name, tensor in vae.state_dict().items()}
+    renamed = {f"vae.{name}": tensor for name, tensor in to_published(vae).items()}
+    loaded = load_published(vae_weights | renamed | ar_weights).vae
+    assert loaded.config == plain.config
+    images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.no_grad():
+        for field in ("sample", "kl", "spread"):
+            a, b = (getattr(m.eval().encode(images, torch.Generator().manual_seed(1)), field) for m in (vae, loaded))
+            assert_close(a, b, atol=1e-4, rtol=1e-4)
+    for name, tensor in vae.state_dict().items():  # the model itself is unchanged
+        assert_close(tensor, before[name], atol=0, rtol=0)
+
+
 def test_training_checkpoint_with_its_arguments(published, tmp_path):
     _, ar, _, ar_weights = published
     torch.save({"ema": ar_weights, "args": argparse.Namespace(lr=3e-4), "steps": 5}, tmp_path / "run.pt")
