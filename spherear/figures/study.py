@@ -221,9 +221,9 @@ NOTE = """Made by `{command}`: {cells} trained models, {seeds} seeds, {vae} VAE 
 All families have the same backbone, budget, data and labels; none was tuned alone. A family's best point is the variant
 and guidance scale with the lowest Frechet distance, mean over the seeds it is chosen on; other seeds are reported (mean
 ± standard deviation). Families are unpaired groups of seeds, compared by an exact permutation test, with a 95 %
-interval and p-values corrected for all statements (Holm). *confirmed* or *contradicted*: the corrected p-value is at most 0.05
-and a difference of Frechet distances is at least five times the floor, the distance between two sets of real images:
-{floor}. *undecided*: otherwise. *not enough*: with so few seeds, no difference at all could pass.
+interval and p-values corrected for all statements (Holm). *confirmed* or *contradicted*: the corrected p-value is at
+most 0.05 and a difference of Frechet distances is at least five times the floor, the distance between two sets of real
+images: {floor}. *undecided*: otherwise. *not enough*: with so few seeds, no difference at all could pass.
 
 """
 

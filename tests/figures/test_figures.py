@@ -146,7 +146,7 @@ def test_a_report_is_files_to_look_at(tmp_path):
     assert all(p.stat().st_size > 0 for p in paths)
     text = report(records)
     assert "`test`: 60 trained models, 12 seeds" in text
-    assert "between two sets of real images:\n0.5." in text
+    assert "between two sets of real\nimages: 0.5." in text
     assert (text.count("**confirmed**"), text.count("**")) == (21, 42)
     assert report(study((0, 1))).count("**not enough**") == 21
     assert report([r for r in records if r.family in ("gaussian", "power_spherical")]).count("**") == 2 * 6
