@@ -1,33 +1,23 @@
-"""Building blocks of all panels: the panel base class, labelled controls, layout, and the live figure."""
+"""Building blocks of all panels: the panel base class, labelled controls and layout."""
 
 import asyncio
 import html
 import io
-import math
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager, suppress
-from copy import deepcopy
+from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
 import ipywidgets as widgets
-import numpy as np
 import plotly.graph_objects as go
 from IPython.display import Image
-from jaxtyping import Int
 from matplotlib.figure import Figure
-from plotly.serializers import custom_serializers
-from torch import Tensor
 
 from spherear.live.latest_wins import LatestWins, Turn
 from spherear.models.config import require
 
-with suppress(ImportError):  # plotly checks for pandas; a partial import on another thread would fail there
-    import pandas  # noqa: F401
-
 RequestT = TypeVar("RequestT")
 WIDE = {"description_width": "initial"}
-FIGURE_HEIGHT = 250
 
 
 class Panel(widgets.VBox, Generic[RequestT]):
@@ -298,46 +288,3 @@ def tagged(widget: WidgetT, tag: str) -> WidgetT:
 
 def _wide() -> widgets.Layout:
     return widgets.Layout(width="420px", max_width="100%")
-
-
-class LiveFigure(go.FigureWidget):
-    """A figure whose state includes later updates, for pages opened later; plotly's class sends the initial data."""
-
-    def get_state(self, key: Any = None, drop_defaults: bool = False) -> dict[str, Any]:
-        """The widget state with the current data and layout."""
-        state: dict[str, Any] = super().get_state(key, drop_defaults)
-        if key is None and hasattr(self, "_layout_obj"):  # whole state, after the figure's __init__
-            current = {"_widget_data": self._data, "_widget_layout": self._layout_obj._props}
-            state |= {name: custom_serializers["to_json"](deepcopy(part), self) for name, part in current.items()}
-        return state
-
-
-def camera(degrees: float | int, distance: float, height: float) -> dict[str, float]:
-    """Camera position of a 3-D figure, `degrees` about the vertical from the x axis."""
-    azimuth = math.radians(degrees)
-    return {"x": distance * math.cos(azimuth), "y": distance * math.sin(azimuth), "z": height}
-
-
-def mesh_corners(faces: Int[Tensor, "faces 3"]) -> dict[str, np.ndarray]:
-    """The triangles of a mesh as plotly names them: i, j and k."""
-    return {name: vertex.numpy().astype(np.int32) for name, vertex in zip("ijk", faces.unbind(-1), strict=True)}
-
-
-def live_figure(tag: str, traces: Sequence[Any], x: str, y: str, **layout: Any) -> go.FigureWidget:
-    """A plotly figure with fixed traces, whose data is updated later."""
-    figure = LiveFigure(
-        data=list(traces),
-        layout={
-            "height": FIGURE_HEIGHT,
-            "autosize": True,
-            "margin": {"l": 60, "r": 12, "t": 12, "b": 48},
-            "font": {"size": 14},
-            "template": "plotly_white",
-            "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "font": {"size": 12}},
-            "xaxis": {"title": {"text": x}},
-            "yaxis": {"title": {"text": y}},
-            **layout,
-        },
-    )
-    figure._config = {"responsive": True, "displaylogo": False, "displayModeBar": False}
-    return tagged(figure, tag)

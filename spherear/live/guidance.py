@@ -12,10 +12,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from spherear.analysis.canvas import Canvas, expected_length
+from spherear.figures.length_overlay import LEGEND
 from spherear.figures.panels import Pane, panes_figure
 from spherear.live import controls
 from spherear.live.latest_wins import Turn
-from spherear.live.length_overlay import LEGEND
 from spherear.live.model_column import GuidanceRequest, ModelColumn
 from spherear.live.sheet import Picture, free_path, paint, png_bytes, progress, read_picture, sheet, shown
 from spherear.models.config import require

@@ -9,9 +9,10 @@ import plotly.graph_objects as go
 from torch import Tensor
 
 from spherear.analysis.canvas import Canvas, expected_length, length_symbol
+from spherear.figures.length_overlay import overlay_lengths
 from spherear.figures.style import GREY
 from spherear.live import controls
-from spherear.live.length_overlay import overlay_lengths
+from spherear.live.figure import live_figure
 from spherear.live.sheet import Picture, png_bytes, sheet
 from spherear.sphere.families import FAMILIES
 
@@ -31,7 +32,7 @@ class ModelColumn(widgets.VBox):
         self.title = controls.text(f"title-{place}")
         self.image = controls.image(f"grid-{place}")
         self.norms = controls.text(f"norms-{place}")
-        self.trace = controls.live_figure(f"trace-{place}", _traces(), "token", "length")
+        self.trace = live_figure(f"trace-{place}", _traces(), "token", "length")
         self.pixels: np.ndarray = np.zeros((1, 1, 3), np.uint8)
         layout = widgets.Layout(width="max(405px, 30vw)", max_width="100%", overflow="hidden")
         super().__init__([self.title, self.image, self.norms, self.trace], layout=layout)

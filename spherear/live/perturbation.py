@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from spherear.analysis.perturbation import KINDS, Perturbation, PerturbedPair, perturbed_decode
 from spherear.figures.panels import SIDES, perturbation_figure
 from spherear.live import controls
+from spherear.live.figure import live_figure
 from spherear.live.latest_wins import Turn
 from spherear.live.sheet import png_bytes, progress, sheet, shown
 from spherear.models.config import one_of, require
@@ -162,4 +163,4 @@ def _growth() -> go.FigureWidget:
         traces.append(go.Scatter(mode="lines+markers", line=stroke, marker=marker, name=name))
     traces.append(go.Scatter(mode="lines", line={"color": "black", "width": 1}, name="the perturbation"))
     axis = {"title": {"text": "change of the token"}, "type": "log", "exponentformat": "power"}
-    return controls.live_figure("perturbation-growth", traces, "token", "", height=360, yaxis=axis)
+    return live_figure("perturbation-growth", traces, "token", "", height=360, yaxis=axis)

@@ -11,6 +11,7 @@ from torch import Tensor
 from spherear.analysis.densities import BINS, NAMES, AngleLaw, AngleLaws, angle_histogram, angle_laws, sphere_mesh
 from spherear.figures.panels import LAW_LOOKS, angle_laws_figure
 from spherear.live import controls
+from spherear.live.figure import camera, live_figure, mesh_corners
 from spherear.live.latest_wins import Turn
 
 APART = 2.6
@@ -111,13 +112,13 @@ def describe(law: AngleLaw) -> str:
 
 def _eye(degrees: float | int) -> dict[str, float]:
     """Camera position, rotated about the vertical; 0 degrees is the front."""
-    return controls.camera(degrees - 90, distance=1.7, height=0.7)
+    return camera(degrees - 90, distance=1.7, height=0.7)
 
 
 def _spheres() -> go.FigureWidget:
     """The figure of three spheres (meshes, points, names); later only its data changes."""
     vertices, faces = sphere_mesh()
-    corners = controls.mesh_corners(faces)
+    corners = mesh_corners(faces)
     meshes, clouds = [], []
     bar = {"title": {"text": "density / maximum"}, "len": 0.7, "thickness": 12}
     bar |= {"orientation": "h", "y": -0.05, "yanchor": "top"}
@@ -141,7 +142,7 @@ def _spheres() -> go.FigureWidget:
     hidden = {f"{axis}axis": {"visible": False} for axis in "xyz"}
     scene = {**hidden, "aspectmode": "data", "camera": {"eye": _eye(0)}}
     margin = {"l": 0, "r": 0, "t": 0, "b": 60}
-    return controls.live_figure("spheres", [*meshes, *clouds, names], "", "", height=340, scene=scene, margin=margin)
+    return live_figure("spheres", [*meshes, *clouds, names], "", "", height=340, scene=scene, margin=margin)
 
 
 def _density() -> go.FigureWidget:
@@ -156,6 +157,6 @@ def _density() -> go.FigureWidget:
             go.Scatter(x=np.zeros(BINS, np.float32), mode="markers", marker=marker, showlegend=False,
                        name=f"{look.name}, samples")
         )  # fmt: skip
-    return controls.live_figure(
+    return live_figure(
         "density", [*lines, *points], "angle from the axis, degrees", "density (line), samples (marks)", height=340
     )

@@ -16,6 +16,7 @@ from spherear.analysis.trajectories import TokenPath, arrow_tips, token_path
 from spherear.figures.panels import ARROWS, PATHS, token_path_figure
 from spherear.figures.style import GREY
 from spherear.live import controls
+from spherear.live.figure import camera, live_figure, mesh_corners
 from spherear.live.latest_wins import Turn
 from spherear.models.config import one_of, require
 from spherear.models.pretrained import shipped_families, shipped_name
@@ -184,14 +185,14 @@ def _set_points(trace: Any, points: Float[Tensor, "n 3"]) -> None:
 
 
 def _eye(degrees: float | int) -> dict[str, float]:
-    return controls.camera(degrees, distance=1.8, height=0.8)
+    return camera(degrees, distance=1.8, height=0.8)
 
 
 def _space() -> go.FigureWidget:
     """The figure of sphere, paths and arrows; later only its data changes."""
     _, faces = sphere_mesh()
     traces: list[Any] = [
-        go.Mesh3d(**controls.mesh_corners(faces), color=GREY, opacity=0.2, hoverinfo="skip", name="sphere of radius R"),
+        go.Mesh3d(**mesh_corners(faces), color=GREY, opacity=0.2, hoverinfo="skip", name="sphere of radius R"),
     ]
     for look in PATHS:
         marker = {"size": look.size, "color": look.color, "symbol": look.symbol}
@@ -206,14 +207,12 @@ def _space() -> go.FigureWidget:
         )  # fmt: skip
     axes = {f"{axis}axis": {"title": {"text": ""}, "showticklabels": False} for axis in "xyz"}
     scene = {**axes, "aspectmode": "data", "camera": {"eye": _eye(35)}}
-    return controls.live_figure(
-        "space", traces, "", "", height=460, scene=scene, margin={"l": 0, "r": 0, "t": 0, "b": 0}
-    )
+    return live_figure("space", traces, "", "", height=460, scene=scene, margin={"l": 0, "r": 0, "t": 0, "b": 0})
 
 
 def _lengths() -> go.FigureWidget:
     guided, unguided, projected, _ = PATHS
-    return controls.live_figure(
+    return live_figure(
         "token-lengths",
         [
             go.Scatter(mode="lines+markers", line={"color": guided.color, "width": 3}, name=guided.name),

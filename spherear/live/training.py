@@ -15,6 +15,7 @@ from torch import nn
 
 from spherear.figures.panels import LOSSES, training_figure
 from spherear.live import controls
+from spherear.live.figure import live_figure
 from spherear.live.latest_wins import Turn
 from spherear.live.sheet import png_bytes, sheet
 from spherear.models.config import require
@@ -173,4 +174,4 @@ def _curve() -> go.FigureWidget:
                    marker={"symbol": symbol, "size": 6})
         for color, dash, symbol, _ in LOSSES
     ]  # fmt: skip
-    return controls.live_figure("curve", traces, "step", "loss", height=320, showlegend=True)
+    return live_figure("curve", traces, "step", "loss", height=320, showlegend=True)

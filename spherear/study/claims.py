@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from statistics import fmean, stdev
+from typing import Any
 
 from spherear.console import markdown_table
 from spherear.models.config import require
@@ -154,7 +155,7 @@ class _Book:
         point = {"schedule": "linear", "project_ar": True, "project_decoder": True, **fields}
         return by_seed(select(self.report, variant=variant, guidance_scale=scale, metric=metric, **point))
 
-    def best(self, family: str, **fields: object) -> Best | None:
+    def best(self, family: str, **fields: Any) -> Best | None:
         """The chosen point with its reported values; None if it was not measured."""
         if not has(self.selection, family, **fields):
             return None
