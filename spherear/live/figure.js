@@ -17,17 +17,16 @@ export default () => {
   const early = []; // messages that arrive before plotly is there, to be sent again
   let initialized, widget; // the model as `initialize` was given it: its listeners outlive every view
 
-  function listen(change) {
-    for (const name of MESSAGES) change(`change:${name}`, listeners[name]);
+  const forget = () => early.splice(0); // a whole state, sent to a page that asks for it, holds what came before it
+  const listeners = { "change:_widget_data": forget, "change:_widget_layout": forget };
+  for (const name of MESSAGES) {
+    listeners[`change:${name}`] = () => initialized.get(name) && early.push([name, initialized.get(name)]);
   }
-  const listeners = Object.fromEntries(MESSAGES.map((name) => [
-    name, () => initialized.get(name) && early.push([name, initialized.get(name)]),
-  ]));
 
   async function load() {
     globalThis.spherearPlotly ??= plotly(initialized);
     const made = (await globalThis.spherearPlotly).default();
-    listen((event, listener) => initialized.off(event, listener));
+    for (const event in listeners) initialized.off(event, listeners[event]);
     made.initialize({ model: initialized });
     for (const [name, message] of early) {
       for (const value of [null, message, null]) initialized.set(name, value);
@@ -38,7 +37,7 @@ export default () => {
   return {
     initialize({ model }) {
       initialized = model;
-      listen((event, listener) => model.on(event, listener));
+      for (const event in listeners) model.on(event, listeners[event]);
     },
     async render(context) {
       widget ??= load();

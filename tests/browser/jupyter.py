@@ -206,7 +206,7 @@ def notebook(opened: Offline, lab: Lab, cells: Sequence[str], name: str, run: in
     troubles: list[str] = []
     page.on("pageerror", lambda error: troubles.append(f"page: {error}"))
     page.on("console", lambda m: troubles.append(f"console: {m.text}") if m.type == "error" else None)
-    page.goto(lab.url(f"{name}.ipynb", name))
+    page.goto(lab.url(f"{name}.ipynb", name), timeout=120_000)
     shown = Page(page, troubles)
     shown.ready(lab, f"{name}.ipynb")
     shown.run_cells(len(cells) if run is None else run)

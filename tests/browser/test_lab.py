@@ -209,13 +209,45 @@ def test_a_narrow_page_shows_everything_within_its_width(context, lab, guidance,
     guidance.set_viewport_size({"width": 1280, "height": 1300})
 
 
+EARLY = [
+    "from spherear.live.figure import PlotlySource, live_figure\nfrom ipywidgets import Widget\n"
+    "import plotly.graph_objects as go\nfigure = live_figure('early', [go.Scatter(y=[1.0, 2.0])], 'x', 'y')",
+    "figure.data[0].y = [3.0, 4.0, 5.0]\nfigure.layout.xaxis.title.text = 'renamed'\n"
+    "figure.add_scatter(y=[7.0])\nwith figure.batch_update():\n    figure.data[0].y = [3.0, 4.0, 6.0]",
+    "figure",
+    "figure.data[1].y = [8.0, 9.0]",
+    "again = live_figure('again', [go.Scatter(y=[1.0])], 'x', 'y')\nagain",
+]
+DRAWN = """selector => {
+  const plot = document.querySelector(`${selector} .js-plotly-plot`) ?? document.querySelector(selector);
+  return [plot.data.map(trace => Array.from(trace.y)), plot.layout.xaxis.title.text];
+}"""
+
+
+def test_a_figure_shows_what_came_before_its_first_view(context, lab):
+    """Messages to a page that has not loaded plotly yet are not lost; further figures share the one bundle."""
+    with notebook(context, lab, EARLY, "early", run=3) as opened:
+        opened.page.wait_for_selector(".spherear-early .main-svg", timeout=60_000)
+        assert opened.page.evaluate(DRAWN, ".spherear-early") == [[[3, 4, 6], [7]], "renamed"]
+        opened.run_cells(len(EARLY))
+        opened.page.wait_for_selector(".spherear-again .main-svg", timeout=60_000)
+        until(lambda: opened.page.evaluate(DRAWN, ".spherear-early")[0] == [[3, 4, 6], [8, 9]])
+        assert opened.page.evaluate("globalThis.spherearPlotly instanceof Promise")
+        assert opened.troubles == []
+
+
+def slow_down(page, rate):
+    """Run the page's own thread at 1 / rate of its speed."""
+    page.context.new_cdp_session(page).send("Emulation.setCPUThrottlingRate", {"rate": rate})
+
+
 def test_the_page_of_the_panel_alone_moves_too(context, tmp_path):
     """By Voila, which asks a content network for an icon font, in vain here, and does without."""
     opened = offline(context.context.browser, 1280, 1100)
     with running_page(tmp_path) as address:
         page, troubles = opened.context.new_page(), []
         page.on("pageerror", lambda error: troubles.append(str(error)))
-        page.goto(address)
+        page.goto(address, timeout=120_000)
         page.wait_for_selector(".spherear-status >> text=done", timeout=90_000)
         page.wait_for_selector(".spherear-trace-0 .legendtext >> text=/R = 2.83/", timeout=60_000)
         number = picture_number(page)

@@ -4,12 +4,14 @@ import asyncio
 import io
 import json
 import random
+import re
 import struct
 import threading
 import zlib
 from dataclasses import replace
 
 import numpy as np
+import plotly.graph_objects as go
 import psutil
 import pytest
 import torch
@@ -26,6 +28,7 @@ from spherear.live import (
     reconstructions,
     samples,
 )
+from spherear.live.figure import live_figure
 from spherear.live.sheet import Picture, png_bytes, read_picture, sheet
 from spherear.models.presets import preset
 from spherear.sampling.pipeline import cached_pipeline
@@ -687,3 +690,22 @@ def test_a_closed_panel_leaves_no_widget():
     assert len(_instances) > before
     panel.close()
     assert len(_instances) == before
+
+
+def test_a_figure_is_small_and_plotly_is_sent_once():
+    """anywidget gives a module two seconds: it must not be plotly's, which is a thousand times as long."""
+    figures = [live_figure("a", [go.Scatter(y=[1.0])], "x", "y") for _ in range(2)]
+    assert max(len(figure._esm) for figure in figures) < 5000
+    assert "export default" in figures[0]._esm
+    source = figures[0]._plotly
+    assert source is figures[1]._plotly
+    assert len(source.text) > 1_000_000
+    assert figures[0].get_state()["_plotly"] == f"IPY_MODEL_{source.model_id}"
+    source.close()  # as Widget.close_all() does
+    another = live_figure("b", [go.Scatter(y=[1.0])], "x", "y")._plotly
+    assert another.comm is not None
+    assert another.text == source.text
+    for name in ("addTraces", "restyle", "relayout", "update"):
+        assert f'"{name}"' in figures[0]._esm
+    sent = {name for name in go.FigureWidget.class_trait_names() if name.startswith("_py2js_")}
+    assert {f"_py2js_{name}" for name in re.findall(r'"(\w+)"', figures[0]._esm.split("].map")[0])} == sent
