@@ -104,5 +104,5 @@ def test_bad_seeds():
     for seed in (-1, 2**64):
         with pytest.raises(ValueError, match=rf"seed is {seed}; expected an integer from 0"):
             seeded_noise([seed])
-    with pytest.raises(ValueError, match="batch of 2; expected 1 seeds"):
+    with pytest.raises(ValueError, match="batch is 2; expected 1, one image per seed"):
         seeded_noise([1])(0, (1, 2, 4))

@@ -218,7 +218,7 @@ def test_an_ar_run_remembers_its_vae(digits, vae, tmp_path):
         next(states)
     other = VAE(TINY_VAE)
     assert fingerprint(other) != fingerprint(vae)
-    with pytest.raises(ValueError, match=r"holds another run \(vae is "):
+    with pytest.raises(ValueError, match=r"holds another run \(vae: expected "):
         next(loop("ar", other, digits, tmp_path))
 
 
