@@ -3,6 +3,7 @@
 Shapes: tokens are (batch, tokens, dim); profiles by position are (tokens,). Numbers are float64.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -32,6 +33,16 @@ class NormComparison:
     generated: NormProfile
     real: NormProfile
     relative: Float[Tensor, " tokens"]
+
+    @property
+    def early(self) -> float:
+        """Mean relative difference over the first quarter of positions."""
+        return float(self.relative[: math.ceil(len(self.relative) / 4)].mean())
+
+    @property
+    def late(self) -> float:
+        """Mean relative difference over the last quarter of positions."""
+        return float(self.relative[-math.ceil(len(self.relative) / 4) :].mean())
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,8 @@ def sheets_figure(
 ) -> Figure:
     """One panel per sheet: name above, images in `columns` columns, caption below, row labels on the left."""
     rows = len(row_labels)
-    figure = new_figure(3.2 * len(sheets) + 0.3, 3.2 * rows / columns + 0.7)
+    width = 3.2 if columns <= rows else 5.0
+    figure = new_figure(width * len(sheets) + 0.3, width * rows / columns + 0.7)
     axes = figure.subplots(1, len(sheets), squeeze=False)[0]
     for axis, (name, images) in zip(axes, sheets.items(), strict=True):
         axis.imshow(tile(images, columns).numpy(), interpolation="nearest")

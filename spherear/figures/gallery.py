@@ -31,6 +31,7 @@ from spherear.figures.diagnostics import (
     perturbation_growth_figure,
     radial_share_figure,
     rank_figure,
+    sheets_figure,
     spread_figure,
 )
 from spherear.figures.paper import direction_laws_figure, overview_figure, published_fid_figure, token_laws_figure
@@ -49,7 +50,7 @@ from spherear.models.pretrained import shipped_families, shipped_name
 from spherear.sampling.decode import trace
 from spherear.sampling.pipeline import Pipeline, cached_pipeline
 from spherear.sampling.settings import SamplingSettings
-from spherear.sphere.families import BY_LETTER
+from spherear.sphere.families import BY_LETTER, family_label
 from spherear.study.records import RESULTS, shipped_records
 from spherear.study.reference import held_out
 from spherear.study.solvers import rows, shipped_sweep, sweep_report
@@ -93,6 +94,18 @@ def tokens_in_space() -> Figure:
 def collapse() -> Figure:
     """Length of raw tokens under guidance, with images."""
     return collapse_figure([collapse_row(shipped(f), latents_of(f)[0], SCALES) for f in velocity_families()])
+
+
+def side_by_side() -> Figure:
+    """A sphere and a Gaussian: images of the same labels and seeds under rising guidance."""
+    families, scales = [BY_LETTER[letter].name for letter in "SG"], (1.0, 4.5, 12.0, 20.0)
+    rows = [collapse_row(shipped(f), latents_of(f)[0], scales) for f in families]
+    return sheets_figure(
+        {family_label(row.family): torch.cat(row.images) for row in rows},
+        {family_label(row.family): "late length " + ", ".join(f"{n.late:+.0%}" for n in row.norms) for row in rows},
+        len(rows[0].images[0]),
+        [f"guidance {scale:g}" for scale in scales],
+    )
 
 
 def growth() -> Figure:
@@ -156,6 +169,7 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "drift": lambda: drift_figure(shipped_records()),
     "ablation": lambda: ablation_figure(shipped_records()),
     "collapse": collapse,
+    "side-by-side": side_by_side,
     "growth": growth,
     "spread": spread,
     "rank": rank,

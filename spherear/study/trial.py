@@ -7,7 +7,6 @@ and real images; every cell has sampling seeds of its own, so that cells are ind
 """
 
 import json
-import math
 import os
 import sys
 import threading
@@ -165,11 +164,10 @@ def measure_point(
         images.append(pipeline.images(pipeline.vae.project(drawn.raw) if point.project_decoder else drawn.raw).cpu())
     raw, tokens = torch.cat(raws), torch.cat(fed)
     norms = compare_norms(raw, latents)
-    quarter = math.ceil(len(norms.relative) / 4)
     return {
         **asdict(real.judge(torch.cat(images), labels)),
-        "norm_change_late": float(norms.relative[-quarter:].mean()),
-        "norm_change_early": float(norms.relative[:quarter].mean()),
+        "norm_change_late": norms.late,
+        "norm_change_early": norms.early,
         "norm_change": float(norms.relative.mean()),
         "variance_ratio": variance_ratio(tokens, latents).total,
         "raw_variance_ratio": variance_ratio(raw, latents).total,

@@ -236,16 +236,6 @@ def test_a_figure_shows_what_came_before_its_first_view(context, lab):
         assert opened.troubles == []
 
 
-def slow_down(page, rate):
-    """Run the page's own thread at 1 / rate of its speed."""
-    page.context.new_cdp_session(page).send("Emulation.setCPUThrottlingRate", {"rate": rate})
-
-
-def slow_down(page, rate):
-    """Run the page's own thread at 1 / rate of its speed."""
-    page.context.new_cdp_session(page).send("Emulation.setCPUThrottlingRate", {"rate": rate})
-
-
 def test_the_page_of_the_panel_alone_moves_too(context, tmp_path):
     """By Voila, which asks a content network for an icon font, in vain here, and does without."""
     opened = offline(context.context.browser, 1280, 1100)
