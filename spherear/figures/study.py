@@ -24,6 +24,9 @@ from spherear.study.solvers import REFERENCE, Row
 
 METRIC_NAMES = {
     "frechet": "Frechet distance",
+    "kernel": "kernel distance (KID)",
+    "saturation_shift": "saturation, generated - real",
+    "contrast_shift": "contrast, generated - real",
     "accuracy": "recognised",
     "diversity": "diversity (real = 1)",
     "precision": "precision",
@@ -84,6 +87,7 @@ def _draw_variants(axis: Axes, records: Sequence[Record], family: str, metric: s
     """The curve of every variant of a family, distinguished by line and marker fill; seed counts in the legend."""
     look = FAMILIES[family]
     selected = select(records, family=family, metric=metric)
+    _draw_bounds(axis, records, family, metric)
     for variant, line, fill in zip(
         sorted({r.variant for r in selected}), ("-", "--", ":"), ("full", "none", "left"), strict=False
     ):
@@ -101,6 +105,22 @@ def _draw_variants(axis: Axes, records: Sequence[Record], family: str, metric: s
         _band(axis, scales, means, deviations, look.color)
     axis.set_xticks(scales, [f"{scale:g}" for scale in scales])
     axis.legend(fontsize=FONT - 2)
+
+
+def _draw_bounds(axis: Axes, records: Sequence[Record], family: str, metric: str) -> None:
+    """Dotted lines, where measured: the distance of real images from others (grey) and of reconstructions (colour)."""
+    variant = best(records, family).variant
+    lines = (
+        (GREY, "real images", select(records, metric=f"floor_{metric}")),
+        (
+            FAMILIES[family].color,
+            f"{variant} reconstructed",
+            select(records, variant=variant, metric=f"reconstruction_{metric}"),
+        ),
+    )
+    for color, label, found in lines:
+        if found:
+            axis.axhline(fmean(r.value for r in found), color=color, linestyle=":", label=label)
 
 
 def _band(axis: Axes, x: list[float], means: list[float], deviations: list[float], color: str) -> None:
@@ -121,6 +141,8 @@ def drift_figure(
             scales, means, deviations = curve(records, variant, metric)
             plot_family(axis, family, means, scales, f"{variant} {look.title}")
             _band(axis, scales, means, deviations, look.color)
+        if floors := select(records, metric=f"floor_{metric}"):
+            axis.axhline(fmean(r.value for r in floors), color=GREY, linestyle=":", label="real images")
         name_axes(axis, "guidance scale", METRIC_NAMES.get(metric, metric))
         axis.set_xticks(scales, [f"{scale:g}" for scale in scales])
     handles, labels = axes[0].get_legend_handles_labels()

@@ -123,6 +123,17 @@ def test_drift_figure_has_a_line_per_family_in_every_panel():
         drift_figure(both, ("speed",))
 
 
+def test_floor_and_reconstruction_are_drawn():
+    records = study()
+    figure = labelled(guidance_figure(records))
+    (axis,) = [a for a in figure.axes if a.get_title().startswith("G ")]
+    drawn = lines(axis)
+    assert set(drawn["real images"][1]) == {0.5}
+    reconstruction = [r.value for r in records if r.metric == "reconstruction_frechet" and r.variant == "G-04"]
+    assert drawn["G-04 reconstructed"][1][0] == pytest.approx(np.mean(reconstruction))
+    assert "real images" in lines(drift_figure(records, ("frechet",)).axes[0])
+
+
 def test_curve_leaves_other_ways_of_sampling_out():
     rows = [*three_seeds(), record("S-04", "power_spherical", 0, 2.0, 99.0, schedule="constant")]
     assert curve(rows, "S-04", "frechet")[1] == pytest.approx([1.65, 1.1, 11.0])
