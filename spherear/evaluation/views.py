@@ -20,6 +20,5 @@ class View:
 
 VIEWS = {
     "digits": View(channels=1, native=8, size=16, shown=(8, 16, 32), pools=2),
-    "mnist": View(channels=1, native=32, size=32, shown=(32,), pools=3),
     "shapes": View(channels=3, native=32, size=32, shown=(32,), pools=3),
 }

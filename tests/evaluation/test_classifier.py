@@ -41,7 +41,7 @@ def test_the_log_beside_the_weights_says_what_they_do(name):
 
 
 def test_data_without_a_classifier():
-    with pytest.raises(ValueError, match="data is 'faces'; expected one of 'digits', 'mnist', 'shapes'"):
+    with pytest.raises(ValueError, match="data is 'faces'; expected one of 'digits', 'shapes'"):
         load_classifier("faces")
 
 
