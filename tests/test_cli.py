@@ -39,7 +39,8 @@ def test_demo_leaves_a_run_a_figure_and_a_table(run):
     assert results["command"].endswith(f"demo --run {folder} {' '.join(SHORT)}")
     assert [row["guidance_scale"] for row in results["results"]] == [3.0]
     assert set(results["results"][0]) == {
-        "guidance_scale", "accuracy", "frechet", "precision", "recall", "diversity",
+        "guidance_scale", "accuracy", "frechet", "kernel", "inception_score", "precision", "recall", "diversity",
+        "saturation_shift", "contrast_shift",
     }  # fmt: skip
     with Image.open(folder / "samples.png") as figure:
         assert figure.width > figure.height > 300  # the real digits and one sheet

@@ -152,7 +152,7 @@ def test_evaluate_files_what_it_measured(tmp_path, capsys):
     assert found["samples"]["settings"]["steps"] == 2
     assert len(found["samples"]["ar"]) == 16
     assert set(found["scores"]) == {
-        "frechet", "inception_score", "precision", "recall", "accuracy", "reconstruction_frechet",
+        "frechet", "kernel", "inception_score", "precision", "recall", "accuracy", "reconstruction_frechet",
     }  # fmt: skip
     assert read_samples(tmp_path / "samples.npz").shape == (40, 16, 16, 3)
     assert cli.main([*args[:-1], "10"]) == 2
