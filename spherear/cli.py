@@ -98,7 +98,8 @@ def study(
 
     Args:
         grid: quick (digits, two seeds, minutes), full (digits, all families and strengths, three seeds, an hour
-            or two), shapes (as full, on shapes; wants a GPU) or laws (tokens of three numbers, for figures).
+            or two), select (colour shapes, four families over their strengths, two seeds, hours) or laws (tokens of
+            three numbers, for figures).
         out: The study's folder; runs/study/<grid> by default.
         jobs: Cells at once; 0: one per core, or one where there is a GPU.
         budget: Minutes to aim at: training and images are scaled down, equally in every cell. A study that has

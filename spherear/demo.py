@@ -74,5 +74,5 @@ def save_results(folder: Path, sheets: list[Sheet], command: str) -> None:
         name, judgement = f"guidance {sheet.scale:g}", sheet.judgement
         panels[name] = sheet.images
         captions[name] = f"recognised {judgement.accuracy:.0%}, diversity {judgement.diversity:.2f}"
-    figure = sheets_figure(panels, captions, PER_CLASS, [str(digit) for digit in range(10)])
+    figure = sheets_figure(panels, captions, PER_CLASS, [str(digit) for digit in range(10)], "digit")
     save_figure(figure, folder / "samples.png", dpi=120)

@@ -21,6 +21,17 @@ from spherear.sampling.pixels import from_uint8, to_uint8
 CHUNK = 256  # images per forward pass
 
 
+def as_saved(images: Float[Tensor, "n 3 size size"]) -> Float[Tensor, "n 3 size size"]:
+    """Images as a file would hold them: clamped and rounded to bytes. On the CPU."""
+    return from_uint8(to_uint8(images.cpu()))
+
+
+@torch.no_grad()
+def features_of(images: Float[Tensor, "n 3 size size"], classifier: Classifier) -> Float[Tensor, "n f"]:
+    """The classifier's features, computed in chunks."""
+    return torch.cat([classifier.features(chunk) for chunk in images.split(CHUNK)])
+
+
 @dataclass(frozen=True)
 class Judgement:
     """accuracy: share recognised as the requested class.  frechet, kernel (KID), precision, recall: against real
@@ -58,8 +69,8 @@ class Judged:
     @torch.no_grad()
     def of(cls, images: Float[Tensor, "n 3 size size"], labels: Int[Tensor, " n"], classifier: Classifier) -> "Judged":
         """See a set of images. They are judged as they would be saved: clamped and rounded to bytes."""
-        images, labels = from_uint8(to_uint8(images.cpu())), labels.cpu()
-        features = torch.cat([classifier.features(chunk) for chunk in images.split(CHUNK)])
+        images, labels = as_saved(images), labels.cpu()
+        features = features_of(images, classifier)
         spread = pairwise_diversity(images.flatten(1), labels)
         return cls(labels, features, classifier.classify(features), spread, saturation(images), contrast(images))
 

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from spherear.console import require_installed
 from spherear.evaluation.classifier import Classifier
+from spherear.evaluation.judge import as_saved, features_of
 from spherear.evaluation.metrics import frechet_distance, inception_score, kernel_distance, precision_recall
 from spherear.models.vae import VAE
-from spherear.sampling.pixels import from_uint8, to_uint8
+from spherear.sampling.pixels import from_uint8
 
 CHUNK = 256  # images held at a time
 
@@ -30,10 +31,10 @@ def chunks(images: np.ndarray) -> Iterator[Float[Tensor, "n 3 size size"]]:
 def offline_scores(
     images: np.ndarray, labels: Int[Tensor, " n"], real: Float[Tensor, "m 3 size size"], classifier: Classifier
 ) -> dict[str, float]:
-    """Scores as of `judge`, by the same names, and the inception score of the classifier."""
+    """The scores of `judge.Judgement` that need no pixels of real images; generated images are read in chunks."""
     features = torch.cat([classifier.features(chunk) for chunk in chunks(images)])
     probabilities = classifier.classify(features).softmax(dim=1)
-    real_features = torch.cat([classifier.features(chunk) for chunk in chunks(to_uint8(real).numpy())])
+    real_features = features_of(as_saved(real), classifier)
     fidelity = precision_recall(real_features, features)
     return {
         "frechet": frechet_distance(real_features, features),
@@ -54,10 +55,9 @@ def reconstruction_frechet(
     reconstructed = []
     for chunk in real.split(CHUNK):
         tokens = vae.encode(chunk.to(device), generator).sample
-        images = to_uint8(vae.decode(tokens).float().cpu())
-        reconstructed.append(classifier.features(from_uint8(images)))
-    real_features = torch.cat([classifier.features(chunk) for chunk in chunks(to_uint8(real).numpy())])
-    return frechet_distance(real_features, torch.cat(reconstructed))
+        reconstructed.append(as_saved(vae.decode(tokens).float()))
+    real_features, features = (features_of(x, classifier) for x in (as_saved(real), torch.cat(reconstructed)))
+    return frechet_distance(real_features, features)
 
 
 def inception_scores(images: np.ndarray, reference: str) -> dict[str, float]:

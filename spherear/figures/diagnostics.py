@@ -23,22 +23,23 @@ def sheets_figure(
     captions: Mapping[str, str],
     columns: int,
     row_labels: Sequence[str],
+    row_title: str,
 ) -> Figure:
-    """One panel per sheet: name above, images in `columns` columns, caption below, row labels on the left."""
+    """One panel per sheet: name above, images in `columns` columns, caption below, what the rows are on the left."""
     rows = len(row_labels)
     width = 3.2 if columns <= rows else 5.0
     figure = new_figure(width * len(sheets) + 0.3, width * rows / columns + 0.7)
-    axes = figure.subplots(1, len(sheets), squeeze=False)[0]
+    axes = figure.subplots(1, len(sheets), squeeze=False, sharey=True)[0]
     for axis, (name, images) in zip(axes, sheets.items(), strict=True):
         axis.imshow(tile(images, columns).numpy(), interpolation="nearest")
         axis.set_title(name, fontsize=14)
         axis.set_xlabel(captions[name], fontsize=11)
         axis.set_xticks([])
-        axis.set_yticks([])
         axis.spines[:].set_visible(False)
+        axis.tick_params(length=0)
     step = next(iter(sheets.values())).shape[-1] + 1  # a row of images and the gap below it
     axes[0].set_yticks([step * (row + 0.5) for row in range(rows)], row_labels, fontsize=11)
-    axes[0].tick_params(length=0)
+    axes[0].set_ylabel(row_title, fontsize=11)
     return figure
 
 

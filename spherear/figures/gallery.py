@@ -21,7 +21,7 @@ from spherear.analysis.diagnostics import (
     radial_share,
     spread_histogram,
 )
-from spherear.analysis.latents import collapse_row, real_latents, token_laws
+from spherear.analysis.latents import CollapseRow, collapse_row, real_latents, token_laws
 from spherear.analysis.perturbation import KINDS, Perturbation, error_growth
 from spherear.analysis.trajectories import overview
 from spherear.bench.growth import Growth
@@ -91,20 +91,26 @@ def tokens_in_space() -> Figure:
     return token_laws_figure(token_laws(discrete, gaussian, sphere, (1, 6, 9), label=2))
 
 
+@cache
+def rising_guidance(family: str) -> CollapseRow:
+    """Lengths of raw tokens, and images, of the shipped digits model at each of SCALES."""
+    return collapse_row(shipped(family), latents_of(family)[0], SCALES)
+
+
 def collapse() -> Figure:
     """Length of raw tokens under guidance, with images."""
-    return collapse_figure([collapse_row(shipped(f), latents_of(f)[0], SCALES) for f in velocity_families()])
+    return collapse_figure([rising_guidance(family) for family in velocity_families()])
 
 
 def side_by_side() -> Figure:
     """A sphere and a Gaussian: images of the same labels and seeds under rising guidance."""
-    families, scales = [BY_LETTER[letter].name for letter in "SG"], (1.0, 4.5, 12.0, 20.0)
-    rows = [collapse_row(shipped(f), latents_of(f)[0], scales) for f in families]
+    rows = [rising_guidance(BY_LETTER[letter].name) for letter in "SG"]
     return sheets_figure(
         {family_label(row.family): torch.cat(row.images) for row in rows},
         {family_label(row.family): "late length " + ", ".join(f"{n.late:+.0%}" for n in row.norms) for row in rows},
         len(rows[0].images[0]),
-        [f"guidance {scale:g}" for scale in scales],
+        [f"{scale:g}" for scale in SCALES],
+        "guidance",
     )
 
 

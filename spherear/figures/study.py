@@ -71,6 +71,7 @@ def guidance_figure(records: Sequence[Record], metric: str = "frechet") -> Figur
             if other != family:
                 scales, means, _ = curve(records, tops[other], metric)
                 axis.plot(scales, means, color=GREY, alpha=0.5, linewidth=1)
+        _draw_bounds(axis, records, family, tops[family], metric)
         _draw_variants(axis, records, family, metric)
         name_axes(axis, "guidance scale", METRIC_NAMES.get(metric, metric), family_label(family))
     for axis in axes[len(families) :]:
@@ -87,7 +88,6 @@ def _draw_variants(axis: Axes, records: Sequence[Record], family: str, metric: s
     """The curve of every variant of a family, distinguished by line and marker fill; seed counts in the legend."""
     look = FAMILIES[family]
     selected = select(records, family=family, metric=metric)
-    _draw_bounds(axis, records, family, metric)
     for variant, line, fill in zip(
         sorted({r.variant for r in selected}), ("-", "--", ":"), ("full", "none", "left"), strict=False
     ):
@@ -107,9 +107,8 @@ def _draw_variants(axis: Axes, records: Sequence[Record], family: str, metric: s
     axis.legend(fontsize=FONT - 2)
 
 
-def _draw_bounds(axis: Axes, records: Sequence[Record], family: str, metric: str) -> None:
+def _draw_bounds(axis: Axes, records: Sequence[Record], family: str, variant: str, metric: str) -> None:
     """Dotted lines, where measured: the distance of real images from others (grey) and of reconstructions (colour)."""
-    variant = best(records, family).variant
     lines = (
         (GREY, "real images", select(records, metric=f"floor_{metric}")),
         (

@@ -24,7 +24,10 @@ export default () => {
   }
 
   async function load() {
-    globalThis.spherearPlotly ??= plotly(initialized);
+    globalThis.spherearPlotly ??= plotly(initialized).catch((error) => {
+      globalThis.spherearPlotly = undefined; // the next figure tries again
+      throw error;
+    });
     const made = (await globalThis.spherearPlotly).default();
     for (const event in listeners) initialized.off(event, listeners[event]);
     made.initialize({ model: initialized });

@@ -14,7 +14,6 @@ from typing import Any
 
 import ipywidgets as widgets
 import numpy as np
-import plotly
 import plotly.graph_objects as go
 import traitlets
 from jaxtyping import Int
@@ -26,7 +25,6 @@ from spherear.live.controls import tagged
 with suppress(ImportError):  # plotly checks for pandas; a partial import on another thread would fail there
     import pandas  # noqa: F401
 
-BUNDLE = Path(plotly.__file__).parent / "package_data" / "widgetbundle.js"
 HEIGHT = 250
 
 
@@ -40,7 +38,7 @@ class PlotlySource(widgets.Widget):
     def of_kernel(cls) -> "PlotlySource":
         """The one of this kernel; a new one if it was closed."""
         if cls.shared is None or cls.shared.comm is None:
-            cls.shared = cls(text=BUNDLE.read_text(encoding="utf-8"))
+            cls.shared = cls(text=str(go.FigureWidget._esm))
         return cls.shared
 
 

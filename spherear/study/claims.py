@@ -12,13 +12,14 @@ could pass, the study is not enough; such statements do not count in the correct
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 from statistics import fmean, stdev
 from typing import Any
 
 from spherear.console import markdown_table
 from spherear.models.config import require
-from spherear.sphere.families import BY_LETTER
+from spherear.sphere.families import BY_LETTER, FAMILIES
 from spherear.study.records import Record, select
 from spherear.study.statistics import LEVEL, Comparison, compare, holm
 
@@ -108,10 +109,10 @@ def claims(
     selection: records of other seeds, to choose the best points; by default every other seed of `records`.
     """
     chosen, report = (selection, records) if selection is not None else halves(records)
-    book = _Book(chosen, report)
+    made = _Statements(chosen, report)
     statements = [
-        *book.order(), *book.equal("kl", "rate"), *book.equal("reconstruction_frechet", "reconstruction"),
-        *book.degradation(high), *book.drift(high), *book.sides(ablation), *book.ablation(),
+        *made.order(), *made.equal("kl", "rate"), *made.equal("reconstruction_frechet", "reconstruction"),
+        *made.degradation(high), *made.drift(high), *made.sides(ablation), *made.ablation(),
     ]  # fmt: skip
     sides = [(tuple(s.left.values()), tuple(s.right.values())) for s in statements]
     results = {pair: compare(*pair) for pair in sides}  # equal sides are one test, whatever they say
@@ -139,12 +140,11 @@ def has(records: Sequence[Record], *families: str, metric: str = "frechet", **fi
 
 
 S, N, G, F, D = (BY_LETTER[letter].name for letter in ("S", "N", "G", "F", "D"))
-LETTERS = {row.name: letter for letter, row in BY_LETTER.items()}
 CONSTRAINED, FREE = (S, N), (G, F)
 
 
 @dataclass(frozen=True)
-class _Book:
+class _Statements:
     """The statements, from the records that points are chosen on and those that are reported."""
 
     selection: Sequence[Record]
@@ -163,6 +163,11 @@ class _Book:
         values = self.at(top.variant, top.guidance_scale)
         return Best(family, top.variant, top.guidance_scale, values) if values else None
 
+    @cached_property
+    def tops(self) -> dict[str, Best | None]:
+        """The best point of each family."""
+        return {family: self.best(family) for family in (*CONSTRAINED, *FREE)}
+
     def at_best(self, text: str, left: Best | None, right: Best | None) -> list[Statement]:
         if left is None or right is None:
             return []
@@ -173,8 +178,8 @@ class _Book:
         """Each family at its best."""
         rows = []
         for a, b in ((S, N), (N, G), (S, G), (G, F)):
-            text = f"{LETTERS[a]} is below {LETTERS[b]}, each at its best guidance"
-            rows += self.at_best(text, self.best(a), self.best(b))
+            text = f"{FAMILIES[a].letter} is below {FAMILIES[b].letter}, each at its best guidance"
+            rows += self.at_best(text, self.tops[a], self.tops[b])
         return rows
 
     def equal(self, metric: str, name: str) -> list[Statement]:
@@ -186,7 +191,8 @@ class _Book:
             if not pairs or min(pairs)[0] > ALIKE:
                 continue
             _, left, right = min(pairs)
-            text = f"{LETTERS[a]} is below {LETTERS[b]} at equal {name} ({means[0][left]:.3g}, {means[1][right]:.3g})"
+            values = f"{means[0][left]:.3g}, {means[1][right]:.3g}"
+            text = f"{FAMILIES[a].letter} is below {FAMILIES[b].letter} at equal {name} ({values})"
             rows += self.at_best(text, self.best(a, variant=left), self.best(b, variant=right))
         return rows
 
@@ -200,15 +206,15 @@ class _Book:
         rises = {family: self._rise(family, high) for family in (*CONSTRAINED, *FREE)}
         return [
             Statement(
-                f"{LETTERS[b]} degrades more than {LETTERS[a]}: Frechet at guidance {high:g} - at best",
-                left, right, (LETTERS[a], LETTERS[b]),
+                f"{FAMILIES[b].letter} degrades more than {FAMILIES[a].letter}: Frechet at guidance {high:g} - at best",
+                left, right, (FAMILIES[a].letter, FAMILIES[b].letter),
             )
             for a, b in product(CONSTRAINED, FREE)
             if (left := rises[a]) and (right := rises[b])
         ]  # fmt: skip
 
     def _rise(self, family: str, high: float) -> BySeed:
-        top = self.best(family)
+        top = self.tops[family]
         if top is None:
             return {}
         at_high = self.at(top.variant, high)
@@ -223,19 +229,21 @@ class _Book:
             ("saturation_shift", 0.0, "the saturation of images", (G,)),
         ):
             for a, b in product(CONSTRAINED, free):
-                tops = [self.best(family) for family in (a, b)]
+                tops = [self.tops[family] for family in (a, b)]
                 values = [self.at(top.variant, high, metric) if top else {} for top in tops]
                 if all(values):
                     left, right = ({seed: abs(v - origin) for seed, v in side.items()} for side in values)
-                    text = f"At guidance {high:g}, {name} shifts more in {LETTERS[b]} than in {LETTERS[a]}"
-                    rows.append(Statement(text, left, right, (LETTERS[a], LETTERS[b]), distance=False))
+                    text = (
+                        f"At guidance {high:g}, {name} shifts more in {FAMILIES[b].letter} than in {FAMILIES[a].letter}"
+                    )
+                    rows.append(Statement(text, left, right, (FAMILIES[a].letter, FAMILIES[b].letter), distance=False))
         return rows
 
     def sides(self, scale: float) -> list[Statement]:
         """One projection left out against the other."""
         rows = []
         for family in CONSTRAINED:
-            top = self.best(family)
+            top = self.tops[family]
             variant = top.variant if top else ""
             left, right = self.at(variant, scale, project_decoder=False), self.at(variant, scale, project_ar=False)
             if left and right:
@@ -244,7 +252,7 @@ class _Book:
         return rows
 
     def ablation(self) -> list[Statement]:
-        """The paper's ablation of normalisation, at one KL weight: the one that most of the families share."""
+        """The paper's ablation of normalisation, at every KL weight that D was trained with."""
         steps = (
             (D, G, "Normalising on the decoder's side helps"),
             (N, D, "Normalising on the AR side too helps more"),

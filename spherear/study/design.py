@@ -6,10 +6,12 @@ from itertools import zip_longest
 from typing import Any
 
 from spherear.models.config import Config, one_of, require
+from spherear.sampling.settings import SamplingSettings
 from spherear.sphere.families import BY_LETTER, FAMILIES
 
 MIN_STEPS = 20  # minimum of training steps for any budget
 MIN_IMAGES = 100
+HALVES = ("", "a", "b")  # of the real images; see `study.reference.held_out`
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,9 @@ class Grid(Config):
             Variant.named(name)
         for name in ("vae_steps", "ar_steps", "solver_steps"):
             require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; expected at least 1")
+        one_of("half", self.half, HALVES)
+        for point in self.points(has_projection=True):
+            self.settings(point)
         require(self.images >= 20, f"images is {self.images}; expected at least 20")
         for name in ("variants", "seeds", "scales"):
             require(len(getattr(self, name)) > 0, f"{name} is empty; expected at least one")
@@ -98,6 +103,13 @@ class Grid(Config):
             sides = ((False, True), (True, False), (False, False))
             points += [Point(s, "linear", ar, decoder) for s in self.ablation_scales for ar, decoder in sides]
         return points
+
+    def settings(self, point: Point) -> SamplingSettings:
+        """The sampling settings of a point, without what happens after the last token."""
+        return SamplingSettings(
+            point.guidance_scale, point.schedule, self.solver, self.solver_steps, project=point.project_ar,
+            spacing=self.spacing,
+        )  # fmt: skip
 
     def scaled(self, factor: float) -> "Grid":
         """A copy with training steps and images multiplied by `factor`, down to the minima above."""

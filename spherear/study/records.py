@@ -49,7 +49,7 @@ class Record(Config):
     ar_steps: int = 0
     """Training steps of the AR model."""
     trained: str = ""
-    """Commit of the training; `commit` is that of the measurement."""
+    """Commit when the training began; `commit` is that of the measurement."""
 
 
 def read_records(path: str | Path) -> list[Record]:

@@ -16,7 +16,9 @@ from spherear.evaluation.views import VIEWS
 from spherear.models.config import one_of, require
 from spherear.models.presets import preset
 from spherear.sampling.pipeline import Pipeline
+from spherear.study.design import HALVES
 from spherear.training.data import load_data
+from spherear.training.data.dataset import ImageData
 from spherear.training.recipes import course
 from spherear.training.run import keyed_generator
 
@@ -32,15 +34,21 @@ def held_out(name: str, image_size: int, half: str = "") -> tuple[Float[Tensor, 
     images of the test split of an unlimited data set; otherwise every other image of the whole data set, training
     images included, as is the custom for Frechet distances.
     """
-    one_of("half", half, ("", "a", "b"))
+    data, indices = _rows(name, image_size, half)
+    return data.batch(indices)
+
+
+def _rows(name: str, image_size: int, half: str) -> tuple[ImageData, Int[Tensor, " n"]]:
+    """A data set and the indices of its held-out images."""
+    one_of("half", half, HALVES)
     data = load_data(f"{name}:test", image_size)
     if not half:
-        return data.batch(torch.arange(min(MAX_IMAGES, len(data))))
+        return data, torch.arange(min(MAX_IMAGES, len(data)))
     second = half == "b"
     if data.unlimited:
-        return data.batch(torch.arange(HALF) + HALF * second)
+        return data, torch.arange(HALF) + HALF * second
     data = load_data(f"{name}:all", image_size)
-    return data.batch(torch.arange(int(second), len(data), 2))
+    return data, torch.arange(int(second), len(data), 2)
 
 
 @dataclass(frozen=True)
@@ -78,12 +86,12 @@ def real_samples(preset_name: str, half: str, count: int, seed: int) -> tuple[Te
     """
     name, size = course(preset_name).data, preset(preset_name).vae.image_size
     if half:
-        images, labels = held_out(name, size, "b" if half == "a" else "a")
+        data, indices = _rows(name, size, "b" if half == "a" else "a")
     else:
         data = load_data(name, size)
-        images, labels = data.batch(torch.arange(min(MAX_IMAGES, len(data))))
-    rows = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))[:count]
-    return images[rows], labels[rows]
+        indices = torch.arange(min(MAX_IMAGES, len(data)))
+    order = torch.randperm(len(indices), generator=torch.Generator().manual_seed(seed))
+    return data.batch(indices[order[:count]])
 
 
 def score_samples(

@@ -28,7 +28,6 @@ from spherear.models.presets import Preset, preset, with_vae
 from spherear.models.vae import VAE
 from spherear.sampling.decode import trace
 from spherear.sampling.pipeline import Pipeline
-from spherear.sampling.settings import SamplingSettings
 from spherear.study.design import Grid, Point, Variant
 from spherear.study.records import Record, provenance, write_records
 from spherear.study.reference import Reference, real_samples
@@ -40,7 +39,7 @@ from spherear.training.run import METRICS_FILE, keyed_generator
 GRID_FILE = "grid.json"
 CELL_FILE = "records.jsonl"
 CHUNK = 500  # images drawn or encoded at a time
-TRAINED_FILE = "trained.json"  # commit and hardware of the training
+TRAINED_FILE = "trained.json"  # commit and hardware when the training began
 
 
 def cell_folder(folder: Path, variant: str, seed: int) -> Path:
@@ -61,10 +60,10 @@ def run_cell(grid: Grid, variant: Variant, seed: int, folder: Path, device: torc
     data = load_data(plan.data, sizes.vae.image_size)
     vae_recipe = replace(plan.vae, steps=grid.vae_steps, kl_weight=variant.kl_weight, seed=seed)
     ar_recipe = replace(plan.ar, steps=grid.ar_steps, seed=seed)
-    pipeline = train_pipeline(sizes, data, (vae_recipe, ar_recipe), folder, device)
-    assert pipeline is not None
     if not (folder / TRAINED_FILE).exists():
         write_json(folder / TRAINED_FILE, provenance())
+    pipeline = train_pipeline(sizes, data, (vae_recipe, ar_recipe), folder, device)
+    assert pipeline is not None
     return pipeline
 
 
@@ -152,10 +151,7 @@ def measure_point(
 ) -> dict[str, float]:
     """All metrics of the images drawn with one setting; image i has label i modulo the classes and seed seeds + i."""
     labels = torch.arange(grid.images) % pipeline.ar.config.num_classes
-    settings = SamplingSettings(
-        point.guidance_scale, point.schedule, grid.solver, grid.solver_steps, project=point.project_ar,
-        spacing=grid.spacing,
-    )  # fmt: skip
+    settings = grid.settings(point)
     raws, fed, images = [], [], []
     for start in range(0, grid.images, CHUNK):
         drawn = trace(pipeline.steps(labels[start : start + CHUNK], settings, seeds + start))

@@ -51,7 +51,7 @@ class VAEJob:
     recipe: VAERecipe
     """Hyperparameters of the training. The defaults are the preset's."""
     data: str
-    """Data set: digits, shapes, folder:PATH, tar:PATH or hub:OWNER/NAME[@REVISION][#SPLIT][?stream]."""
+    """Data set: digits, mnist, shapes, folder:PATH, tar:PATH or hub:OWNER/NAME[@REVISION][#SPLIT][?stream]."""
     run: Path
     """The run's folder. Use --out under torchrun, which takes --run for an option of its own."""
     preset: Literal[*COURSES, *ALIASES] = "digits"  # type: ignore[valid-type]
@@ -75,7 +75,7 @@ class ARJob:
     recipe: ARRecipe
     """Hyperparameters of the training. The defaults are the preset's."""
     data: str
-    """Data set: digits, shapes, folder:PATH, tar:PATH or hub:OWNER/NAME[@REVISION][#SPLIT][?stream]."""
+    """Data set: digits, mnist, shapes, folder:PATH, tar:PATH or hub:OWNER/NAME[@REVISION][#SPLIT][?stream]."""
     run: Path
     """The run's folder. Use --out under torchrun, which takes --run for an option of its own."""
     vae: Path

@@ -199,6 +199,8 @@ def test_a_narrow_page_shows_everything_within_its_width(context, lab, guidance,
     parts = "[...document.querySelectorAll('.spherear-panel *')]"
     guidance.wait_for_function(f"() => {parts}.every(e => e.getBoundingClientRect().right <= 390)")
     guidance.screenshot(path=tmp_path / "narrow.png", full_page=True)
+    widest = guidance.evaluate(f"() => Math.max(...{parts}.map(e => e.getBoundingClientRect().right))")
+    assert 0 < widest <= 390
     guidance.set_viewport_size({"width": 1280, "height": 1300})
 
 
@@ -227,6 +229,21 @@ def test_a_figure_shows_what_came_before_its_first_view(context, lab):
         until(lambda: opened.page.evaluate(DRAWN, ".spherear-early")[0] == [[3, 4, 6], [8, 9]])
         assert opened.page.evaluate("globalThis.spherearPlotly instanceof Promise")
         assert opened.troubles == []
+
+
+def test_plotly_that_does_not_load_is_an_error_of_the_page_and_is_tried_again(context, lab):
+    cells = [
+        "import plotly.graph_objects as go\nfrom spherear.live.figure import PlotlySource, live_figure\n"
+        "source = PlotlySource.of_kernel()\nwhole, source.text = source.text, 'export default 1 +'\n"
+        "live_figure('broken', [go.Scatter(y=[1.0])], 'x', 'y')",
+        "source.text = whole\nlive_figure('mended', [go.Scatter(y=[1.0])], 'x', 'y')",
+    ]
+    with notebook(context, lab, cells, "broken", run=1) as opened:
+        until(lambda: opened.page.evaluate("globalThis.spherearPlotly === undefined") and opened.troubles)
+        assert any("Unexpected" in trouble for trouble in opened.troubles)
+        opened.run_cells(2)
+        opened.page.wait_for_selector(".spherear-mended .main-svg", timeout=60_000)
+        assert opened.page.evaluate(DRAWN, ".spherear-mended") == [[[1]], "x"]
 
 
 def test_the_page_of_the_panel_alone_moves_too(context, tmp_path):

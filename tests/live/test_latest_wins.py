@@ -123,7 +123,8 @@ def test_what_comes_long_after_is_no_burst_though_work_goes_on(runner, recorder)
         runner.submit(value)
         runner.later(1.2 * MAX_WAIT)
     runner.submit_and_begin(2)
-    until(lambda: recorder.begun == [0, 1, 2])
+    until(lambda: len(recorder.begun) == 3)
+    assert recorder.begun == [0, 1, 2]
 
 
 def test_a_request_waits_for_a_pause(runner, recorder):

@@ -37,7 +37,7 @@ class ImageData:
     ) -> tuple[Float[Tensor, "n 3 size size"], Int[Tensor, " n"]]:
         """Images in [-1, 1], float32, and their labels. Indices out of range: ValueError.
 
-        look: crop and flip of photographs; drawings (digits, shapes) ignore it.
+        look: crop and flip of photographs; drawings (digits, mnist, shapes) ignore it.
         """
         length = TEST_START if self.unlimited else len(self)
         bad = (indices < 0) | (indices >= length)
