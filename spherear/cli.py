@@ -18,13 +18,13 @@ from tqdm import tqdm
 from spherear import __version__
 from spherear.bench import MEASUREMENTS
 from spherear.console import INTERRUPTED, command_line, exit_status, require_installed
-from spherear.evaluation.views import VIEWS
+from spherear.evaluation.judge_inputs import JUDGE_INPUTS
 from spherear.live.commands import doctor, lab, notebooks, page
 from spherear.models.config import require
 from spherear.sampling.settings import SamplingSettings
 from spherear.sphere.families import FAMILIES
 from spherear.study.design import GRIDS
-from spherear.training.recipes import COURSES, PRECISIONS
+from spherear.training.recipes import PRECISIONS, RECIPES
 
 Settings = Annotated[SamplingSettings, tyro.conf.arg(name="")]
 GUIDED = SamplingSettings(guidance_scale=2.0)
@@ -109,9 +109,9 @@ def study(
     import torch
 
     from spherear.figures.study import write_report
+    from spherear.study.cell import GRID_FILE
     from spherear.study.records import read_records
     from spherear.study.runner import RESULTS_FILE, open_study, run_study, waiting_cells, within_budget
-    from spherear.study.trial import GRID_FILE
 
     require(jobs >= 0, f"jobs is {jobs}; expected 0 or more")
     folder, cores = out or Path("runs/study") / grid, os.cpu_count() or 1
@@ -175,7 +175,7 @@ def sample(
 
 def bench(
     kind: tyro.conf.Positional[Literal[*MEASUREMENTS]] = "decode",  # type: ignore[valid-type]
-    presets: tuple[Literal[*COURSES], ...] = (),  # type: ignore[valid-type]
+    presets: tuple[Literal[*RECIPES], ...] = (),  # type: ignore[valid-type]
     batches: tuple[int, ...] = (),
     dtypes: tuple[Literal[*PRECISIONS], ...] = (),  # type: ignore[valid-type]
     tokens: int = 0,
@@ -221,7 +221,7 @@ def evaluate(
     run: tyro.conf.Positional[str],
     count: int = 2000,
     out: Path = Path("runs/evaluate"),
-    data: Literal["auto", *VIEWS] = "auto",  # type: ignore[valid-type]
+    data: Literal["auto", *JUDGE_INPUTS] = "auto",  # type: ignore[valid-type]
     reference: str | None = None,
     seed: int = 0,
     shard: int = 64,

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from spherear.evaluation.judge import Judgement
+from spherear.evaluation.judge import JudgeScores
 from spherear.figures.diagnostics import sheets_figure
 from spherear.figures.style import save_figure
 from spherear.models.files import write_json
@@ -17,7 +17,7 @@ from spherear.sampling.settings import SamplingSettings
 from spherear.study.reference import Reference
 from spherear.train import Watch, train_pipeline
 from spherear.training.data import load_data
-from spherear.training.recipes import course
+from spherear.training.recipes import recipes
 
 PRESET = "digits"
 PER_CLASS = 10
@@ -30,7 +30,7 @@ class Sheet:
 
     scale: float
     images: Tensor
-    judgement: Judgement
+    judgement: JudgeScores
 
 
 def train_digits(
@@ -45,7 +45,7 @@ def train_digits(
 
     steps: of the VAE and of the AR model; None: as in the recipe.
     """
-    sizes, plan = preset(PRESET, bottleneck), course(PRESET)
+    sizes, plan = preset(PRESET, bottleneck), recipes(PRESET)
     data = load_data(plan.data, sizes.vae.image_size)
     vae_recipe = replace(plan.vae, seed=seed, steps=steps[0] or plan.vae.steps)
     ar_recipe = replace(plan.ar, seed=seed, steps=steps[1] or plan.ar.steps)

@@ -33,14 +33,14 @@ from spherear.training.data.catalog import load_data
 from spherear.training.data.dataset import ImageData
 from spherear.training.data.feed import check_broken
 from spherear.training.dry_run import ar_step, estimate, report, vae_step
-from spherear.training.facts import RUN_FILE
 from spherear.training.jobs import PLAIN, ARJob, Execution, VAEJob, parse_job, sizes_name
 from spherear.training.objectives import ARObjective, vae_losses
 from spherear.training.observers import COLUMNS, Observer, curves, every, pictures, reconstructions, samples
 from spherear.training.progress import watch
 from spherear.training.recipes import ARRecipe, Recipe, VAERecipe
 from spherear.training.run import Run, TrainState, fingerprint, keyed_generator
-from spherear.training.team import gathered, team_of
+from spherear.training.run_file import RUN_FILE
+from spherear.training.world import gathered, launched_world
 
 Watch = Callable[[Generator[TrainState, None, None], str, int], bool]
 """watch(states, title, steps) runs a loop; returns whether it finished."""
@@ -63,16 +63,16 @@ def train_vae(
     run, or a codebook on several processes.
     """
     _check_data(data, config.image_size, recipe)
-    team = team_of(device, execution.sharded)
+    world = launched_world(device, execution.sharded)
     require(
-        team.size == 1 or config.bottleneck != "vq",
-        f"a codebook follows the features of one process; expected one, not {team.size}",
+        world.size == 1 or config.bottleneck != "vq",
+        f"a codebook follows the features of one process; expected one, not {world.size}",
     )
     model = seeded(recipe.seed, VAE, config).to(device).train()
     facts = {"kind": "vae", "data": data.spec, "model": config.to_dict()}
     extras = Extras(recipe, config.image_size, device)
-    run = Run(model, recipe, facts, folder, team, execution, extras.trained())
-    objective = prepared(model, model, team, execution)
+    run = Run(model, recipe, facts, folder, world, execution, extras.trained())
+    objective = prepared(model, model, world, execution)
     feed = run.feed(data, device, execution.workers)
     with run.checkpointed():
         for parts in feed:
@@ -105,13 +105,13 @@ def train_ar(
     _check_classes(data, config)
     _check_data(data, vae.config.image_size, recipe)
     vae = vae.to(device).eval()
-    team = team_of(device, execution.sharded)
+    world = launched_world(device, execution.sharded)
     model = seeded(recipe.seed, SphereAR, config).to(device).train()
     if vae.codebook is not None and isinstance(model.head, CategoricalHead):
         model.head.set_codebook(vae.codebook)
     facts = {"kind": "ar", "data": data.spec, "model": config.to_dict(), "vae": fingerprint(vae)}
-    run = Run(model, recipe, facts, folder, team, execution)
-    objective = prepared(ARObjective(model, recipe), model, team, execution)
+    run = Run(model, recipe, facts, folder, world, execution)
+    objective = prepared(ARObjective(model, recipe), model, world, execution)
     posterior: Callable[..., Latent] = vae.posterior
     if recipe.cached_copies and not run.done:
         data, posterior = _encoded(vae, data, recipe, device, execution), vae.constrain

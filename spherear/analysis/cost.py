@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from spherear.models.ar import ARConfig, SphereAR
-from spherear.models.checkpoints import to_published
 from spherear.models.config import require
 from spherear.models.layers import SPAN, hidden_width
 from spherear.models.presets import Preset, preset
+from spherear.models.published_weights import to_published
 from spherear.models.vae import VAE
 from spherear.sampling.settings import SamplingSettings
 

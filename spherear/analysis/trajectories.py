@@ -11,7 +11,7 @@ from torch import Tensor
 from spherear.models.config import require
 from spherear.models.head import VelocityHead
 from spherear.sampling.decode import trace
-from spherear.sampling.draw import guide
+from spherear.sampling.head_sampling import guide
 from spherear.sampling.noise import seeded_noise
 from spherear.sampling.pipeline import Pipeline
 from spherear.sampling.settings import SamplingSettings

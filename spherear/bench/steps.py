@@ -16,7 +16,7 @@ from spherear.models.vae import VAE
 from spherear.train import train_ar
 from spherear.training.data.catalog import load_data
 from spherear.training.jobs import Execution
-from spherear.training.recipes import course
+from spherear.training.recipes import recipes
 from spherear.training.run import TrainState
 
 WARM_UP = 5  # steps after the first that are not counted
@@ -53,7 +53,7 @@ def step_times(
 ) -> list[StepTime]:
     """Time `steps` training steps of a preset's AR model in every variant. Variants alternate, so that load on
     the machine affects all equally. batch_size: the recipe's by default."""
-    sizes, plan, torch_device = preset(name), course(name), torch.device(device)
+    sizes, plan, torch_device = preset(name), recipes(name), torch.device(device)
     batch = batch_size or plan.ar.batch_size
     vae = seeded(0, VAE, sizes.vae)
     data = load_data(plan.data, sizes.vae.image_size)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from spherear.evaluation.views import VIEWS, View
+from spherear.evaluation.judge_inputs import JUDGE_INPUTS, JudgeInput
 from spherear.models.config import one_of, require
 from spherear.models.files import write_text
 from spherear.models.layers import seeded
@@ -28,7 +28,7 @@ LIMIT = 10_000  # training images used at most
 class Classifier(nn.Module):
     """Images (n, 3, s, s) in [-1, 1], s at least `view.native` -> logits (n, 10); `features` are (n, 64)."""
 
-    def __init__(self, view: View) -> None:
+    def __init__(self, view: JudgeInput) -> None:
         super().__init__()
         self.view = view
         self.convolutions = nn.Sequential(
@@ -63,9 +63,9 @@ def load_classifier(data: str = "digits", path: Path | None = None) -> Classifie
 
     A data set without a classifier: ValueError that lists those with one.
     """
-    one_of("data", data, VIEWS)
+    one_of("data", data, JUDGE_INPUTS)
     source = path or Path(str(files("spherear.evaluation") / f"{data}_classifier.safetensors"))
-    model = Classifier(VIEWS[data])
+    model = Classifier(JUDGE_INPUTS[data])
     weights, _ = read_tensors(source)
     load_weights(model, weights, str(source))
     return model.eval()
@@ -84,7 +84,7 @@ def augment(images: Float[Tensor, "n 3 s s"], generator: torch.Generator) -> Flo
 
 
 def train_classifier(
-    view: View, versions: list[Tensor], labels: Int[Tensor, " n"], seed: int = 0, epochs: int = 60
+    view: JudgeInput, versions: list[Tensor], labels: Int[Tensor, " n"], seed: int = 0, epochs: int = 60
 ) -> tuple[Classifier, list[float]]:
     """Train on augmented images -> (classifier in eval mode, mean loss per epoch).
 
@@ -127,8 +127,8 @@ def main(data: str = "digits", out: Path = Path(__file__).parent, seed: int = 0,
     """
     from spherear.training.data.catalog import load_data
 
-    one_of("data", data, VIEWS)
-    view = VIEWS[data]
+    one_of("data", data, JUDGE_INPUTS)
+    view = JUDGE_INPUTS[data]
     train = [load_data(data, size) for size in view.shown]
     indices = torch.arange(min(LIMIT, len(train[0])))
     versions = [source.batch(indices)[0] for source in train]

@@ -33,7 +33,7 @@ def features_of(images: Float[Tensor, "n 3 size size"], classifier: Classifier) 
 
 
 @dataclass(frozen=True)
-class Judgement:
+class JudgeScores:
     """accuracy: share recognised as the requested class.  frechet, kernel (KID), precision, recall: against real
     images, in the classifier's features.  inception_score: of the classifier's guesses.  diversity: mean pairwise
     pixel distance within a class, over that of real images.  saturation_shift, contrast_shift: mean saturation and
@@ -52,7 +52,7 @@ class Judgement:
 
 
 @dataclass(frozen=True)
-class Judged:
+class JudgedImages:
     """One side of a judgement: a set of images as bytes would hold them, seen by the classifier.
 
     features: (n, 64).  logits: (n, 10).  diversity, saturation, contrast: of the set.
@@ -67,7 +67,9 @@ class Judged:
 
     @classmethod
     @torch.no_grad()
-    def of(cls, images: Float[Tensor, "n 3 size size"], labels: Int[Tensor, " n"], classifier: Classifier) -> "Judged":
+    def of(
+        cls, images: Float[Tensor, "n 3 size size"], labels: Int[Tensor, " n"], classifier: Classifier
+    ) -> "JudgedImages":
         """See a set of images. They are judged as they would be saved: clamped and rounded to bytes."""
         images, labels = as_saved(images), labels.cpu()
         features = features_of(images, classifier)
@@ -75,10 +77,10 @@ class Judged:
         return cls(labels, features, classifier.classify(features), spread, saturation(images), contrast(images))
 
 
-def compare_images(generated: Judged, real: Judged) -> Judgement:
+def compare_images(generated: JudgedImages, real: JudgedImages) -> JudgeScores:
     """The scores of one set against another."""
     fidelity = precision_recall(real.features, generated.features)
-    return Judgement(
+    return JudgeScores(
         accuracy=float((generated.logits.argmax(dim=1) == generated.labels).double().mean()),
         frechet=frechet_distance(real.features, generated.features),
         kernel=kernel_distance(real.features, generated.features),
@@ -97,7 +99,7 @@ def judge(
     real_images: Float[Tensor, "m 3 size size"],
     real_labels: Int[Tensor, " m"],
     classifier: Classifier,
-) -> Judgement:
+) -> JudgeScores:
     """Judge images generated for `labels` against real ones. The classifier was trained on real images only."""
-    sides = (Judged.of(x, y, classifier) for x, y in ((images, labels), (real_images, real_labels)))
+    sides = (JudgedImages.of(x, y, classifier) for x, y in ((images, labels), (real_images, real_labels)))
     return compare_images(*sides)

@@ -31,7 +31,7 @@ def chunks(images: np.ndarray) -> Iterator[Float[Tensor, "n 3 size size"]]:
 def offline_scores(
     images: np.ndarray, labels: Int[Tensor, " n"], real: Float[Tensor, "m 3 size size"], classifier: Classifier
 ) -> dict[str, float]:
-    """The scores of `judge.Judgement` that need no pixels of real images; generated images are read in chunks."""
+    """The scores of `judge.JudgeScores` that need no pixels of real images; generated images are read in chunks."""
     features = torch.cat([classifier.features(chunk) for chunk in chunks(images)])
     probabilities = classifier.classify(features).softmax(dim=1)
     real_features = features_of(as_saved(real), classifier)

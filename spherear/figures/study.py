@@ -17,7 +17,7 @@ from spherear.models.config import require
 from spherear.models.files import write_text
 from spherear.sphere.families import FAMILIES, family_label
 from spherear.study.claims import best, by_seed, claims, claims_table, default_sampling, floor, has, spread
-from spherear.study.published import ABLATION
+from spherear.study.published_scores import ABLATION
 from spherear.study.records import Record, select
 from spherear.study.solvers import METRICS as SWEEP_METRICS
 from spherear.study.solvers import REFERENCE, Row

@@ -13,7 +13,7 @@ import plotly.graph_objects as go
 from IPython.display import Image
 from matplotlib.figure import Figure
 
-from spherear.live.latest_wins import LatestWins, Turn
+from spherear.live.latest_wins import Cancellation, LatestWins
 from spherear.models.config import require
 
 RequestT = TypeVar("RequestT")
@@ -48,8 +48,8 @@ class Panel(widgets.VBox, Generic[RequestT]):
         """The request for the current values of the controls."""
         raise NotImplementedError
 
-    def draw(self, request: RequestT, turn: Turn) -> None:
-        """Draw a request, and check `turn` often. Runs on the worker thread."""
+    def draw(self, request: RequestT, cancellation: Cancellation) -> None:
+        """Draw a request, and check `cancellation` often. Runs on the worker thread."""
         raise NotImplementedError
 
     def still(self) -> Figure:

@@ -15,9 +15,9 @@ from spherear.analysis.canvas import Canvas, expected_length
 from spherear.figures.length_overlay import LEGEND
 from spherear.figures.panels import Pane, panes_figure
 from spherear.live import controls
-from spherear.live.latest_wins import Turn
+from spherear.live.latest_wins import Cancellation
 from spherear.live.model_column import GuidanceRequest, ModelColumn
-from spherear.live.sheet import Picture, free_path, paint, png_bytes, progress, read_picture, sheet, shown
+from spherear.live.picture import Picture, free_path, paint, png_bytes, progress, read_picture, sheet, shown
 from spherear.models.config import require
 from spherear.models.files import atomic_path
 from spherear.models.pretrained import shipped_families, shipped_name
@@ -179,14 +179,16 @@ class GuidanceExplorer(controls.Panel[GuidanceRequest]):
             Picture(models, tuple(labels), self.seed.value, settings, columns, zoom), self.overlay.value
         )
 
-    def draw(self, request: GuidanceRequest, turn: Turn) -> None:
+    def draw(self, request: GuidanceRequest, cancellation: Cancellation) -> None:
         """Draw token by token, showing images at intervals. The last result is cached, for changes of the overlay."""
         if self._last is not None and self._last[0] == request.picture:
             self._show_canvases(self._last[1], request)
             return
         self._last = None
         start = last_trace = time.perf_counter()
-        frames = shown(paint(request.picture), lambda c: c[0], turn, FRAME, first=2)  # token 1 is often unchanged
+        frames = shown(
+            paint(request.picture), lambda c: c[0], cancellation, FRAME, first=2
+        )  # token 1 is often unchanged
         for canvases, stopped in frames:
             trace = stopped or canvases[0].done or time.perf_counter() - last_trace >= TRACE
             self._show_canvases(canvases, request, trace)
@@ -207,7 +209,7 @@ class GuidanceExplorer(controls.Panel[GuidanceRequest]):
         rate = canvases[0].drawn * len(picture.labels) * len(canvases) / max(1e-9, seconds)
         self.status.value = (
             f"{progress(canvases[0], stopped, seconds)}, guidance {picture.settings.guidance_scale:g}, "
-            f"{rate:,.0f} tokens/s, picture {self.runner.turns}"
+            f"{rate:,.0f} tokens/s, picture {self.runner.started}"
         )
 
     def _draw_seed(self) -> None:

@@ -15,7 +15,7 @@ SLOW_FACTOR, MAX_WAIT = 4, 1.0
 
 
 @dataclass
-class Turn:
+class Cancellation:
     """Cancellation flags of a request. over: stop, and show the partial result.  stale: stop, and show nothing."""
 
     over: bool = False
@@ -26,37 +26,38 @@ class Turn:
 class _Waiting(Generic[RequestT]):
     request: RequestT
     due: float
-    turn: Turn
+    cancellation: Cancellation
 
 
 class LatestWins(Generic[RequestT]):
-    """Calls `work(request, turn)` for the newest request, on its own thread; `work` checks `turn` often.
+    """Calls `work(request, cancellation)` for the newest request, on its own thread.
 
     Requests less than `DEBOUNCE` seconds apart form a burst, as do requests less than `MAX_WAIT` apart while one is
     being worked on. The first two starts in a burst need `SHORT` seconds without a newer request, for a quick
     response; later ones need `DEBOUNCE` seconds, or more if requests come slowly. A replaced request is stale: it is
-    dropped if it has not started, else its turn is marked. An exception of `work` is appended to `errors`, and passed
-    to `failed` unless the request is stale; the worker continues. All methods are thread-safe; `work` and `failed`
-    run only on the worker. After `close` nothing runs, and requests are ignored.
+    dropped if it has not started, else its `Cancellation` is marked, which `work` checks often. An exception of
+    `work` is appended to `errors`, and passed to `failed` unless the request is stale; the worker continues. All
+    methods are thread-safe; `work` and `failed` run only on the worker. After `close` nothing runs, and requests are
+    ignored.
 
     clock: returns the time in seconds.
     """
 
     def __init__(
         self,
-        work: Callable[[RequestT, Turn], None],
+        work: Callable[[RequestT, Cancellation], None],
         failed: Callable[[Exception], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._work, self._failed, self._clock = work, failed, clock
         self._change = threading.Condition()
         self._waiting: _Waiting[RequestT] | None = None
-        self._turn: Turn | None = None
+        self._current: Cancellation | None = None
         self._newest = -float("inf")
-        self._started, self._quiet = 0, DEBOUNCE  # of the current burst
+        self._burst_starts, self._quiet = 0, DEBOUNCE
         self._closed = False
         self._thread: threading.Thread | None = None
-        self.turns = 0
+        self.started = 0
         self.errors: list[Exception] = []
 
     def submit(self, request: RequestT) -> None:
@@ -69,9 +70,9 @@ class LatestWins(Generic[RequestT]):
             if gap < (self._quiet if self.idle else max(self._quiet, MAX_WAIT)):
                 self._quiet = max(self._quiet, min(SLOW_FACTOR * gap, MAX_WAIT))
             else:
-                self._started, self._quiet = 0, DEBOUNCE
-            delay = SHORT if self._started < 2 else self._quiet
-            self._waiting = _Waiting(request, now + delay, Turn())
+                self._burst_starts, self._quiet = 0, DEBOUNCE
+            delay = SHORT if self._burst_starts < 2 else self._quiet
+            self._waiting = _Waiting(request, now + delay, Cancellation())
             self._end(stale=True)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="spherear-live", daemon=True)
@@ -83,7 +84,7 @@ class LatestWins(Generic[RequestT]):
         """Stop the running work, which shows its partial result. A waiting request runs at once with `over` set."""
         with self._change:
             if self._waiting is not None:
-                self._waiting.turn.over = True
+                self._waiting.cancellation.over = True
                 self._waiting.due = self._clock()
             self._end(stale=self._waiting is not None)
             self._change.notify_all()
@@ -96,7 +97,7 @@ class LatestWins(Generic[RequestT]):
     @property
     def idle(self) -> bool:
         """Whether no request waits or runs."""
-        return self._waiting is None and self._turn is None
+        return self._waiting is None and self._current is None
 
     def close(self, timeout: float | int = 10.0) -> None:
         """Stop all work and join the thread. If `work` does not stop within `timeout` seconds: TimeoutError."""
@@ -110,24 +111,26 @@ class LatestWins(Generic[RequestT]):
             return
         thread.join(timeout)
         if thread.is_alive():
-            raise TimeoutError(f"the work goes on {timeout:g} s after it was stopped; expected it to look at its turn")
+            raise TimeoutError(
+                f"the work goes on {timeout:g} s after it was stopped; expected it to check its cancellation"
+            )
 
     def _end(self, stale: bool) -> None:
-        if self._turn is not None:
-            self._turn.stale |= stale
-            self._turn.over = True
+        if self._current is not None:
+            self._current.stale |= stale
+            self._current.over = True
 
     def _run(self) -> None:
         while (waiting := self._next()) is not None:
             try:
-                self._work(waiting.request, waiting.turn)
+                self._work(waiting.request, waiting.cancellation)
             except Exception as error:
                 self.errors.append(error)
-                if not waiting.turn.stale:
+                if not waiting.cancellation.stale:
                     self._report(error)
             finally:
                 with self._change:
-                    self._turn = None
+                    self._current = None
                     self._change.notify_all()
 
     def _report(self, error: Exception) -> None:
@@ -146,6 +149,10 @@ class LatestWins(Generic[RequestT]):
                     self._change.wait(delay)
                 else:
                     waiting, self._waiting = self._waiting, None
-                    self._turn, self.turns, self._started = waiting.turn, self.turns + 1, self._started + 1
+                    self._current, self.started, self._burst_starts = (
+                        waiting.cancellation,
+                        self.started + 1,
+                        self._burst_starts + 1,
+                    )
                     return waiting
             return None

@@ -13,7 +13,7 @@ from spherear.figures.length_overlay import overlay_lengths
 from spherear.figures.style import GREY
 from spherear.live import controls
 from spherear.live.figure import live_figure
-from spherear.live.sheet import Picture, png_bytes, sheet
+from spherear.live.picture import Picture, png_bytes, sheet
 from spherear.sphere.families import FAMILIES
 
 

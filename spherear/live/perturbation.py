@@ -14,8 +14,8 @@ from spherear.analysis.perturbation import KINDS, Perturbation, PerturbedPair, p
 from spherear.figures.panels import SIDES, perturbation_figure
 from spherear.live import controls
 from spherear.live.figure import live_figure
-from spherear.live.latest_wins import Turn
-from spherear.live.sheet import png_bytes, progress, sheet, shown
+from spherear.live.latest_wins import Cancellation
+from spherear.live.picture import png_bytes, progress, sheet, shown
 from spherear.models.config import one_of, require
 from spherear.models.pretrained import shipped_families, shipped_name
 from spherear.sampling.pipeline import cached_pipeline
@@ -115,16 +115,16 @@ class PerturbationExplorer(controls.Panel[PerturbationRequest]):
             model, perturbation, max(1, round(360 / (self.images * (cached_pipeline(model).vae.config.image_size + 1))))
         )
 
-    def draw(self, request: PerturbationRequest, turn: Turn) -> None:
+    def draw(self, request: PerturbationRequest, cancellation: Cancellation) -> None:
         """Draw token by token, with and without the projection in parallel."""
         self._pairs = None
         start = time.perf_counter()
         pipeline, perturbation = cached_pipeline(request.model), request.perturbation
         decodes = [perturbed_decode(pipeline, perturbation, projected) for projected in (True, False)]
-        for pairs, stopped in shown(zip(*decodes, strict=True), lambda p: p[0].before, turn, FRAME):
+        for pairs, stopped in shown(zip(*decodes, strict=True), lambda p: p[0].before, cancellation, FRAME):
             self._show(pairs, request)
             text = progress(pairs[0].before, stopped, time.perf_counter() - start)
-            self.status.value = f"{text}, picture {self.runner.turns}"
+            self.status.value = f"{text}, picture {self.runner.started}"
             if pairs[0].before.done and not stopped:
                 self._pairs = (request, pairs)
 

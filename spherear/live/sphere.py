@@ -12,7 +12,7 @@ from spherear.analysis.densities import BINS, NAMES, AngleLaw, AngleLaws, angle_
 from spherear.figures.panels import LAW_LOOKS, angle_laws_figure
 from spherear.live import controls
 from spherear.live.figure import camera, live_figure, mesh_corners
-from spherear.live.latest_wins import Turn
+from spherear.live.latest_wins import Cancellation
 
 APART = 2.6
 LOWEST, HIGHEST = 0.1, 300.0
@@ -67,10 +67,10 @@ class SphereExplorer(controls.Panel[SphereRequest]):
         """The request for the current values of the controls."""
         return SphereRequest(self.concentration.value, self.matched.value, self.samples.value, self.seed.value)
 
-    def draw(self, request: SphereRequest, turn: Turn) -> None:
+    def draw(self, request: SphereRequest, cancellation: Cancellation) -> None:
         """Update the colours, points and lines of the existing figures."""
         laws = angle_laws(request.concentration, request.matched, request.samples, request.seed)
-        if turn.stale:
+        if cancellation.stale:
             return
         polar = sphere_mesh()[0][:, 2].clamp(-1, 1).arccos().numpy()
         # One batch per property: plotly erases a property that a batch does not set for all traces.

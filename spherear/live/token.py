@@ -17,7 +17,7 @@ from spherear.figures.panels import ARROWS, PATHS, token_path_figure
 from spherear.figures.style import GREY
 from spherear.live import controls
 from spherear.live.figure import camera, live_figure, mesh_corners
-from spherear.live.latest_wins import Turn
+from spherear.live.latest_wins import Cancellation
 from spherear.models.config import one_of, require
 from spherear.models.pretrained import shipped_families, shipped_name
 from spherear.sampling.pipeline import cached_pipeline
@@ -124,15 +124,15 @@ class TokenExplorer(controls.Panel[TokenRequest]):
         step = min(self.step.value, self.steps.value) - 1
         return TokenRequest(model, self.label.value, self.token.value - 1, self.seed.value, settings, step)
 
-    def draw(self, request: TokenRequest, turn: Turn) -> None:
+    def draw(self, request: TokenRequest, cancellation: Cancellation) -> None:
         """Update the paths, the three velocity arrows, and the lengths over time."""
         pipeline = cached_pipeline(request.model)
         path = self._path[1] if self._path is not None and self._path[0].same_path(request) else None
         if path is None:
             path = token_path(
-                pipeline, request.label, request.position, request.settings, request.seed, lambda: turn.over
+                pipeline, request.label, request.position, request.settings, request.seed, lambda: cancellation.over
             )
-        if path is None or turn.stale:
+        if path is None or cancellation.stale:
             return
         self._path, radius = (request, path), expected_length(pipeline)
         self._draw_space(path, request.step, radius)

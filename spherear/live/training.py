@@ -16,8 +16,8 @@ from torch import nn
 from spherear.figures.panels import LOSSES, training_figure
 from spherear.live import controls
 from spherear.live.figure import live_figure
-from spherear.live.latest_wins import Turn
-from spherear.live.sheet import png_bytes, sheet
+from spherear.live.latest_wins import Cancellation
+from spherear.live.picture import png_bytes, sheet
 from spherear.models.config import require
 from spherear.training.observers import Preview
 from spherear.training.run import TrainState
@@ -78,7 +78,7 @@ class TrainingMonitor(controls.Panel[None]):
         )
         self.runner.submit(None)
 
-    def draw(self, request: None, turn: Turn) -> None:
+    def draw(self, request: None, cancellation: Cancellation) -> None:
         """Run the whole training loop, as one request."""
         preview_time = -float("inf")
         self.ended = "failed"
@@ -91,21 +91,21 @@ class TrainingMonitor(controls.Panel[None]):
                         self._show_preview(state.model)
                         preview_time = time.monotonic()
                     self._show(state, "training")
-                self._wait_while_paused(turn)
-                if turn.over and state.step < self.total:
+                self._wait_while_paused(cancellation)
+                if cancellation.over and state.step < self.total:
                     self.ended = "stopped"
                     break
             else:
                 self.ended = "done"
-        if not turn.stale:
+        if not cancellation.stale:
             self._finish(state.step if self.steps else self.total)
 
     def _finish(self, step: int) -> None:
         self.bar.value = step
         self.status.value = f"{self.ended} at step {step} of {self.total}"
 
-    def _wait_while_paused(self, turn: Turn) -> None:
-        while not self._running.wait(POLL) and not turn.over:
+    def _wait_while_paused(self, cancellation: Cancellation) -> None:
+        while not self._running.wait(POLL) and not cancellation.over:
             pass
 
     def _record(self, state: TrainState) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from spherear.models.ar import SphereAR, check_labels
 from spherear.models.config import require
-from spherear.sampling.engines import Engine, Machine
+from spherear.sampling.engines import DecodeState, Engine
 from spherear.sampling.noise import Noise
 from spherear.sampling.settings import SamplingSettings
 
@@ -57,28 +57,28 @@ def decode(
     check_labels(labels, ar.config.num_classes + 1)
     branches = 1 if settings.guidance_scale == 1.0 else 2
     rows = labels if branches == 1 else torch.cat((labels, _null_rows(ar, labels, null_labels)))
-    with engine.machine(ar, settings, len(rows)) as machine:
+    with engine.state(ar, settings, len(rows)) as state:
         with torch.no_grad():  # never around a yield, or it would also apply to the caller's code
-            condition = ar.start(rows, machine.cache)  # (rows, width)
-        shape = (machine.draws, len(labels), ar.config.latent_dim)
+            condition = ar.start(rows, state.cache)  # (rows, width)
+        shape = (state.draws, len(labels), ar.config.latent_dim)
         for index in range(ar.config.tokens):
             scale = settings.scale_at(index, ar.config.tokens)
             token_noise = _move(noise(index, shape), device, ar.head.state_dtype)
             require(tuple(token_noise.shape) == shape, f"noise has shape {tuple(token_noise.shape)}; expected {shape}")
             with torch.no_grad():
-                raw = _draw(machine, condition, token_noise, scale, branches)  # (batch or rows, dim)
+                raw = _sample_token(state, condition, token_noise, scale, branches)  # (batch or rows, dim)
                 token = project(raw) if settings.project else raw
             yield Step(index, raw[: len(labels)], token[: len(labels)], scale)
             if index + 1 < ar.config.tokens:
                 with torch.no_grad():
-                    condition = machine.step(token if len(token) == len(rows) else token.repeat(branches, 1))
+                    condition = state.step(token if len(token) == len(rows) else token.repeat(branches, 1))
 
 
-def _draw(machine: Machine, condition: Tensor, noise: Tensor, scale: float, branches: int) -> Tensor:
+def _sample_token(state: DecodeState, condition: Tensor, noise: Tensor, scale: float, branches: int) -> Tensor:
     """One token; at scale 1, one per branch, from the same noise."""
     if scale == 1.0:
-        return machine.draw(condition, noise.repeat(1, branches, 1), None)
-    return machine.draw(condition, noise, torch.full((), scale, dtype=noise.dtype, device=noise.device))
+        return state.sample_token(condition, noise.repeat(1, branches, 1), None)
+    return state.sample_token(condition, noise, torch.full((), scale, dtype=noise.dtype, device=noise.device))
 
 
 def _move(noise: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:

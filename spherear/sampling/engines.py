@@ -1,8 +1,8 @@
 """Engines run the two repeated computations of a decode: eager, with packed weights, compiled, or as CUDA graphs.
 
 These computations are the draw of a token and the step of the transformer, as functions of tensors with fixed
-shapes. One decode at a time uses a `Machine` of an engine. Engines with expensive preparation (packed weights,
-compiled code, graphs) cache their machines for the next decode with the same model, settings and batch.
+shapes. One decode at a time uses a `DecodeState` of an engine. Engines with expensive preparation (packed weights,
+compiled code, graphs) cache their states for the next decode with the same model, settings and batch.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ from torch import Tensor
 from spherear.models.ar import SphereAR
 from spherear.models.config import one_of, require
 from spherear.models.layers import KVCache
-from spherear.sampling.draw import Transform, drawing, identity
+from spherear.sampling.head_sampling import Transform, identity, token_sampler
 from spherear.sampling.packed import packed_copy
 from spherear.sampling.settings import SamplingSettings
 
@@ -24,15 +24,16 @@ AdvanceFunction = Callable[[Tensor, Tensor, int], Tensor]
 
 
 @dataclass(frozen=True)
-class Machine:
-    """Cache and functions of a decode. draws: rows of noise per token. draw(condition, noise, scale or None) -> tokens.
+class DecodeState:
+    """Cache and functions of a decode. draws: rows of noise per token.
 
+    sample_token(condition, noise, scale or None) -> tokens.
     advance(token, index, span) -> condition: the transformer's step at position `index` of the cache.
     """
 
     cache: KVCache
     draws: int
-    draw: Callable[[Tensor, Tensor, Tensor | None], Tensor]
+    sample_token: Callable[[Tensor, Tensor, Tensor | None], Tensor]
     advance: AdvanceFunction
 
     def step(self, token: Tensor) -> Tensor:
@@ -41,48 +42,48 @@ class Machine:
         return self.advance(token, index, self.cache.span(self.cache.filled))
 
 
-def build(ar: SphereAR, settings: SamplingSettings, rows: int, transform: Transform = identity) -> Machine:
-    """A machine for `rows` conditions, with `transform` applied to its repeated functions."""
+def build(ar: SphereAR, settings: SamplingSettings, rows: int, transform: Transform = identity) -> DecodeState:
+    """A state for `rows` conditions, with `transform` applied to its repeated functions."""
     cache = ar.kv_cache(rows)
-    head_drawing = drawing(ar.head, settings, transform)
+    sampler = token_sampler(ar.head, settings, transform)
 
     def advance(token: Tensor, index: Tensor, span: int) -> Tensor:
         return ar.advance(token, cache.at(index, span))
 
-    return Machine(cache, head_drawing.draws, head_drawing.draw, transform(advance))
+    return DecodeState(cache, sampler.draws, sampler.sample, transform(advance))
 
 
 class Engine:
     """Eager: nothing is prepared or cached. The base class of the others."""
 
     @contextmanager
-    def machine(self, ar: SphereAR, settings: SamplingSettings, rows: int) -> Iterator[Machine]:
-        """A machine with an empty cache, for a decode of `rows` conditions at once."""
+    def state(self, ar: SphereAR, settings: SamplingSettings, rows: int) -> Iterator[DecodeState]:
+        """A state with an empty cache, for a decode of `rows` conditions at once."""
         yield build(ar, settings, rows)
 
 
 @dataclass
 class CachingEngine(Engine):
-    """An engine whose machines are expensive to make: they are cached and reused when they are free."""
+    """An engine whose states are expensive to make: they are cached and reused when they are free."""
 
-    free: dict[Any, list[Machine]] = field(default_factory=dict, init=False, repr=False)
+    free: dict[Any, list[DecodeState]] = field(default_factory=dict, init=False, repr=False)
 
     @contextmanager
-    def machine(self, ar: SphereAR, settings: SamplingSettings, rows: int) -> Iterator[Machine]:
-        """A free machine with the same model, settings and rows, or a new one; its cache is empty."""
+    def state(self, ar: SphereAR, settings: SamplingSettings, rows: int) -> Iterator[DecodeState]:
+        """A free state with the same model, settings and rows, or a new one; its cache is empty."""
         weight = ar.proj_in.weight
-        # A machine does not depend on guidance scale, schedule or projection.
+        # A state does not depend on guidance scale, schedule or projection.
         key_settings = replace(settings, guidance_scale=1.0, schedule="linear", project=True)
-        machines = self.free.setdefault((ar, weight.data_ptr(), weight.dtype, key_settings, rows), [])
-        machine = machines.pop() if machines else self.make(ar, settings, rows)
-        machine.cache.filled = 0
+        states = self.free.setdefault((ar, weight.data_ptr(), weight.dtype, key_settings, rows), [])
+        state = states.pop() if states else self.make(ar, settings, rows)
+        state.cache.filled = 0
         try:
-            yield machine
+            yield state
         finally:
-            machines.append(machine)
+            states.append(state)
 
-    def make(self, ar: SphereAR, settings: SamplingSettings, rows: int) -> Machine:
-        """A new machine."""
+    def make(self, ar: SphereAR, settings: SamplingSettings, rows: int) -> DecodeState:
+        """A new state."""
         return build(ar, settings, rows, self.transform)
 
     def transform(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -94,8 +95,8 @@ class CachingEngine(Engine):
 class Packed(CachingEngine):
     """Eager, on the CPU, with large weights in a layout for few rows (see `sampling.packed`)."""
 
-    def make(self, ar: SphereAR, settings: SamplingSettings, rows: int) -> Machine:
-        """A machine of a packed copy of the AR model."""
+    def make(self, ar: SphereAR, settings: SamplingSettings, rows: int) -> DecodeState:
+        """A state of a packed copy of the AR model."""
         return build(packed_copy(ar, rows), settings, rows)
 
 
@@ -142,12 +143,12 @@ class CudaGraphs(CachingEngine):
     def __post_init__(self) -> None:
         self.inner = Compiled() if self.compiled else CachingEngine()
 
-    def make(self, ar: SphereAR, settings: SamplingSettings, rows: int) -> Machine:
-        """A new machine; its graphs are captured on first use."""
+    def make(self, ar: SphereAR, settings: SamplingSettings, rows: int) -> DecodeState:
+        """A new state; its graphs are captured on first use."""
         device = ar.proj_in.weight.device
         require(device.type == "cuda", f"the AR model is on {device}; expected cuda for CUDA graphs")
-        machine = self.inner.make(ar, settings, rows)
-        return replace(machine, draw=Captured(machine.draw), advance=Captured(machine.advance))
+        state = self.inner.make(ar, settings, rows)
+        return replace(state, sample_token=Captured(state.sample_token), advance=Captured(state.advance))
 
 
 class Captured:

@@ -1,7 +1,7 @@
 """A copy of an AR model with its large weights in oneDNN's packed layout, for fast CPU decoding of few rows.
 
 One image with guidance is two rows. The time of a linear layer is then the time to read its weight, and the default
-layout is not the fastest to read (`spherear bench decode --preset imagenet256-B` measures the difference). Packed
+layout is not the fastest to read (`spherear bench decode --presets imagenet256-B` measures the difference). Packed
 weights are copies: they need additional memory and are not updated when the model is trained further.
 """
 

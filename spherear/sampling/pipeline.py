@@ -11,10 +11,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from spherear.models.ar import SphereAR, check_labels
-from spherear.models.checkpoints import load_parts
 from spherear.models.config import require
 from spherear.models.presets import check_pair
 from spherear.models.pretrained import find_folder
+from spherear.models.published_weights import load_parts
 from spherear.models.vae import VAE
 from spherear.sampling.decode import EAGER, Step, decode, trace
 from spherear.sampling.engines import Engine

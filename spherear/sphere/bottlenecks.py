@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from spherear.sphere.distributions import HypersphericalUniform, PowerSpherical, VonMisesFisher
+from spherear.sphere.divergences import gaussian_kl
 from spherear.sphere.geometry import project
 from spherear.sphere.laws import gaussian
 
@@ -129,7 +130,7 @@ class GaussianBottleneck(Bottleneck):
         log_variance = log_variance.clamp(-30.0, 20.0)
         sigma = (0.5 * log_variance).exp()
         sample = mean + sigma * gaussian(mean, mean.shape, generator)
-        return Latent(sample, mean, _gaussian_kl(mean, log_variance), sigma)
+        return Latent(sample, mean, gaussian_kl(mean, log_variance), sigma)
 
 
 class DecoderNormalizedBottleneck(GaussianBottleneck):
@@ -179,7 +180,7 @@ class FixedVarianceBottleneck(Bottleneck):
         s = self.noise_scale * gaussian(mean, (len(mean), 1, 1), generator)  # (batch, 1, 1)
         sample = mean + s * gaussian(mean, mean.shape, generator)
         sigma = torch.full_like(mean, self.noise_scale)
-        return Latent(sample, mean, _gaussian_kl(mean, 2 * sigma.log()), sigma)
+        return Latent(sample, mean, gaussian_kl(mean, 2 * sigma.log()), sigma)
 
 
 class VectorQuantizedBottleneck(Bottleneck):
@@ -243,11 +244,6 @@ class VectorQuantizedBottleneck(Bottleneck):
 def nearest_code(z: Float[Tensor, "*batch dim"], codebook: Float[Tensor, "codes dim"]) -> Int[Tensor, "*batch"]:
     """argmin over codes of |z - code|, as indices."""
     return torch.cdist(z.to(codebook.dtype).flatten(0, -2), codebook).argmin(dim=-1).reshape(z.shape[:-1])
-
-
-def _gaussian_kl(mean: Tensor, log_variance: Tensor) -> Float[Tensor, "batch tokens"]:
-    """KL(N(mean, sigma^2) || N(0, I)) = 1/2 sum(mean^2 + sigma^2 - 1 - log sigma^2)."""
-    return 0.5 * (mean.square() + log_variance.exp() - 1.0 - log_variance).sum(dim=-1)
 
 
 BOTTLENECKS: dict[str, type[Bottleneck]] = {

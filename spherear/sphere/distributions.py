@@ -1,21 +1,11 @@
-"""The distributions on the unit sphere, and the exact Kullback-Leibler divergences between them.
+"""The distributions on the unit sphere.
 
-Import the distributions from here: it also registers the divergences with `torch.distributions.kl_divergence`.
-They are in nats, with the shape to which the two batch shapes broadcast. Pairs without an exact formula (von
-Mises-Fisher to Power Spherical, two Power Sphericals) are not registered.
+Import them from here: it also registers their divergences with `torch.distributions.kl_divergence` (see `divergences`).
 """
 
-from collections.abc import Callable
-from functools import wraps
-
-import torch
-from jaxtyping import Float
-from torch import Tensor
-from torch.distributions import register_kl
-
-from spherear.sphere.angular_gaussian import AngularCentralGaussian, divergence_from_uniform
-from spherear.sphere.geometry import inner, log_sphere_area
-from spherear.sphere.laws import AxialLaw, SphericalLaw, double, unit_double, unit_sphere
+from spherear.sphere import divergences as divergences
+from spherear.sphere.angular_central_gaussian import AngularCentralGaussian
+from spherear.sphere.laws import unit_sphere
 from spherear.sphere.power_spherical import PowerSpherical
 from spherear.sphere.uniform import HypersphericalUniform
 from spherear.sphere.von_mises_fisher import VonMisesFisher
@@ -27,91 +17,3 @@ __all__ = [
     "VonMisesFisher",
     "unit_sphere",
 ]
-
-
-def _divergence(p_type: type[SphericalLaw], q_type: type[SphericalLaw]) -> Callable[[Callable], Callable]:
-    """Register KL(p || q), computed in float64 without autocast, returned in p's and q's dtype and shape."""
-
-    def register(formula: Callable) -> Callable:
-        @register_kl(p_type, q_type)
-        @wraps(formula)
-        def checked(p: SphericalLaw, q: SphericalLaw) -> Tensor:
-            if p.dim != q.dim:
-                raise ValueError(f"the laws live in different dimensions: {p.dim} and {q.dim}")
-            with torch.autocast(p.device.type, enabled=False):
-                divergence = formula(p, q)
-            shape = torch.broadcast_shapes(p.batch_shape, q.batch_shape)
-            return divergence.expand(shape).to(torch.promote_types(p.dtype, q.dtype))
-
-        return formula
-
-    return register
-
-
-@_divergence(HypersphericalUniform, HypersphericalUniform)
-def _uniform_uniform(p: HypersphericalUniform, q: HypersphericalUniform) -> Float[Tensor, "..."]:
-    """KL = 0."""
-    return torch.zeros((), dtype=p.dtype, device=p.device)
-
-
-@_divergence(PowerSpherical, HypersphericalUniform)
-def _power_spherical_uniform(p: PowerSpherical, q: HypersphericalUniform) -> Float[Tensor, "..."]:
-    """KL = log |S^{dim-1}| - H(p): the KL term of the S-VAE."""
-    return log_sphere_area(p.dim) - p._entropy()
-
-
-@_divergence(VonMisesFisher, HypersphericalUniform)
-def _von_mises_fisher_uniform(p: VonMisesFisher, q: HypersphericalUniform) -> Float[Tensor, "..."]:
-    """KL = log |S^{dim-1}| - H(p) = kappa A - M."""
-    return log_sphere_area(p.dim) - p._entropy()
-
-
-@_divergence(AngularCentralGaussian, HypersphericalUniform)
-def _angular_gaussian_uniform(p: AngularCentralGaussian, q: HypersphericalUniform) -> Float[Tensor, "..."]:
-    """KL by the quadrature of `divergence_from_uniform`."""
-    return divergence_from_uniform(double(p.scale_tril))
-
-
-@_divergence(HypersphericalUniform, PowerSpherical)
-def _uniform_power_spherical(p: HypersphericalUniform, q: PowerSpherical) -> Float[Tensor, "..."]:
-    """KL = -log |S^{dim-1}| - log C_q - kappa_q E[log(1 + t)], the mean under kappa = 0."""
-    mean_log = PowerSpherical(q.loc, torch.zeros_like(q.concentration), validate_args=False)._mean_log()
-    return -log_sphere_area(q.dim) - q._log_normalizer() - q._kappa * mean_log
-
-
-@_divergence(HypersphericalUniform, VonMisesFisher)
-def _uniform_von_mises_fisher(p: HypersphericalUniform, q: VonMisesFisher) -> Float[Tensor, "..."]:
-    """KL = -log |S^{dim-1}| - log C_q = M(kappa_q), since E[t] = 0."""
-    return -log_sphere_area(q.dim) - q._log_normalizer()
-
-
-@_divergence(HypersphericalUniform, AngularCentralGaussian)
-def _uniform_angular_gaussian(p: HypersphericalUniform, q: AngularCentralGaussian) -> Float[Tensor, "..."]:
-    """KL as between two angular central Gaussians, the first with L = I."""
-    return divergence_from_uniform(torch.linalg.inv(double(q.scale_tril)))
-
-
-@_divergence(VonMisesFisher, VonMisesFisher)
-def _von_mises_fisher_pair(p: VonMisesFisher, q: VonMisesFisher) -> Float[Tensor, "..."]:
-    """KL = M_q - M_p + A_p (kappa_p - kappa_q) + A_p kappa_q (1 - mu_p · mu_q)."""
-    tilt = p._kappa - q._kappa + q._kappa * _one_minus_cosine(p, q)
-    return p._log_normalizer() - q._log_normalizer() + p._mean_length() * tilt
-
-
-@_divergence(PowerSpherical, VonMisesFisher)
-def _power_spherical_von_mises_fisher(p: PowerSpherical, q: VonMisesFisher) -> Float[Tensor, "..."]:
-    """KL = -H(p) - log C_q - kappa_q m_p (mu_p · mu_q), with m_p the mean length of p."""
-    return -p._entropy() - q._log_normalizer() - q._kappa * p._mean_length() * (1 - _one_minus_cosine(p, q))
-
-
-@_divergence(AngularCentralGaussian, AngularCentralGaussian)
-def _angular_gaussian_pair(p: AngularCentralGaussian, q: AngularCentralGaussian) -> Float[Tensor, "..."]:
-    """KL(p || q) = KL(p' || uniform) for p' with factor L_q^-1 L_p: a common linear map leaves the KL unchanged."""
-    factor = torch.linalg.solve_triangular(double(q.scale_tril), double(p.scale_tril), upper=False)
-    return divergence_from_uniform(factor)
-
-
-def _one_minus_cosine(p: AxialLaw, q: AxialLaw) -> Float[Tensor, "..."]:
-    """1 - mu_p · mu_q = |mu_p - mu_q|^2/2, without cancellation when the axes are close."""
-    difference = unit_double(p.loc) - unit_double(q.loc)
-    return inner(difference, difference) / 2

@@ -9,17 +9,17 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from spherear.evaluation.classifier import Classifier, load_classifier
-from spherear.evaluation.judge import Judged, Judgement, compare_images
+from spherear.evaluation.judge import JudgedImages, JudgeScores, compare_images
+from spherear.evaluation.judge_inputs import JUDGE_INPUTS
 from spherear.evaluation.samples import balanced_labels
 from spherear.evaluation.scores import inception_scores, offline_scores, reconstruction_frechet
-from spherear.evaluation.views import VIEWS
 from spherear.models.config import one_of, require
 from spherear.models.presets import preset
 from spherear.sampling.pipeline import Pipeline
 from spherear.study.design import HALVES
 from spherear.training.data import load_data
 from spherear.training.data.dataset import ImageData
-from spherear.training.recipes import course
+from spherear.training.recipes import recipes
 from spherear.training.run import keyed_generator
 
 MAX_IMAGES = 2000  # held-out images, unless a half is asked for
@@ -67,16 +67,16 @@ class Reference:
     @classmethod
     def of(cls, preset_name: str, half: str = "") -> "Reference":
         """The reference of the data set of a preset, at the image size of that preset."""
-        return cls.load(course(preset_name).data, preset(preset_name).vae.image_size, half)
+        return cls.load(recipes(preset_name).data, preset(preset_name).vae.image_size, half)
 
     @cached_property
-    def side(self) -> Judged:
+    def side(self) -> JudgedImages:
         """What judging needs of the real images, computed once."""
-        return Judged.of(self.images, self.labels, self.classifier)
+        return JudgedImages.of(self.images, self.labels, self.classifier)
 
-    def judge(self, images: Float[Tensor, "n 3 size size"], labels: Int[Tensor, " n"]) -> Judgement:
+    def judge(self, images: Float[Tensor, "n 3 size size"], labels: Int[Tensor, " n"]) -> JudgeScores:
         """Scores of images generated for `labels`, compared with these real images."""
-        return compare_images(Judged.of(images, labels, self.classifier), self.side)
+        return compare_images(JudgedImages.of(images, labels, self.classifier), self.side)
 
 
 def real_samples(preset_name: str, half: str, count: int, seed: int) -> tuple[Tensor, Int[Tensor, " n"]]:
@@ -84,7 +84,7 @@ def real_samples(preset_name: str, half: str, count: int, seed: int) -> tuple[Te
 
     They come from the other half, or without halves from the training split, in an order that depends on the seed.
     """
-    name, size = course(preset_name).data, preset(preset_name).vae.image_size
+    name, size = recipes(preset_name).data, preset(preset_name).vae.image_size
     if half:
         data, indices = _rows(name, size, "b" if half == "a" else "a")
     else:
@@ -99,16 +99,18 @@ def score_samples(
 ) -> dict[str, float]:
     """Inception scores if `reference` is given, and scores of the offline classifier of a data set.
 
-    data: a row of VIEWS, or auto: chosen by image size, no offline scores for other sizes. No scores: ValueError.
+    data: a row of JUDGE_INPUTS, or auto: chosen by image size, no offline scores for other sizes. None: ValueError.
     """
     scores: dict[str, float] = {}
     if reference is not None:
         scores |= inception_scores(images, reference)
     size = pipeline.vae.config.image_size
     name = BY_SIZE.get(size, "") if data == "auto" else data
-    known = ", ".join(VIEWS)
-    require(name in VIEWS or bool(scores), f"data is {data!r}; expected one of {known}, or a reference for Inception")
-    if name in VIEWS:
+    known = ", ".join(JUDGE_INPUTS)
+    require(
+        name in JUDGE_INPUTS or bool(scores), f"data is {data!r}; expected one of {known}, or a reference for Inception"
+    )
+    if name in JUDGE_INPUTS:
         real = Reference.load(name, size)
         labels = balanced_labels(len(images), pipeline.ar.config.num_classes)
         scores |= offline_scores(images, labels, real.images, real.classifier)

@@ -17,14 +17,14 @@ from spherear.models.config import require
 from spherear.models.files import read_json, write_text
 from spherear.models.pretrained import SHIPPED
 from spherear.sampling.pipeline import Pipeline
+from spherear.study.cell import GRID_FILE, cell_folder, measure_prediction, measure_vae
 from spherear.study.claims import default_sampling
 from spherear.study.design import GRIDS, Grid, Variant
 from spherear.study.records import RESULTS, Record, read_records, write_records
 from spherear.study.reference import Reference
 from spherear.study.runner import RESULTS_FILE
-from spherear.study.trial import GRID_FILE, cell_folder, measure_prediction, measure_vae
 from spherear.training.data import load_data
-from spherear.training.recipes import course
+from spherear.training.recipes import recipes
 from spherear.training.run import METRICS_FILE, RUN_FILE
 
 SHIPPED_VARIANTS = {
@@ -82,7 +82,7 @@ class Remeasured:
 def remeasure(pipeline: Pipeline, family: str, records: Sequence[Record]) -> list[Remeasured]:
     """Measure the VAE and the predictions of a shipped model again, as its study did."""
     (variant,) = (v for v in SHIPPED_VARIANTS["full"] if Variant.named(v).family == family)
-    data = load_data(course("digits").data, pipeline.vae.config.image_size)
+    data = load_data(recipes("digits").data, pipeline.vae.config.image_size)
     latents, labels = real_latents(pipeline.vae, data, SEED)
     now = measure_vae(pipeline.vae, Reference.of(GRIDS["full"].preset), SEED)
     now |= measure_prediction(pipeline, latents, labels, SEED)

@@ -18,13 +18,13 @@ import torch
 from spherear.analysis.latents import real_latents
 from spherear.models.config import require
 from spherear.models.files import read_json, write_json
+from spherear.study.cell import CELL_FILE, GRID_FILE, cell_folder, measure_point, run_cell
 from spherear.study.design import MIN_IMAGES, Grid, Point, Variant
 from spherear.study.records import Record, read_records, write_records
 from spherear.study.reference import Reference
-from spherear.study.trial import CELL_FILE, GRID_FILE, cell_folder, measure_point, run_cell
 from spherear.train import pick_device
 from spherear.training.data import load_data
-from spherear.training.recipes import course
+from spherear.training.recipes import recipes
 
 RESULTS_FILE = "results.jsonl"
 MARGIN = 0.8  # share of the budget to plan for
@@ -54,7 +54,7 @@ class JobResult:
 def run_jobs(jobs: Sequence[Job], at_once: int) -> Generator[JobResult, None, None]:
     """Run the jobs in order, `at_once` at a time, and yield each when it ends; closing the generator kills the rest.
 
-    Each job must first call `exit_with_parent` (see `study.trial`), so that it cannot outlive this process.
+    Each job must first call `exit_with_parent` (see `study.cell`), so that it cannot outlive this process.
     """
     waiting, running = list(jobs)[::-1], dict[subprocess.Popen, tuple[Job, float]]()
     try:
@@ -120,7 +120,7 @@ def run_study(grid: Grid, folder: Path, at_once: int, threads: int) -> Iterator[
 
 
 def _job(folder: Path, variant: str, seed: int, threads: int) -> Job:
-    command = (sys.executable, "-m", "spherear.study.trial", str(folder), variant, str(seed), str(threads))
+    command = (sys.executable, "-m", "spherear.study.cell", str(folder), variant, str(seed), str(threads))
     return Job(f"{variant} seed {seed}", command, cell_folder(folder, variant, seed) / "log.txt")
 
 
@@ -148,7 +148,7 @@ def estimate_minutes(grid: Grid, at_once: int, threads: int) -> float:
     with tempfile.TemporaryDirectory() as folder:
         pipeline = run_cell(probe, variant, 0, Path(folder), pick_device("auto"))
     trained = time.monotonic()
-    data = load_data(course(grid.preset).data, pipeline.vae.config.image_size)
+    data = load_data(recipes(grid.preset).data, pipeline.vae.config.image_size)
     measure_point(
         probe, pipeline, Point(2.0), Reference.of(probe.preset), real_latents(pipeline.vae, data, 0, limit=100)[0]
     )

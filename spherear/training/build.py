@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from spherear.models.config import require
 from spherear.models.layers import Block
 from spherear.training.jobs import Execution
-from spherear.training.team import Team
+from spherear.training.world import World
 
 
 def autocast(device: torch.device | str, precision: str) -> torch.autocast:
@@ -18,13 +18,13 @@ def autocast(device: torch.device | str, precision: str) -> torch.autocast:
     return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bfloat16")
 
 
-def prepared(objective: nn.Module, model: nn.Module, team: Team, execution: Execution) -> nn.Module:
-    """The objective for training, with checkpointing and compilation as in `execution`, wrapped by `team`."""
+def prepared(objective: nn.Module, model: nn.Module, world: World, execution: Execution) -> nn.Module:
+    """The objective for training, with checkpointing and compilation as in `execution`, wrapped by `world`."""
     if execution.checkpointing:
         recompute_blocks(model)
     if execution.compile:
         objective.compile(dynamic=False)
-    return team.wrap(objective)
+    return world.wrap(objective)
 
 
 def pick_device(name: str) -> torch.device:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from spherear.models.files import read_json, write_json
 from spherear.models.tensor_files import read_tensors, write_tensors
-from spherear.training.team import Team
+from spherear.training.world import World
 
 STATE_FILE = "state.safetensors"
 PREVIOUS_FILE = "state.previous.safetensors"
@@ -33,20 +33,20 @@ def write_state(folder: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
     write_tensors(folder / STATE_FILE, tensors, metadata)
 
 
-def write_shard(folder: Path, step: int, team: Team, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+def write_shard(folder: Path, step: int, world: World, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
     """Write this process's shard; after all are written, the first process marks them as newest. All must call it."""
-    write_tensors(_shard(folder, step, team.rank, team.size), tensors, metadata)
-    team.wait()
-    if team.first:
+    write_tensors(_shard(folder, step, world.rank, world.size), tensors, metadata)
+    world.wait()
+    if world.first:
         _copy_to_previous(folder / SHARDS_FILE, folder / PREVIOUS_SHARDS)
-        write_json(folder / SHARDS_FILE, {"step": step, "processes": team.size})
+        write_json(folder / SHARDS_FILE, {"step": step, "processes": world.size})
         steps = {
             str(read_json(folder / name)["step"]) for name in (SHARDS_FILE, PREVIOUS_SHARDS) if _exists(folder, name)
         }
         for path in (folder / SHARDS).iterdir():
             if path.name not in steps:
                 shutil.rmtree(path)
-    team.wait()
+    world.wait()
 
 
 class State:

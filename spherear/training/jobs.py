@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Literal, Union
 
 from spherear.sphere.families import FAMILIES
-from spherear.training.recipes import COURSES, ARRecipe, VAERecipe, course
+from spherear.training.recipes import RECIPES, ARRecipe, VAERecipe, recipes
 
 ALIASES = {"imagenet256": "imagenet256-B"}  # all sizes of AR models share one VAE
 
@@ -54,7 +54,7 @@ class VAEJob:
     """Data set: digits, mnist, shapes, folder:PATH, tar:PATH or hub:OWNER/NAME[@REVISION][#SPLIT][?stream]."""
     run: Path
     """The run's folder. Use --out under torchrun, which takes --run for an option of its own."""
-    preset: Literal[*COURSES, *ALIASES] = "digits"  # type: ignore[valid-type]
+    preset: Literal[*RECIPES, *ALIASES] = "digits"  # type: ignore[valid-type]
     """Model sizes."""
     bottleneck: Literal[*FAMILIES] = "power_spherical"  # type: ignore[valid-type]
     """Family of latents."""
@@ -80,7 +80,7 @@ class ARJob:
     """The run's folder. Use --out under torchrun, which takes --run for an option of its own."""
     vae: Path
     """Folder of the VAE's finished run."""
-    preset: Literal[*COURSES] = "digits"  # type: ignore[valid-type]
+    preset: Literal[*RECIPES] = "digits"  # type: ignore[valid-type]
     """Model sizes."""
     device: str = "auto"
     """cpu, cuda, or auto: cuda if available."""
@@ -98,7 +98,7 @@ def parse_job(args: list[str]) -> VAEJob | ARJob:
 
     args = ["--run" + arg[5:] if re.fullmatch("--out(=.*)?", arg) else arg for arg in args]
     name = _option(args, "preset", "digits")
-    plan, folder = course(sizes_name(name)), Path("runs") / name
+    plan, folder = recipes(sizes_name(name)), Path("runs") / name
     vae = VAEJob(plan.vae, plan.data, folder / "vae", preset=name)
     ar = ARJob(plan.ar, plan.data, folder / "ar", folder / "vae", preset=sizes_name(name))
     kinds = Union[  # noqa: UP007 (tyro reads a Union)

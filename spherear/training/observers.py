@@ -15,7 +15,7 @@ from spherear.sampling.pixels import save_png, tile
 from spherear.sampling.settings import SamplingSettings
 from spherear.training.progress import memory_gib
 from spherear.training.run import TrainState
-from spherear.training.team import gathered
+from spherear.training.world import gathered
 
 Observer = Callable[[TrainState], None]
 Preview = Callable[[torch.nn.Module], Float[Tensor, "n 3 size size"]]
@@ -43,7 +43,7 @@ def curves(folder: Path) -> Observer:
     writer: list[SummaryWriter] = []
 
     def observe(state: TrainState) -> None:
-        if not state.team.first:
+        if not state.world.first:
             return
         if not writer:
             writer.append(SummaryWriter(str(folder / "tensorboard"), purge_step=state.step))
@@ -62,7 +62,7 @@ def pictures(folder: Path, draw: Preview) -> Observer:
 
     def observe(state: TrainState) -> None:
         model = gathered(state.model)
-        if state.team.first:
+        if state.world.first:
             training = model.training
             sheet = tile(draw(model.eval()).float().cpu(), COLUMNS)
             model.train(training)

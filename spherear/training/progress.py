@@ -81,7 +81,7 @@ def watch(
             bar.update(step - bar.n)
             for observe in observers:
                 observe(state)
-            if (state.team.size == 1 or step % REFRESH == 0) and state.team.any(bool(stop_signal())):
+            if (state.world.size == 1 or step % REFRESH == 0) and state.world.any(bool(stop_signal())):
                 break
         else:
             bar.n = total

@@ -138,7 +138,7 @@ class ARRecipe(Recipe):
 
 
 @dataclass(frozen=True)
-class Course:
+class Recipes:
     """A preset's data set and its two recipes."""
 
     data: str
@@ -147,7 +147,7 @@ class Course:
 
 
 _IMAGENET_EPOCH = 1_281_167
-_IMAGENET = Course(
+_IMAGENET = Recipes(
     "folder:imagenet/train",
     VAERecipe(
         steps=100 * (_IMAGENET_EPOCH // 256), batch_size=256, learning_rate=1e-4, final_learning_rate=1e-4,
@@ -161,7 +161,7 @@ _IMAGENET = Course(
     ),
 )  # fmt: skip
 
-_DIGITS = Course(
+_DIGITS = Recipes(
     "digits",
     VAERecipe(
         steps=600, batch_size=32, learning_rate=2e-3, final_learning_rate=1e-4, warmup_steps=50, ema_decay=0.0,
@@ -173,7 +173,7 @@ _DIGITS = Course(
     ),
 )  # fmt: skip
 
-_SHAPES = Course(
+_SHAPES = Recipes(
     "shapes",
     VAERecipe(
         steps=6000, batch_size=16, learning_rate=1e-3, final_learning_rate=1e-5, warmup_steps=100, ema_decay=0.0,
@@ -185,7 +185,7 @@ _SHAPES = Course(
     ),
 )  # fmt: skip
 
-COURSES: dict[str, Course] = {
+RECIPES: dict[str, Recipes] = {
     "digits": _DIGITS,
     "digits3": _DIGITS,
     "shapes": _SHAPES,
@@ -195,7 +195,7 @@ COURSES: dict[str, Course] = {
 }  # fmt: skip
 
 
-def course(name: str) -> Course:
+def recipes(name: str) -> Recipes:
     """The course of a preset. Unknown names: ValueError that lists the known ones."""
-    one_of("preset", name, COURSES)
-    return COURSES[name]
+    one_of("preset", name, RECIPES)
+    return RECIPES[name]

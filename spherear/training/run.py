@@ -26,10 +26,10 @@ from spherear.models.pretrained import Pretrained, fingerprint
 from spherear.training.checkpoint import State, read_state, remove_partial_files, write_shard, write_state
 from spherear.training.data.dataset import ImageData
 from spherear.training.data.feed import Feed, Part
-from spherear.training.facts import METRICS_FILE, RUN_FILE, cut_metrics, open_facts
 from spherear.training.jobs import PLAIN, Execution
 from spherear.training.recipes import Recipe
-from spherear.training.team import Team, as_split, gathered, local, put_weights
+from spherear.training.run_file import METRICS_FILE, RUN_FILE, cut_metrics, open_facts
+from spherear.training.world import World, as_split, gathered, local, put_weights
 
 __all__ = ["METRICS_FILE", "RUN_FILE", "Run", "TrainState", "fingerprint", "keyed_generator", "make_optimizer"]
 
@@ -43,7 +43,7 @@ class TrainState:
     step, total: steps done, and in the whole run.  losses: scalars still on the device, read by `metrics`.
     learning_rate: of this step.  rate: steps per second since the run started or resumed.
     model: the weights to evaluate or sample from: the EMA if there is one.
-    team: the processes of the run.  waiting: share of the elapsed time spent waiting for data.
+    world: the processes of the run.  waiting: share of the elapsed time spent waiting for data.
     """
 
     step: int
@@ -52,7 +52,7 @@ class TrainState:
     learning_rate: float
     rate: float
     model: nn.Module = field(repr=False)
-    team: Team = field(default_factory=Team, repr=False)
+    world: World = field(default_factory=World, repr=False)
     waiting: float = 0.0
 
     def metrics(self) -> dict[str, float]:
@@ -69,7 +69,7 @@ class Run:
     """A model in training. With `folder` None, nothing is written.
 
     facts: description of the run, as JSON; a folder that holds a run with other facts is a ValueError.
-    team: the processes of the run.  others: modules trained beside the model, by name, with their optimisers.
+    world: the processes of the run.  others: modules trained beside the model, by name, with their optimisers.
     """
 
     def __init__(
@@ -78,20 +78,20 @@ class Run:
         recipe: Recipe,
         facts: Mapping[str, Any],
         folder: str | Path | None = None,
-        team: Team | None = None,
+        world: World | None = None,
         execution: Execution = PLAIN,
         others: Mapping[str, tuple[nn.Module, torch.optim.Optimizer]] | None = None,
     ) -> None:
         self.model = model
         self.recipe = recipe
-        self.team = team or Team()
+        self.world = world or World()
         self.facts = json.loads(json.dumps({**facts, "recipe": recipe.to_dict()}))
         self.folder = Path(folder) if folder is not None else None
         self.step = 0
         self.ema = copy.deepcopy(model).requires_grad_(False).eval() if recipe.ema_decay else None
-        self.team.shard(model)
+        self.world.shard(model)
         if self.ema is not None:
-            self.team.shard(self.ema.to(execution.average_on) if execution.average_on else self.ema)
+            self.world.shard(self.ema.to(execution.average_on) if execution.average_on else self.ema)
         self.optimizer = make_optimizer(model, recipe)
         self.others = dict(others or {})
         self.skipped = torch.zeros(2, device=next(model.parameters()).device)  # skipped steps: consecutive, total
@@ -117,16 +117,16 @@ class Run:
 
     def feed(self, data: ImageData, device: torch.device | str, workers: int = 0) -> Feed:
         """The batches of the remaining steps; broken images are logged to `skipped-RANK.jsonl`."""
-        feed = Feed(data, self.recipe, range(self.step, self.recipe.steps), self.team, device, workers)
+        feed = Feed(data, self.recipe, range(self.step, self.recipe.steps), self.world, device, workers)
         if self.folder is not None:
-            feed.log = self.folder / f"skipped-{self.team.rank}.jsonl"
+            feed.log = self.folder / f"skipped-{self.world.rank}.jsonl"
         self._feed = feed
         return feed
 
     def each(self, objective: nn.Module, parts: list[Part]) -> Iterator[Part]:
         """The parts of a step (gradient accumulation); processes exchange gradients only with the last part."""
         for part in parts:
-            self.team.sync(objective, last=part is parts[-1])
+            self.world.sync(objective, last=part is parts[-1])
             yield part
 
     def accumulate(self, losses: Mapping[str, Tensor], parts: int = 1) -> None:
@@ -149,7 +149,7 @@ class Run:
         losses = self._mean_losses()
         finite = torch.isfinite(losses["loss"])
         for other, _ in self.others.values():
-            self.team.average(other)
+            self.world.average(other)
             finite = finite & torch.isfinite(nn.utils.clip_grad_norm_(other.parameters(), self.recipe.clip))
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
         self._step_optimizers(finite & torch.isfinite(norm.full_tensor() if isinstance(norm, DTensor) else norm))
@@ -182,13 +182,13 @@ class Run:
             return
         metadata = {"step": str(self.step), "facts": json.dumps(self.facts)}
         tensors = dict(self._tensors())
-        if self.team.sharded:
+        if self.world.sharded:
             metadata["replicated"] = " ".join(name for name, t in tensors.items() if not isinstance(t, DTensor))
-            write_shard(self.folder, self.step, self.team, {k: local(t) for k, t in tensors.items()}, metadata)
+            write_shard(self.folder, self.step, self.world, {k: local(t) for k, t in tensors.items()}, metadata)
             return
-        if self.team.first:
+        if self.world.first:
             write_state(self.folder, tensors, metadata)
-        self.team.wait()
+        self.world.wait()
 
     def _trained(self) -> Iterable[tuple[str, nn.Module, torch.optim.Optimizer]]:
         """Name prefix in a checkpoint, model and optimiser of every trained module."""
@@ -209,13 +209,13 @@ class Run:
         """Mean over the step's parts on all processes."""
         parts, self._losses = self._losses, []
         if len(parts) == 1:
-            return self.team.mean(parts[0])
-        return self.team.mean({name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]})
+            return self.world.mean(parts[0])
+        return self.world.mean({name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]})
 
     def _step_optimizers(self, finite: Tensor) -> None:
         """Step the optimisers if `finite` (waiting for the device only when sharded), then update the EMA."""
         for optimizer in (self.optimizer, *(other for _, other in self.others.values())):
-            if not self.team.sharded:
+            if not self.world.sharded:
                 optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]  # as a gradient scaler does
                 optimizer.step()
             elif finite:
@@ -228,7 +228,7 @@ class Run:
         elapsed = max(1e-9, time.monotonic() - self._start_time)
         rate, waited = (self.step - self._start_step) / elapsed, self._feed.waited if self._feed is not None else 0.0
         return TrainState(
-            self.step, self.recipe.steps, losses, learning_rate, rate, self.result, self.team, waited / elapsed
+            self.step, self.recipe.steps, losses, learning_rate, rate, self.result, self.world, waited / elapsed
         )
 
     @torch.no_grad()
@@ -253,7 +253,7 @@ class Run:
 
     def _log(self, state: TrainState) -> None:
         self._check_skipped(state)
-        if self.folder is not None and self.team.first:
+        if self.folder is not None and self.world.first:
             metrics = {k: v if math.isfinite(v) else None for k, v in state.metrics().items()}
             line = {"step": state.step, **metrics, "learning_rate": state.learning_rate, "rate": state.rate}
             if self.skipped[1] > 0:
@@ -268,21 +268,21 @@ class Run:
         if self.folder is not None:
             model = gathered(self.result)
             assert isinstance(model, Pretrained)
-            if self.team.first:
+            if self.world.first:
                 model.save_pretrained(self.folder)
-            self.team.wait()
+            self.world.wait()
 
     def _open(self, folder: Path, override: bool) -> None:
-        if self.team.first:
+        if self.world.first:
             open_facts(folder, self.facts, override)
             remove_partial_files(folder)
-        self.team.wait()
-        state = read_state(folder, "cpu" if self.team.sharded else next(self.model.parameters()).device)
+        self.world.wait()
+        state = read_state(folder, "cpu" if self.world.sharded else next(self.model.parameters()).device)
         if state is not None:
             self._resume(state)
-        if self.team.first:
+        if self.world.first:
             cut_metrics(folder / METRICS_FILE, self.step)
-        self.team.wait()
+        self.world.wait()
 
     def _resume(self, state: State) -> None:
         names = state.names()

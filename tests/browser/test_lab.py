@@ -11,7 +11,7 @@ import pytest
 from nbclient import NotebookClient
 from PIL import Image
 
-from spherear.live.sheet import Picture, sheet
+from spherear.live.picture import Picture, sheet
 from spherear.sampling.pipeline import cached_pipeline
 from spherear.sampling.settings import SamplingSettings
 from tests.browser.jupyter import browser, find_chromium, notebook, offline, running_lab, running_page
@@ -27,9 +27,9 @@ GUIDANCE = "from spherear.live import GuidanceExplorer\npanel = GuidanceExplorer
 OTHERS = ["from spherear.live import *\nSphereExplorer()", "TokenExplorer()", "PerturbationExplorer()"]
 TRAINING = [
     "from dataclasses import replace\nfrom spherear import preset\nfrom spherear.train import train_vae\n"
-    "from spherear.training.data.catalog import load_data\nfrom spherear.training.recipes import course\n"
+    "from spherear.training.data.catalog import load_data\nfrom spherear.training.recipes import recipes\n"
     "from spherear.figures.display import still\nfrom spherear.live import TrainingMonitor\n"
-    "states = train_vae(preset('digits').vae, load_data('digits', 16), replace(course('digits').vae, steps=5000))",
+    "states = train_vae(preset('digits').vae, load_data('digits', 16), replace(recipes('digits').vae, steps=5000))",
     "monitor = TrainingMonitor(states, 5000)\ndisplay(monitor)\nawait monitor.finished()\nstill(monitor, 'at its end')",
 ]
 SHOWN = """selector => {

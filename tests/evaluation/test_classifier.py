@@ -9,8 +9,8 @@ from torch.testing import assert_close
 
 from spherear.evaluation.classifier import Classifier, accuracy, load_classifier, main, train_classifier
 from spherear.evaluation.judge import judge
+from spherear.evaluation.judge_inputs import JUDGE_INPUTS
 from spherear.evaluation.metrics import pairwise_diversity
-from spherear.evaluation.views import VIEWS
 from spherear.training.data.catalog import load_data
 
 
@@ -29,13 +29,13 @@ def test_held_out_accuracy(classifier, size):
     assert accuracy(classifier, *held_out(size)) >= 0.97
 
 
-@pytest.mark.parametrize("name", sorted(VIEWS))
+@pytest.mark.parametrize("name", sorted(JUDGE_INPUTS))
 def test_the_log_beside_the_weights_says_what_they_do(name):
     log = (files("spherear.evaluation") / f"{name}_classifier.log").read_text()
     assert f"python -m spherear.evaluation.classifier --data {name}" in log
     logged = float(re.search(r"held-out accuracy: ([\d.]+)", log)[1])
     assert logged >= 0.97
-    data = load_data(f"{name}:test", VIEWS[name].size)
+    data = load_data(f"{name}:test", JUDGE_INPUTS[name].size)
     images = data.batch(torch.arange(min(500, len(data))))
     assert_close(accuracy(load_classifier(name), *images), logged, atol=0.02, rtol=0)
 
@@ -58,8 +58,8 @@ def test_what_it_sees_hardly_depends_on_the_size(classifier):
 def test_training_learns_and_depends_on_the_seed_alone():
     data = load_data("digits", 16)
     images, labels = data.batch(torch.arange(600))
-    model, losses = train_classifier(VIEWS["digits"], [images], labels, seed=1, epochs=3)
-    again, _ = train_classifier(VIEWS["digits"], [images], labels, seed=1, epochs=3)
+    model, losses = train_classifier(JUDGE_INPUTS["digits"], [images], labels, seed=1, epochs=3)
+    again, _ = train_classifier(JUDGE_INPUTS["digits"], [images], labels, seed=1, epochs=3)
     assert losses[-1] < 0.7 * losses[0]
     assert accuracy(model, *held_out(16)) > 0.6
     for a, b in zip(model.parameters(), again.parameters(), strict=True):

@@ -43,7 +43,7 @@ from spherear.figures.study import (
 from spherear.sampling.decode import trace
 from spherear.sphere.bottlenecks import BOTTLENECKS
 from spherear.sphere.families import FAMILIES
-from spherear.study.published import ABLATION, PUBLISHED
+from spherear.study.published_scores import ABLATION, PUBLISHED
 from tests.study.test_claims import FAMILIES as VARIANTS
 from tests.study.test_claims import record, study
 
@@ -150,7 +150,7 @@ def test_ablation_stands_beside_the_published():
     assert len(table) == 6
 
 
-def test_a_report_is_files_to_look_at(tmp_path):
+def test_a_report_is_files_to_augmentation_at(tmp_path):
     records = study(range(12))
     paths = write_report(records, tmp_path)
     assert [p.name for p in paths] == ["guidance.png", "drift.png", "ablation.png", "claims.md"]

@@ -12,24 +12,24 @@ from tests.conftest import until
 
 
 class Recorder:
-    """Work that writes down what was begun, shown and left. endless: it goes on until its turn is over."""
+    """Work that writes down what was begun, shown and left. endless: it goes on until it is cancelled."""
 
     def __init__(self):
         self.begun, self.shown, self.left = [], [], []
         self.endless = False
         self.threads = set()
 
-    def work(self, request, turn):
+    def work(self, request, cancellation):
         self.begun.append(request)
         self.threads.add(threading.current_thread())
         if request == "bad":
             raise ValueError("this request is bad")
         if self.endless:
-            until(lambda: turn.over)
-        if turn.over:
-            self.left.append((request, turn.stale))
-        if not turn.stale:
-            self.shown.append((request, "part" if turn.over else "whole"))
+            until(lambda: cancellation.over)
+        if cancellation.over:
+            self.left.append((request, cancellation.stale))
+        if not cancellation.stale:
+            self.shown.append((request, "part" if cancellation.over else "whole"))
 
 
 class Timed(LatestWins):
@@ -78,7 +78,7 @@ def test_a_burst_begins_the_last_request_alone(runner, recorder):
     for value in range(30):
         runner.submit(value)
         runner.later(0.9 * SHORT)
-    assert runner.turns == 0
+    assert runner.started == 0
     runner.later(0.2 * SHORT)
     assert runner.wait(10)
     assert recorder.begun == [29]
@@ -112,7 +112,7 @@ def test_a_burst_that_comes_slowly_begins_three_at_most(runner, recorder):
     for value in range(2, 8):
         runner.submit(value)
         runner.later(0.5 * MAX_WAIT)
-    assert runner.turns == 2
+    assert runner.started == 2
     runner.later(MAX_WAIT)
     until(lambda: recorder.begun == [0, 1, 7])
 
@@ -192,13 +192,13 @@ def test_an_error_while_an_error_is_shown_is_kept_too(recorder):
 def test_an_error_of_what_was_replaced_is_kept_but_not_shown(recorder):
     begun, shown = threading.Event(), []
 
-    def slow(request, turn):
+    def slow(request, cancellation):
         begun.set()
-        until(lambda: turn.stale)
+        until(lambda: cancellation.stale)
         raise ValueError("nobody asks for this any more")
 
     works = {"old": slow, "new": recorder.work}
-    replaced = Timed(lambda request, turn: works[request](request, turn), shown.append)
+    replaced = Timed(lambda request, cancellation: works[request](request, cancellation), shown.append)
     replaced.submit_and_begin("old")
     assert begun.wait(10)
     replaced.submit_and_begin("new")
@@ -226,14 +226,14 @@ def test_close_leaves_nothing_and_ignores_what_comes_later(runner, recorder):
 def test_work_that_never_looks_is_an_error_of_close():
     begun, release = threading.Event(), threading.Event()
 
-    def deaf(request, turn):
+    def deaf(request, cancellation):
         begun.set()
         release.wait(30)
 
     runner = LatestWins(deaf, lambda error: None)
     runner.submit("anything")
     assert begun.wait(10)
-    with pytest.raises(TimeoutError, match="expected it to look at its turn"):
+    with pytest.raises(TimeoutError, match="expected it to check its cancellation"):
         runner.close(timeout=0)
     release.set()
 

@@ -29,14 +29,14 @@ from spherear.live import (
     samples,
 )
 from spherear.live.figure import live_figure
-from spherear.live.sheet import Picture, png_bytes, read_picture, sheet
+from spherear.live.picture import Picture, png_bytes, read_picture, sheet
 from spherear.models.presets import preset
 from spherear.sampling.pipeline import cached_pipeline
 from spherear.sampling.settings import NAMED_SETTINGS, SCHEDULES, SamplingSettings
 from spherear.sampling.solvers import SOLVERS
 from spherear.train import train_ar, train_vae
 from spherear.training.data.catalog import load_data
-from spherear.training.recipes import course
+from spherear.training.recipes import recipes
 from spherear.training.run import TrainState
 from tests.conftest import until
 
@@ -106,22 +106,22 @@ def test_lengths_stay_at_r_on_the_sphere_and_leave_it_elsewhere(guidance):
 
 def test_thirty_quick_moves_take_at_most_three_decodes(guidance):
     settled(guidance)
-    before = guidance.runner.turns
+    before = guidance.runner.started
     for move in range(30):
         guidance.scale.value = 1.0 + move / 10
     settled(guidance)
-    assert guidance.runner.turns - before <= 3
+    assert guidance.runner.started - before <= 3
     assert guidance.read().picture.settings.guidance_scale == 3.9
     assert shows_what_its_controls_say(guidance)
 
 
 def test_a_slider_that_means_the_same_draws_nothing_again(guidance):
     """As a page does when it shows one: 2 comes back as 1.9999999999999998."""
-    turns = settled(guidance).runner.turns
+    started = settled(guidance).runner.started
     guidance.scale.value = np.nextafter(guidance.scale.value, 0)
-    assert settled(guidance).runner.turns == turns
+    assert settled(guidance).runner.started == started
     guidance.scale.value += 0.1
-    assert settled(guidance).runner.turns == turns + 1
+    assert settled(guidance).runner.started == started + 1
 
 
 def test_a_page_that_opens_later_sees_the_figures_as_they_are(guidance):
@@ -227,7 +227,7 @@ def test_what_a_button_complains_of_ends_with_its_next_success(guidance, tmp_pat
 
 def test_an_error_of_the_picture_outlives_a_button(guidance):
     settled(guidance)
-    guidance.draw = lambda request, turn: guidance.no_such_thing
+    guidance.draw = lambda request, cancellation: guidance.no_such_thing
     guidance.runner._work = guidance.draw
     guidance.steps.value = 3
     assert guidance.runner.wait(60)
@@ -261,7 +261,7 @@ def test_an_error_stays_until_the_next_request(guidance):
 
 
 def test_after_controls_that_stand_for_nothing_the_old_ones_draw_again(guidance, monkeypatch):
-    turns = settled(guidance).runner.turns
+    started = settled(guidance).runner.started
 
     def unreadable():
         raise ValueError("no such model")
@@ -274,7 +274,7 @@ def test_after_controls_that_stand_for_nothing_the_old_ones_draw_again(guidance,
     guidance.changed({"owner": guidance.steps, "new": 6})
     assert guidance.runner.wait(60)
     assert guidance.error_box.value == ""
-    assert guidance.runner.turns == turns + 1
+    assert guidance.runner.started == started + 1
 
 
 def test_what_was_stopped_can_be_asked_for_again(guidance):
@@ -534,7 +534,7 @@ def digits():
 
 
 def test_training_is_watched_to_its_end(digits):
-    recipe = replace(course("digits").vae, steps=12)
+    recipe = replace(recipes("digits").vae, steps=12)
     images, _ = digits.batch(torch.arange(4))
     states = train_vae(preset("digits").vae, digits, recipe)
     panel = settled(TrainingMonitor(states, 12, reconstructions(images), columns=4, every=3))
@@ -560,7 +560,7 @@ class CountingEvent(threading.Event):
 
 
 def test_training_pauses_stops_and_goes_on_where_it_was(digits, tmp_path):
-    recipe = replace(course("digits").ar, steps=2000)
+    recipe = replace(recipes("digits").ar, steps=2000)
     vae, sizes = cached_pipeline("digits-power_spherical").vae, preset("digits").ar
     panel = TrainingMonitor(train_ar(sizes, vae, digits, recipe, tmp_path), 2000, samples(vae, [1, 2]), every=1)
     panel._running = running = CountingEvent()
@@ -584,7 +584,7 @@ def test_training_pauses_stops_and_goes_on_where_it_was(digits, tmp_path):
 
 
 def test_stop_at_the_last_step_lets_training_end(digits, tmp_path):
-    recipe = replace(course("digits").vae, steps=2)
+    recipe = replace(recipes("digits").vae, steps=2)
     states = train_vae(preset("digits").vae, digits, recipe, tmp_path)
     made = threading.Event()
 
@@ -619,7 +619,7 @@ def test_losses_that_begin_late_stand_where_they_began():
 
 
 def test_a_cell_that_is_interrupted_stops_the_training_that_it_awaits(digits):
-    recipe = replace(course("digits").vae, steps=5000)
+    recipe = replace(recipes("digits").vae, steps=5000)
     panel = TrainingMonitor(train_vae(preset("digits").vae, digits, recipe), 5000, every=1)
 
     async def interrupted():

@@ -8,7 +8,7 @@ import torch
 
 from spherear.analysis.canvas import expected_length
 from spherear.figures.length_overlay import overlay_lengths
-from spherear.live.sheet import Picture, free_path, paint
+from spherear.live.picture import Picture, free_path, paint
 from spherear.sampling.pipeline import cached_pipeline
 from spherear.sampling.settings import SamplingSettings
 

@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 from spherear import VAE, Pipeline, SamplingSettings, SphereAR
 from spherear.models.presets import PRESETS, with_vae
-from spherear.sampling.draw import pick
+from spherear.sampling.head_sampling import pick
 from spherear.sampling.noise import seeded_noise
 from tests.conftest import TINY_AR, TINY_VAE, randomise
 

@@ -8,8 +8,8 @@ import torch
 from torch.testing import assert_close
 
 from spherear import VAE, SamplingSettings, SphereAR, decode, load_published
-from spherear.models.checkpoints import load_parts, to_published
 from spherear.models.presets import PRESETS
+from spherear.models.published_weights import load_parts, to_published
 from spherear.sphere.geometry import project
 from tests.conftest import GOLDEN, draw, golden_weights
 

@@ -15,10 +15,10 @@ from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 from spherear import VAE, Pipeline, SphereAR, load_published, preset
-from spherear.models.checkpoints import load_parts, to_published
 from spherear.models.config import Config
 from spherear.models.files import atomic_path, read_json, write_json
 from spherear.models.presets import PRESETS
+from spherear.models.published_weights import load_parts, to_published
 from spherear.models.tensor_files import read_tensors, write_tensors
 from tests.conftest import TINY_AR, TINY_VAE, randomise
 

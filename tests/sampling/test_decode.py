@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 from spherear import SphereAR
 from spherear.sampling.decode import decode
-from spherear.sampling.draw import guide
+from spherear.sampling.head_sampling import guide
 from spherear.sampling.noise import seeded_noise
 from spherear.sampling.pipeline import Pipeline
 from spherear.sampling.pixels import save_png, tile, to_uint8

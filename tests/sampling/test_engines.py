@@ -1,4 +1,4 @@
-"""Every way of running a decode gives the tokens of the plain reference; machines are kept and lent with care."""
+"""Every way of running a decode gives the tokens of the plain reference; states are kept and lent with care."""
 
 import os
 import shutil
@@ -14,8 +14,8 @@ from torch.testing import assert_close
 
 from spherear import SamplingSettings, SphereAR, decode, seeded_noise
 from spherear.sampling import packed as packing
-from spherear.sampling.draw import Modulations
 from spherear.sampling.engines import ENGINES, CachingEngine, Captured, CudaGraphs, engine_named
+from spherear.sampling.head_sampling import Modulations
 from spherear.sampling.packed import PackedLinear, packed_copy
 from spherear.sphere.geometry import project
 from tests.conftest import TINY_AR, randomise
@@ -49,7 +49,7 @@ def test_an_engine_draws_the_references_tokens(tiny_ar, all_weights_packed, name
     if settings.guidance_scale != 1.0:
         assert_close(found, reference_decode(tiny_ar, LABELS, settings, seeded_noise(SEEDS), 2.0), atol=2e-4, rtol=0)
     assert_close(found, tokens(tiny_ar, engine_named("eager"), settings), atol=2e-4, rtol=0)
-    assert_close(tokens(tiny_ar, engine, settings), found, atol=0, rtol=0)  # the machine of before, lent again
+    assert_close(tokens(tiny_ar, engine, settings), found, atol=0, rtol=0)  # the state of before, lent again
     other = tokens(tiny_ar, engine, replace(settings, guidance_scale=3.0))
     assert_close(
         other, tokens(tiny_ar, engine_named("eager"), replace(settings, guidance_scale=3.0)), atol=2e-3, rtol=0
@@ -94,13 +94,13 @@ def test_machines_are_lent_to_one_decode_at_a_time(tiny_ar):
     assert_close(tokens(tiny_ar, engine), expected, atol=0, rtol=0)  # in the middle of the other
     some += [step.token for step in first]
     assert_close(torch.stack(some, dim=1), expected, atol=0, rtol=0)
-    (machines,) = engine.free.values()
-    assert len(machines) == 2
+    (states,) = engine.free.values()
+    assert len(states) == 2
     left = decode(tiny_ar, LABELS, QUICK, seeded_noise(SEEDS), on_sphere, engine=engine)
     next(left)
-    assert len(machines) == 1
+    assert len(states) == 1
     left.close()
-    assert len(machines) == 2
+    assert len(states) == 2
     assert_close(tokens(tiny_ar, engine), expected, atol=0, rtol=0)
 
 

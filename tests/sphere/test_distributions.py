@@ -9,7 +9,7 @@ from scipy import stats
 from torch.distributions import kl_divergence
 from torch.testing import assert_close
 
-from spherear.sphere.angular_gaussian import AngularCentralGaussian
+from spherear.sphere.angular_central_gaussian import AngularCentralGaussian
 from spherear.sphere.geometry import log_sphere_area
 from spherear.sphere.laws import unit_sphere
 from spherear.sphere.power_spherical import PowerSpherical

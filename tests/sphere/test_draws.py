@@ -9,7 +9,7 @@ from scipy import stats
 from torch import Tensor
 from torch.testing import assert_close
 
-from spherear.sphere.angular_gaussian import AngularCentralGaussian
+from spherear.sphere.angular_central_gaussian import AngularCentralGaussian
 from spherear.sphere.power_spherical import PowerSpherical
 from spherear.sphere.uniform import HypersphericalUniform
 from spherear.sphere.von_mises_fisher import VonMisesFisher, _angle_slope, _draw_angle

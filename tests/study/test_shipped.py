@@ -12,12 +12,12 @@ from spherear.models.files import read_json
 from spherear.models.pretrained import SHIPPED, shipped
 from spherear.models.tensor_files import read_tensors
 from spherear.sampling.pipeline import cached_pipeline
+from spherear.study.cell import GRID_FILE, cell_folder
 from spherear.study.design import GRIDS, Grid
 from spherear.study.records import select, shipped_records
 from spherear.study.reference import Reference
 from spherear.study.release import LINES, SHIPPED_VARIANTS, Remeasured, name_of, release, remeasure
 from spherear.study.runner import open_study
-from spherear.study.trial import GRID_FILE, cell_folder
 
 NAMES = sorted(name_of(GRIDS[grid], variant) for grid, variants in SHIPPED_VARIANTS.items() for variant in variants)
 

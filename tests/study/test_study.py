@@ -16,12 +16,12 @@ from spherear import Pipeline, SamplingSettings
 from spherear.models.files import read_json
 from spherear.sphere.bottlenecks import BOTTLENECKS
 from spherear.sphere.families import BY_LETTER, FAMILIES
-from spherear.study import trial
+from spherear.study import cell
+from spherear.study.cell import CELL_FILE, cell_folder, loss_slope, measure_point, sampling_seed, sizes_of
 from spherear.study.design import GRIDS, Grid, Point, Variant
 from spherear.study.records import read_records, select, write_records
 from spherear.study.reference import Reference
 from spherear.study.runner import RESULTS_FILE, Job, open_study, run_jobs, run_study, waiting_cells, within_budget
-from spherear.study.trial import CELL_FILE, cell_folder, loss_slope, measure_point, sampling_seed, sizes_of
 from tests.conftest import until
 
 TINY = Grid(
@@ -112,7 +112,7 @@ def test_leaving_the_loop_ends_the_rest(tmp_path):
 PARENT = """
 import sys, pathlib
 from spherear.study.runner import Job, run_jobs
-code = "import os, time; from spherear.study.trial import exit_with_parent; exit_with_parent(); "
+code = "import os, time; from spherear.study.cell import exit_with_parent; exit_with_parent(); "
 code += "print(os.getpid(), flush=True); time.sleep(600)"
 list(run_jobs([Job("child", (sys.executable, "-c", code), pathlib.Path(sys.argv[1]))], at_once=1))
 """
@@ -190,7 +190,7 @@ def test_images_drawn_in_chunks_are_those_of_one_batch(monkeypatch):
     grid = replace(TINY, images=30, solver_steps=2)
     real, latents = Reference.of("digits"), torch.randn(50, 16, 8)
     whole = measure_point(grid, pipeline, Point(2.0), real, latents, 7)
-    monkeypatch.setattr(trial, "CHUNK", 11)
+    monkeypatch.setattr(cell, "CHUNK", 11)
     for name, value in measure_point(grid, pipeline, Point(2.0), real, latents, 7).items():
         assert value == pytest.approx(whole[name], rel=1e-3, abs=1e-3), name
     other = measure_point(grid, pipeline, Point(2.0), real, latents, 8)

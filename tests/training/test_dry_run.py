@@ -13,7 +13,7 @@ from spherear.train import train_ar, train_vae
 from spherear.training.data.catalog import load_data
 from spherear.training.dry_run import Estimate, peak_bytes
 from spherear.training.jobs import parse_job
-from spherear.training.recipes import course
+from spherear.training.recipes import recipes
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def test_memory_is_within_15_percent_of_the_peak_of_a_run(kind, vae, monkeypatch
     """Measured by what the allocator hands out from before the run begins to after its third step."""
     args = [kind, "--preset", "digits", "--device", device, "--run", str(tmp_path)]
     found, _ = estimated(monkeypatch, args if kind == "vae" else [*args, "--vae", str(vae)])
-    data, sizes, plan = load_data("digits", 16), preset("digits"), course("digits")
+    data, sizes, plan = load_data("digits", 16), preset("digits"), recipes("digits")
     coder = VAE.from_pretrained(vae, device=device)
 
     def run():
@@ -66,7 +66,7 @@ def test_memory_is_within_15_percent_of_the_peak_of_a_run(kind, vae, monkeypatch
 @pytest.mark.slow
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_memory_of_b_is_within_15_percent(tmp_path, monkeypatch):
-    sizes, plan = preset("imagenet256-B"), course("imagenet256-B")
+    sizes, plan = preset("imagenet256-B"), recipes("imagenet256-B")
     coder = seeded(0, VAE, sizes.vae)
     coder.save_pretrained(tmp_path / "vae")
     recipe = replace(plan.ar, batch_size=32, parts=1, steps=3)
@@ -84,7 +84,7 @@ def test_flops_and_parameters_are_counted(vae, monkeypatch, tmp_path):
     """Against the formula: 6 operations a weight and position, 4 where inputs want no gradient, and attention's."""
     args = ["ar", "--preset", "digits", "--vae", str(vae), "--run", str(tmp_path / "ar"), "--teraflops", "2"]
     found, text = estimated(monkeypatch, args)
-    c, plan = preset("digits").ar, course("digits").ar
+    c, plan = preset("digits").ar, recipes("digits").ar
     model = SphereAR(c)
     assert found.parameters == sum(p.numel() for p in model.parameters())
     linears = [m for m in model.layers.modules() if isinstance(m, torch.nn.Linear)]

@@ -23,7 +23,7 @@ from spherear.training.data import tar as tar_module
 from spherear.training.data.catalog import load_data
 from spherear.training.data.images import seen
 from spherear.training.jobs import Execution
-from spherear.training.recipes import course
+from spherear.training.recipes import recipes
 from tests.conftest import TINY_AR, TINY_VAE
 from tests.training.test_train import AR_RECIPE, VAE_RECIPE
 
@@ -302,7 +302,7 @@ def test_views_stay_inside_and_fill_their_range():
 
 
 def test_crops_fade_to_the_centre():
-    recipe = course("imagenet256-B").ar
+    recipe = recipes("imagenet256-B").ar
     assert (recipe.augmentation_at(0).crop, recipe.augmentation_at(350).spread) == (1.25, 1.0)
     half = recipe.augmentation_at(362)
     assert 1.11 < half.crop < 1.14

@@ -38,13 +38,13 @@ from spherear.models.layers import seeded
 from spherear.train import train_ar
 from spherear.training.checkpoint import read_state
 from spherear.training.data.catalog import load_data
-from spherear.training.recipes import course
+from spherear.training.recipes import recipes
 from spherear.training.run import fingerprint
 
 folder, log = Path(sys.argv[1]), sys.argv[2]
 sizes, data = preset("digits"), load_data("digits", 16)
 vae = seeded(0, VAE, sizes.vae)
-recipe = replace(course("digits").ar, steps=STEPS, batch_size=2, save_every=2, log_every=1, warmup_steps=3)
+recipe = replace(recipes("digits").ar, steps=STEPS, batch_size=2, save_every=2, log_every=1, warmup_steps=3)
 
 def child(folder, log):
     pid = os.fork()

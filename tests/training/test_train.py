@@ -22,7 +22,7 @@ from spherear.train import train_ar, train_vae
 from spherear.training.data.catalog import load_data
 from spherear.training.data.dataset import ImageData
 from spherear.training.objectives import vae_losses
-from spherear.training.recipes import COURSES, ARRecipe, Recipe, VAERecipe, course
+from spherear.training.recipes import RECIPES, ARRecipe, Recipe, VAERecipe, recipes
 from spherear.training.run import Run, keyed_generator, make_optimizer
 from tests.conftest import TINY_AR, TINY_VAE
 
@@ -314,16 +314,16 @@ def test_streams_are_keyed():
     assert_close(torch.rand(3, generator=keyed_generator(1, 1)), draws[1, 1], atol=0, rtol=0)
 
 
-@pytest.mark.parametrize("name", sorted(COURSES))
+@pytest.mark.parametrize("name", sorted(RECIPES))
 def test_recipes_survive_json(name):
-    plan = course(name)
+    plan = recipes(name)
     for recipe in (plan.vae, plan.ar):
         assert type(recipe).from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
         assert isinstance(recipe, Recipe)
 
 
 def test_the_papers_recipe():
-    plan = course("imagenet256-B")
+    plan = recipes("imagenet256-B")
     vae, ar = plan.vae, plan.ar
     assert (vae.batch_size, vae.learning_rate, vae.final_learning_rate, vae.kl_weight) == (
         256,

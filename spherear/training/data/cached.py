@@ -47,7 +47,7 @@ class Posteriors(ImageData):
         return self.length
 
     def batch(
-        self, indices: Int[Tensor, " n"], look: Augmentation = PLAIN_VIEW
+        self, indices: Int[Tensor, " n"], augmentation: Augmentation = PLAIN_VIEW
     ) -> tuple[Float[Tensor, "n tokens channels"], Int[Tensor, " n"]]:
         """Features and labels; indices wrap around after the last copy."""
         rows = indices % len(self.labels)
@@ -62,11 +62,11 @@ def encode_all(
     precision: str = "float32",
     folder: Path | None = None,
     facts: Mapping[str, Any] | None = None,
-    look_at: Callable[[int], Augmentation] = lambda epoch: PLAIN_VIEW,
+    augmentation_at: Callable[[int], Augmentation] = lambda epoch: PLAIN_VIEW,
 ) -> Posteriors:
     """Encode `copies` epochs of a data set, once -> `Posteriors`, in the precision of the encoder.
 
-    look_at: epoch -> its augmentation; copy c is encoded with that of epoch c.
+    augmentation_at: epoch -> its augmentation; copy c is encoded with that of epoch c.
 
     folder: where to store them, memory-mapped; None: in memory. A folder with the same `facts` is reused, one
     with other facts is a ValueError.
@@ -76,12 +76,12 @@ def encode_all(
     shape = (copies * len(data), vae.config.tokens, vae.bottleneck.channels)
     if folder is None:
         features = torch.empty(shape, dtype=dtype)
-        return Posteriors(data, features, _fill(features, vae, data, copies, device, look_at))
+        return Posteriors(data, features, _fill(features, vae, data, copies, device, augmentation_at))
     facts = {**(facts or {}), "shape": list(shape), "dtype": str(dtype), "data": data.spec}
     folder.parent.mkdir(parents=True, exist_ok=True)
     with locked(folder):  # one process encodes, others wait
         if not (folder / "posteriors.json").exists():
-            _write(folder, facts, vae, data, copies, device, look_at)
+            _write(folder, facts, vae, data, copies, device, augmentation_at)
     stored = read_json(folder / "posteriors.json")
     differ = [name for name in sorted(stored.keys() | facts.keys()) if stored.get(name) != facts.get(name)]
     require(not differ, f"{folder} holds other posteriors ({', '.join(differ)} differ); expected the same, or none")
@@ -96,7 +96,7 @@ def _write(
     data: ImageData,
     copies: int,
     device: torch.device | str,
-    look_at: Callable[[int], Augmentation],
+    augmentation_at: Callable[[int], Augmentation],
 ) -> None:
     """Write features and labels, each atomically; the file that describes them comes last.
 
@@ -104,7 +104,7 @@ def _write(
     """
     shape, dtype = facts["shape"], DTYPES[facts["dtype"]]
     with atomic_path(folder / "features.bin") as part:
-        labels = _fill(_mapped(part, shape, dtype, create=True), vae, data, copies, device, look_at)
+        labels = _fill(_mapped(part, shape, dtype, create=True), vae, data, copies, device, augmentation_at)
     with atomic_path(folder / "labels.bin") as part:
         part.write_bytes(labels.numpy().tobytes())
     write_json(folder / "posteriors.json", facts)
@@ -126,14 +126,14 @@ def _fill(
     data: ImageData,
     copies: int,
     device: torch.device | str,
-    look_at: Callable[[int], Augmentation],
+    augmentation_at: Callable[[int], Augmentation],
 ) -> Int[Tensor, " n"]:
     """Write the features of all images, copy by copy -> their labels."""
     labels = []
     kind = torch.device(device).type
     for copy in range(copies):
         for indices in torch.arange(len(data)).split(CHUNK):
-            images, kinds = data.batch(indices + copy * len(data) if data.unlimited else indices, look_at(copy))
+            images, kinds = data.batch(indices + copy * len(data) if data.unlimited else indices, augmentation_at(copy))
             with torch.autocast(kind, torch.bfloat16, enabled=features.dtype == torch.bfloat16):
                 features[copy * len(data) + indices] = vae.features(images.to(device)).to("cpu", features.dtype)
             labels.append(kinds)

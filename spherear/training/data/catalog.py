@@ -48,7 +48,7 @@ class Digits(ImageData):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def _read(self, indices: Tensor, look: Augmentation) -> tuple[Tensor, Tensor]:
+    def _read(self, indices: Tensor, augmentation: Augmentation) -> tuple[Tensor, Tensor]:
         return self.images[indices], self.labels[indices]
 
 
@@ -103,7 +103,7 @@ class Shapes(ImageData):
     def __len__(self) -> int:
         return EPOCH
 
-    def _read(self, indices: Tensor, look: Augmentation) -> tuple[Tensor, Tensor]:
+    def _read(self, indices: Tensor, augmentation: Augmentation) -> tuple[Tensor, Tensor]:
         return render(indices + self.start, self.image_size)
 
 

@@ -13,7 +13,7 @@ class ImageData:
 
     spec: the string that names the data set.  classes: names of the labels.  image_size: in pixels.
     unlimited: there are images beyond the first `len(data)`, which are one epoch.
-    augmented: photographs, which `look` crops and flips.
+    augmented: photographs, which `augmentation` crops and flips.
     broken: name -> reason, of images that could not be read and were replaced.
     """
 
@@ -33,17 +33,17 @@ class ImageData:
         raise TypeError(f"{type(self).__name__} does not implement __len__")
 
     def batch(
-        self, indices: Int[Tensor, " n"], look: Augmentation = PLAIN_VIEW
+        self, indices: Int[Tensor, " n"], augmentation: Augmentation = PLAIN_VIEW
     ) -> tuple[Float[Tensor, "n 3 size size"], Int[Tensor, " n"]]:
         """Images in [-1, 1], float32, and their labels. Indices out of range: ValueError.
 
-        look: crop and flip of photographs; drawings (digits, mnist, shapes) ignore it.
+        augmentation: crop and flip of photographs; drawings (digits, mnist, shapes) ignore it.
         """
         length = TEST_START if self.unlimited else len(self)
         bad = (indices < 0) | (indices >= length)
         if bad.any():
             raise ValueError(f"index {int(indices[bad][0])} is out of range; expected 0 to {length - 1}")
-        return self._read(indices, look)
+        return self._read(indices, augmentation)
 
-    def _read(self, indices: Tensor, look: Augmentation) -> tuple[Tensor, Tensor]:
+    def _read(self, indices: Tensor, augmentation: Augmentation) -> tuple[Tensor, Tensor]:
         raise TypeError(f"{type(self).__name__} does not implement _read")

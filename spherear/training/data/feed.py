@@ -16,7 +16,7 @@ from spherear.training.augment import Augmentation
 from spherear.training.data.catalog import batches
 from spherear.training.data.dataset import ImageData
 from spherear.training.recipes import Recipe
-from spherear.training.team import Team
+from spherear.training.world import World
 
 Key = tuple[Augmentation, list[tuple[int, Tensor]]]  # an epoch's augmentation, and the parts: (number, indices)
 Read = tuple[list[tuple[int, Tensor, Tensor]], dict[str, str]]  # parts: (number, images, labels); broken images
@@ -43,13 +43,13 @@ class Feed:
     """
 
     def __init__(
-        self, data: ImageData, recipe: Recipe, steps: range, team: Team, device: torch.device | str, workers: int = 0
+        self, data: ImageData, recipe: Recipe, steps: range, world: World, device: torch.device | str, workers: int = 0
     ) -> None:
         require(
-            recipe.parts % team.size == 0,
-            f"parts is {recipe.parts}; expected a multiple of the {team.size} processes",
+            recipe.parts % world.size == 0,
+            f"parts is {recipe.parts}; expected a multiple of the {world.size} processes",
         )
-        self.data, self.recipe, self.steps, self.team = data, recipe, steps, team
+        self.data, self.recipe, self.steps, self.world = data, recipe, steps, world
         self.device, self.workers = torch.device(device), workers
         self.waited = 0.0
         self.log: Path | None = None
@@ -75,7 +75,7 @@ class Feed:
             ]
             self.data.broken.update(read[1])
             self.note()
-            check_broken(self.data, self.recipe.max_broken, self.team.size)
+            check_broken(self.data, self.recipe.max_broken, self.world.size)
             self.waited += time.perf_counter() - start
             yield parts
 
@@ -94,12 +94,12 @@ class Feed:
         return tensor.to(self.device, non_blocking=True)
 
     def _keys(self) -> Iterator[Key]:
-        recipe, team = self.recipe, self.team
-        part_size, per_process = recipe.batch_size // recipe.parts, recipe.parts // team.size
+        recipe, world = self.recipe, self.world
+        part_size, per_process = recipe.batch_size // recipe.parts, recipe.parts // world.size
         order = batches(self.data, recipe.batch_size, recipe.seed, self.steps)
         for step, indices in zip(self.steps, order, strict=True):
             epoch = step // (len(self.data) // recipe.batch_size)
-            numbers = range(team.rank * per_process, (team.rank + 1) * per_process)
+            numbers = range(world.rank * per_process, (world.rank + 1) * per_process)
             yield (
                 recipe.augmentation_at(epoch),
                 [(number, indices[number * part_size : (number + 1) * part_size]) for number in numbers],
@@ -126,8 +126,8 @@ class _Reader(Dataset[Read]):
         self.data = data
 
     def __getitem__(self, key: Key) -> Read:
-        look, parts = key
-        return [(number, *self.data.batch(indices, look)) for number, indices in parts], dict(self.data.broken)
+        augmentation, parts = key
+        return [(number, *self.data.batch(indices, augmentation)) for number, indices in parts], dict(self.data.broken)
 
 
 def check_broken(data: ImageData, share: float, processes: int = 1) -> None:

@@ -47,15 +47,15 @@ class Photographs(ImageData):
         """An image as stored. OSError or ValueError if it cannot be read."""
         raise TypeError(f"{type(self).__name__} does not implement open")
 
-    def _read(self, indices: Tensor, look: Augmentation) -> tuple[Tensor, Tensor]:
+    def _read(self, indices: Tensor, augmentation: Augmentation) -> tuple[Tensor, Tensor]:
         images, rows = [], []
         for index in indices.tolist():
-            image, row = self._read_intact(index, look)
+            image, row = self._read_intact(index, augmentation)
             images.append(image)
             rows.append(row)
         return torch.stack(images), self.labels[torch.tensor(rows)]
 
-    def _read_intact(self, index: int, look: Augmentation) -> tuple[Float[Tensor, "3 size size"], int]:
+    def _read_intact(self, index: int, augmentation: Augmentation) -> tuple[Float[Tensor, "3 size size"], int]:
         """Image `index`, or the next intact one -> the image, and its index."""
         for candidate in (*range(index, len(self)), *range(index)):
             name = self.name_of(candidate)
@@ -63,7 +63,7 @@ class Photographs(ImageData):
                 continue
             try:
                 picture = self.open(candidate)
-                return as_tensor(seen(picture, look, candidate, self.image_size)), candidate
+                return as_tensor(seen(picture, augmentation, candidate, self.image_size)), candidate
             except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
                 self.broken[name] = str(error) or type(error).__name__
         raise ValueError(f"not one of the {len(self)} images of {self.spec} can be read; expected some")
@@ -77,10 +77,10 @@ def decode_image(content: bytes) -> Image.Image:
     return picture if picture.mode == "RGB" else picture.convert("RGB")
 
 
-def seen(picture: Image.Image, look: Augmentation, index: int, size: int) -> Image.Image:
-    """The crop of `look`, resized to `size` pixels and flipped if `look` flips it."""
+def seen(picture: Image.Image, augmentation: Augmentation, index: int, size: int) -> Image.Image:
+    """The crop of `augmentation`, resized to `size` pixels and flipped if `augmentation` flips it."""
     picture = picture if picture.mode == "RGB" else picture.convert("RGB")
-    box, mirrored = look.view(index, picture.width, picture.height)
+    box, mirrored = augmentation.view(index, picture.width, picture.height)
     picture = picture.resize((size, size), Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
     return picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else picture
 

@@ -1,4 +1,4 @@
-"""Drawing one token from its condition: by integrating a velocity, or from a codebook. (Paper section 3.2.)
+"""TokenSampler one token from its condition: by integrating a velocity, or from a codebook. (Paper section 3.2.)
 
 Guidance is applied here. The token loop and projection are in `decode`.
 """
@@ -16,15 +16,15 @@ from spherear.sampling.settings import SamplingSettings
 
 
 @dataclass(frozen=True)
-class Drawing:
-    """draw(condition, noise, scale) -> raw tokens, from noise of (draws, batch, dim).
+class TokenSampler:
+    """sample(condition, noise, scale) -> raw tokens, from noise of (draws, batch, dim).
 
     Without a scale there is one token per row of the condition. With a scale (a scalar tensor), conditional rows
     are followed by as many null rows, and there is one guided token per pair.
     """
 
     draws: int
-    draw: Callable[[Tensor, Tensor, Tensor | None], Tensor]
+    sample: Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
 Transform = Callable[[Callable[..., Tensor]], Callable[..., Tensor]]
@@ -42,16 +42,16 @@ def guide(outputs: Float[Tensor, "rows dim"], scale: float | Tensor) -> Float[Te
     return null + scale * (conditional - null)
 
 
-def drawing(
+def token_sampler(
     head: VelocityHead | CategoricalHead, settings: SamplingSettings, transform: Transform = identity
-) -> Drawing:
-    """The `Drawing` for the head's type; `transform` is applied to the function that a solver evaluates repeatedly."""
+) -> TokenSampler:
+    """The `TokenSampler` for the head's type. transform: applied to the function that a solver evaluates repeatedly."""
     if isinstance(head, CategoricalHead):
-        return by_code(head, settings)
-    return by_velocity(head, settings, transform)
+        return code_sampler(head, settings)
+    return velocity_sampler(head, settings, transform)
 
 
-def by_velocity(head: VelocityHead, settings: SamplingSettings, transform: Transform) -> Drawing:
+def velocity_sampler(head: VelocityHead, settings: SamplingSettings, transform: Transform) -> TokenSampler:
     """Integrate the (guided) velocity from temperature * noise at t = 0 to a token at t = 1.
 
     The time embeddings are computed here, once. Modulations depend on time and condition: they are computed once
@@ -68,7 +68,7 @@ def by_velocity(head: VelocityHead, settings: SamplingSettings, transform: Trans
 
     evaluation = transform(evaluate)
 
-    def draw(condition: Tensor, noise: Tensor, scale: Tensor | None) -> Tensor:
+    def sample(condition: Tensor, noise: Tensor, scale: Tensor | None) -> Tensor:
         modulation = Modulations(head, time_embeddings, head.embed_condition(condition))
 
         def velocity(x: Tensor, t: float) -> Tensor:
@@ -76,7 +76,7 @@ def by_velocity(head: VelocityHead, settings: SamplingSettings, transform: Trans
 
         return settings.method.integrate(velocity, noise * settings.temperature, times)  # (batch, dim)
 
-    return Drawing(settings.draws, draw)
+    return TokenSampler(settings.draws, sample)
 
 
 class Modulations:
@@ -102,19 +102,19 @@ class Modulations:
         return self.modulations[offset]
 
 
-def by_code(head: CategoricalHead, settings: SamplingSettings) -> Drawing:
+def code_sampler(head: CategoricalHead, settings: SamplingSettings) -> TokenSampler:
     """Draw a code from softmax((guided) logits / temperature), by inverting its distribution function.
 
     The uniform number is Phi(first number of the noise), Phi the normal distribution function, so the same seeded
     noise serves both heads. Temperature 0 gives the most likely code. The solver is not used.
     """
 
-    def draw(condition: Tensor, noise: Tensor, scale: Tensor | None) -> Tensor:
+    def sample(condition: Tensor, noise: Tensor, scale: Tensor | None) -> Tensor:
         logits = head(condition)
         logits = logits if scale is None else guide(logits, scale)  # (batch, codes)
         return head.codebook[pick(logits, noise[0, :, 0], settings.temperature)].to(head.state_dtype)
 
-    return Drawing(1, draw)
+    return TokenSampler(1, sample)
 
 
 def pick(logits: Float[Tensor, "batch codes"], noise: Float[Tensor, " batch"], temperature: float) -> Tensor:

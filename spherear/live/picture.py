@@ -15,7 +15,7 @@ from PIL import Image, PngImagePlugin
 from torch import Tensor
 
 from spherear.analysis.canvas import Canvas
-from spherear.live.latest_wins import Turn
+from spherear.live.latest_wins import Cancellation
 from spherear.models.config import Config, require
 from spherear.sampling.pipeline import cached_pipeline
 from spherear.sampling.pixels import tile
@@ -94,18 +94,22 @@ def paint(picture: Picture) -> Iterator[list[Canvas]]:
 
 
 def shown(
-    steps: Iterable[StepT], canvas: Callable[[StepT], Canvas], turn: Turn, interval: float, first: int = 1
+    steps: Iterable[StepT],
+    canvas: Callable[[StepT], Canvas],
+    cancellation: Cancellation,
+    interval: float,
+    first: int = 1,
 ) -> Iterator[tuple[StepT, bool]]:
     """The steps of a drawing to show, and whether it was stopped: after token `first`, then every `interval` seconds.
 
-    The last step is always among them, unless the turn is stale. canvas: of a step.
+    The last step is always among them, unless it is stale. canvas: of a step.
     """
     last = time.perf_counter()
     for step in steps:
-        drawn, over = canvas(step).drawn, turn.over
+        drawn, over = canvas(step).drawn, cancellation.over
         due = drawn == first or (drawn > 0 and time.perf_counter() - last >= interval)
         if over or due or canvas(step).done:
-            if turn.stale:
+            if cancellation.stale:
                 return
             yield step, over
             last = time.perf_counter()

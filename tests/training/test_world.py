@@ -18,7 +18,7 @@ from spherear.models.pretrained import fingerprint
 from spherear.training.checkpoint import read_state
 from spherear.training.data.catalog import load_data
 from spherear.training.data.feed import Feed
-from spherear.training.team import Team, team_of
+from spherear.training.world import World, launched_world
 from tests.training.test_train import AR_RECIPE
 
 WORK = """
@@ -79,7 +79,7 @@ def work(root, out, calls, processes):
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, request):
     """Every run of the tests below: two processes in one launch, then one process."""
-    out, root = tmp_path_factory.mktemp("team"), request.config.rootpath
+    out, root = tmp_path_factory.mktemp("world"), request.config.rootpath
     two = [
         {"name": "ddp-vae", "kind": "vae", "steps": 50},
         {"name": "ddp-ar", "kind": "ar", "steps": 50},
@@ -169,7 +169,7 @@ def test_a_signal_to_the_launcher_stops_all_after_one_step(tmp_path, request):
 
 
 def test_several_processes_are_asked_for_a_fitting_number_of_parts(monkeypatch):
-    class Three(Team):
+    class Three(World):
         size = 3
 
     with pytest.raises(ValueError, match="parts is 2; expected a multiple of the 3 processes"):
@@ -177,4 +177,4 @@ def test_several_processes_are_asked_for_a_fitting_number_of_parts(monkeypatch):
     with pytest.raises(ValueError, match="parts is 3; expected a divisor of the batch size, 4"):
         replace(AR_RECIPE, parts=3)
     with pytest.raises(ValueError, match="sharded is True for a single process"):
-        team_of("cpu", sharded=True)
+        launched_world("cpu", sharded=True)

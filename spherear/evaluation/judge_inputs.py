@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class View:
+class JudgeInput:
     """Input of a data set's classifier.
 
     channels: 1 means grey.  native: pixels to which images are averaged down.  size: input pixels of the
@@ -18,7 +18,7 @@ class View:
     pools: int
 
 
-VIEWS = {
-    "digits": View(channels=1, native=8, size=16, shown=(8, 16, 32), pools=2),
-    "shapes": View(channels=3, native=32, size=32, shown=(32,), pools=3),
+JUDGE_INPUTS = {
+    "digits": JudgeInput(channels=1, native=8, size=16, shown=(8, 16, 32), pools=2),
+    "shapes": JudgeInput(channels=3, native=32, size=32, shown=(32,), pools=3),
 }

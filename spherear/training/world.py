@@ -16,7 +16,7 @@ from spherear.models.layers import Block
 from spherear.models.pretrained import Pretrained, load_weights
 
 
-class Team:
+class World:
     """A single process: nothing is averaged, sharded or waited for."""
 
     rank = 0
@@ -53,7 +53,7 @@ class Team:
         """Wait for all processes (barrier)."""
 
 
-class Processes(Team):
+class DistributedWorld(World):
     """Several processes, started by torchrun or `accelerate launch`: DDP, or FSDP2 if `sharded`."""
 
     def __init__(self, device: torch.device, sharded: bool) -> None:
@@ -111,12 +111,12 @@ class Processes(Team):
         self.accelerator.wait_for_everyone()
 
 
-def team_of(device: torch.device | str, sharded: bool = False) -> Team:
+def launched_world(device: torch.device | str, sharded: bool = False) -> World:
     """The processes of this launch; one without a launcher, and then `sharded` is a ValueError."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        return Processes(torch.device(device), sharded)
+        return DistributedWorld(torch.device(device), sharded)
     require(not sharded, "sharded is True for a single process; expected several processes, started by torchrun")
-    return Team()
+    return World()
 
 
 def local(tensor: Tensor) -> Tensor:

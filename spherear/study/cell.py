@@ -1,6 +1,6 @@
 """One cell of a study: a variant of the latents, trained with one seed and measured.
 
-    python -m spherear.study.trial FOLDER VARIANT SEED THREADS
+    python -m spherear.study.cell FOLDER VARIANT SEED THREADS
 
 runs one cell of the study at FOLDER; `spherear study` starts these. All cells have the same backbone, budget, labels
 and real images; every cell has sampling seeds of its own, so that cells are independent.
@@ -33,7 +33,7 @@ from spherear.study.records import Record, provenance, write_records
 from spherear.study.reference import Reference, real_samples
 from spherear.train import pick_device, train_pipeline
 from spherear.training.data import load_data
-from spherear.training.recipes import course
+from spherear.training.recipes import recipes
 from spherear.training.run import METRICS_FILE, keyed_generator
 
 GRID_FILE = "grid.json"
@@ -56,7 +56,7 @@ def sizes_of(grid: Grid, variant: Variant) -> Preset:
 
 def run_cell(grid: Grid, variant: Variant, seed: int, folder: Path, device: torch.device | str) -> Pipeline:
     """Train the VAE and the AR model of a cell in `folder`, resuming from the checkpoints there."""
-    sizes, plan = sizes_of(grid, variant), course(grid.preset)
+    sizes, plan = sizes_of(grid, variant), recipes(grid.preset)
     data = load_data(plan.data, sizes.vae.image_size)
     vae_recipe = replace(plan.vae, steps=grid.vae_steps, kl_weight=variant.kl_weight, seed=seed)
     ar_recipe = replace(plan.ar, steps=grid.ar_steps, seed=seed)
@@ -72,7 +72,7 @@ def measure_cell(
 ) -> list[Record]:
     """All records of a trained cell; `folder` holds its runs."""
     real = Reference.of(grid.preset, grid.half)
-    data = load_data(course(grid.preset).data, pipeline.vae.config.image_size)
+    data = load_data(recipes(grid.preset).data, pipeline.vae.config.image_size)
     latents, labels = real_latents(pipeline.vae, data, seed=seed)
     template = Record(
         variant.name, variant.family, variant.kl_weight, variant.noise_scale, seed, 1.0, "linear", True, True,
