@@ -91,19 +91,21 @@ def study(
     out: Path | None = None,
     jobs: int = 0,
     budget: float | None = None,
+    compile: bool = False,
 ) -> int:
     """Train and compare the families of latents: every cell of a grid in its own process, measured and recorded.
 
     The same command goes on where it stopped: finished cells are kept, others resume from their checkpoints.
 
     Args:
-        grid: quick (digits, two seeds, minutes), full (digits, all families and strengths, three seeds, an hour
-            or two), select (colour shapes, four families over their strengths, two seeds, hours) or laws (tokens of
-            three numbers, for figures).
+        grid: quick (colour shapes, two families, two seeds, a quarter of an hour), full (digits, all families and
+            strengths, three seeds, an hour or two), select (colour shapes, four families over their strengths, two
+            seeds, hours) or laws (tokens of three numbers, for figures).
         out: The study's folder; runs/study/<grid> by default.
         jobs: Cells at once; 0: one per core, or one where there is a GPU.
         budget: Minutes to aim at: training and images are scaled down, equally in every cell. A study that has
             begun keeps the budget it began with.
+        compile: Compile the AR models' training steps: faster where there is a C++ compiler, except for short runs.
     """
     require_installed("matplotlib")
     import torch
@@ -123,7 +125,7 @@ def study(
     plan = open_study(plan, folder, command_line())
     waiting, failed = len(waiting_cells(plan, folder)), 0
     with tqdm(total=len(plan.cells), initial=len(plan.cells) - waiting, desc=f"study {grid}", unit="cell") as bar:
-        for ended in run_study(plan, folder, at_once, threads):
+        for ended in run_study(plan, folder, at_once, threads, compile):
             bar.update()
             if ended.status:
                 failed += 1

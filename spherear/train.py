@@ -142,14 +142,18 @@ def train_pipeline(
     folder: Path,
     device: torch.device | str,
     watch: Watch = exhaust,
+    compiled: bool = False,
 ) -> Pipeline | None:
-    """Train a VAE and its AR model in `folder`, resuming runs found there; None if `watch` was stopped."""
+    """Train a VAE and its AR model in `folder`, resuming runs found there; None if `watch` was stopped.
+
+    compiled: compile the AR model's step, which gains more than compiling small convolutions.
+    """
     vae_recipe, ar_recipe = recipes
     states = train_vae(sizes.vae, data, vae_recipe, folder / "vae", device)
     if not watch(states, "VAE: images to tokens and back", vae_recipe.steps):
         return None
     vae = VAE.from_pretrained(folder / "vae", device=device)
-    states = train_ar(sizes.ar, vae, data, ar_recipe, folder / "ar", device)
+    states = train_ar(sizes.ar, vae, data, ar_recipe, folder / "ar", device, Execution(compile=compiled))
     if not watch(states, "AR model: the next token", ar_recipe.steps):
         return None
     return Pipeline.from_pretrained(folder, device=device)

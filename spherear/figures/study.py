@@ -16,7 +16,7 @@ from spherear.figures.style import FONT, GREY, name_axes, new_figure, plot_famil
 from spherear.models.config import require
 from spherear.models.files import write_text
 from spherear.sphere.families import FAMILIES, family_label
-from spherear.study.claims import best, by_seed, claims, claims_table, default_sampling, floor, has, spread
+from spherear.study.claims import best, by_seed, claims, claims_table, default_sampling, floor, has, spread, unfinished
 from spherear.study.published_scores import ABLATION
 from spherear.study.records import Record, select
 from spherear.study.solvers import METRICS as SWEEP_METRICS
@@ -271,5 +271,8 @@ def report(records: Sequence[Record]) -> str:
     )  # fmt: skip
     high = max(r.guidance_scale for r in select(records, schedule="linear"))
     without = {r.guidance_scale for r in select(records, project_ar=False)}
+    if flagged := unfinished(records):
+        listed = ", ".join(f"{variant} seed {seed}" for variant, seed in flagged)
+        text += f"Not compared, because the loss of their VAE still fell at its last step: {listed}.\n\n"
     text += claims_table(claims(records, high, max(without, default=high)))
     return text + ("\n" + ablation_table(records) if has_ablation(records) else "")

@@ -1,6 +1,6 @@
 """One cell of a study: a variant of the latents, trained with one seed and measured.
 
-    python -m spherear.study.cell FOLDER VARIANT SEED THREADS
+    python -m spherear.study.cell FOLDER VARIANT SEED THREADS [compiled]
 
 runs one cell of the study at FOLDER; `spherear study` starts these. All cells have the same backbone, budget, labels
 and real images; every cell has sampling seeds of its own, so that cells are independent.
@@ -54,7 +54,9 @@ def sizes_of(grid: Grid, variant: Variant) -> Preset:
     return with_vae(row, replace(row.vae, **options))
 
 
-def run_cell(grid: Grid, variant: Variant, seed: int, folder: Path, device: torch.device | str) -> Pipeline:
+def run_cell(
+    grid: Grid, variant: Variant, seed: int, folder: Path, device: torch.device | str, compiled: bool = False
+) -> Pipeline:
     """Train the VAE and the AR model of a cell in `folder`, resuming from the checkpoints there."""
     sizes, plan = sizes_of(grid, variant), recipes(grid.preset)
     data = load_data(plan.data, sizes.vae.image_size)
@@ -62,7 +64,7 @@ def run_cell(grid: Grid, variant: Variant, seed: int, folder: Path, device: torc
     ar_recipe = replace(plan.ar, steps=grid.ar_steps, seed=seed)
     if not (folder / TRAINED_FILE).exists():
         write_json(folder / TRAINED_FILE, provenance())
-    pipeline = train_pipeline(sizes, data, (vae_recipe, ar_recipe), folder, device)
+    pipeline = train_pipeline(sizes, data, (vae_recipe, ar_recipe), folder, device, compiled=compiled)
     assert pipeline is not None
     return pipeline
 
@@ -182,14 +184,14 @@ def exit_with_parent() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def main(folder: str, variant: str, seed: str, threads: str) -> None:
+def main(folder: str, variant: str, seed: str, threads: str, compiled: str = "") -> None:
     """Run a cell: train, measure, write records. Resumes from existing checkpoints."""
     exit_with_parent()
     torch.set_num_threads(int(threads))
     grid = Grid.from_dict(read_json(Path(folder) / GRID_FILE)["grid"])
     command = read_json(Path(folder) / GRID_FILE)["command"]
     cell, row = cell_folder(Path(folder), variant, int(seed)), Variant.named(variant)
-    pipeline = run_cell(grid, row, int(seed), cell, pick_device("auto"))
+    pipeline = run_cell(grid, row, int(seed), cell, pick_device("auto"), bool(compiled))
     write_records(cell / CELL_FILE, measure_cell(grid, row, int(seed), pipeline, command, cell))
 
 

@@ -26,6 +26,7 @@ from spherear.study.statistics import LEVEL, Comparison, compare, holm
 BySeed = Mapping[int, float]
 
 FLOORS = 5  # a Frechet difference must be this many times the floor
+PLATEAU = 0.05  # a VAE whose loss fell by more over the last tenth of its training is not at its plateau
 ALIKE = 0.1  # rates or reconstructions that differ by less, relatively, count as equal
 
 
@@ -100,15 +101,27 @@ def floor(records: Sequence[Record]) -> float:
     return fmean([r.value for r in select(records, metric="floor_frechet")] or [math.nan])
 
 
+def unfinished(records: Sequence[Record]) -> list[tuple[str, int]]:
+    """The cells (variant, seed) whose VAE was not at its plateau, where that was measured."""
+    return sorted({(r.variant, r.seed) for r in select(records, metric="vae_slope") if r.value < -PLATEAU})
+
+
+def comparable(records: Sequence[Record]) -> list[Record]:
+    """The records of all other cells."""
+    excluded = set(unfinished(records))
+    return [r for r in records if (r.variant, r.seed) not in excluded]
+
+
 def claims(
     records: Sequence[Record], high: float, ablation: float, selection: Sequence[Record] | None = None
 ) -> list[Claim]:
-    """All statements whose families and points were measured.
+    """All statements whose families and points were measured, in cells whose VAE reached its plateau.
 
     high: guidance scale for the statements on high guidance.  ablation: the scale of the runs without projections.
     selection: records of other seeds, to choose the best points; by default every other seed of `records`.
     """
-    chosen, report = (selection, records) if selection is not None else halves(records)
+    records = comparable(records)
+    chosen, report = (comparable(selection), records) if selection is not None else halves(records)
     made = _Statements(chosen, report)
     statements = [
         *made.order(), *made.equal("kl", "rate"), *made.equal("reconstruction_frechet", "reconstruction"),

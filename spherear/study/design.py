@@ -123,8 +123,8 @@ class Grid(Config):
 
 GRIDS = {
     "quick": Grid(
-        "quick", "digits", ("S-04", "N-04", "G-04", "F-02"), seeds=(0, 1), vae_steps=300, ar_steps=500, images=200,
-        solver_steps=25, scales=(1.0, 2.0, 4.5, 8.0), ablation_scales=(4.5,),
+        "quick", "shapes", ("S-02", "G-02"), seeds=(0, 1), vae_steps=1200, ar_steps=1500, images=500,
+        solver_steps=10, solver="adams_bashforth", spacing="early", scales=(1.0, 2.0, 4.5, 12.0),
     ),
     "full": Grid(
         "full", "digits", default_variants(), seeds=(0, 1, 2), vae_steps=600, ar_steps=1000, images=500,
@@ -134,9 +134,9 @@ GRIDS = {
     "select": Grid(
         "select", "shapes",
         ("S-02", "N-02", "G-02", "S-08", "N-08", "G-08", "S-04", "N-04", "G-04", "F-02", "F-05", "F-01"),
-        seeds=(6, 7), vae_steps=6000, ar_steps=6000, images=5000,
+        seeds=(6, 7), vae_steps=6000, ar_steps=6000, images=2000,
         solver_steps=10, solver="adams_bashforth", spacing="early", half="a",
-        scales=(1.0, 2.0, 3.0, 4.5, 6.0, 8.0, 12.0, 20.0),
+        scales=(1.0, 3.0, 4.5, 6.0, 8.0, 12.0, 20.0),
     ),
     "laws": Grid(
         "laws", "digits3", ("S-04", "G-04", "VQ-3"), seeds=(0,), vae_steps=600, ar_steps=1000, images=100,

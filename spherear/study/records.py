@@ -1,20 +1,23 @@
-"""Results of a study: one line of JSON per measurement, with its settings and provenance."""
+"""Results of a study: measurements with their settings and provenance, in files of JSON lines."""
 
 import json
 import os
 import shutil
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 
 from spherear.bench.machine import processor
-from spherear.models.config import Config, ConfigT
+from spherear.models.config import Config, ConfigT, require
 from spherear.models.files import write_text
 
 RESULTS = Path(__file__).parent / "results" / "full.jsonl"
+
+ResultT = TypeVar("ResultT")
 
 
 @dataclass(frozen=True)
@@ -53,19 +56,28 @@ class Record(Config):
 
 
 def read_records(path: str | Path) -> list[Record]:
-    """Read a JSON-lines file of records. A missing file: FileNotFoundError; an invalid line: ValueError."""
-    return read_lines(path, Record)
+    """Read records that `write_records` wrote. A missing file: FileNotFoundError; an invalid line: ValueError."""
+    return [record for records in _parsed(path, _of_line) for record in records]
 
 
 def read_lines(path: str | Path, kind: type[ConfigT]) -> list[ConfigT]:
     """Read a JSON-lines file of configs of class `kind`. Errors: as `read_records`."""
-    records = []
+    return _parsed(path, kind.from_dict)
+
+
+def _parsed(path: str | Path, parse: Callable[[dict[str, Any]], ResultT]) -> list[ResultT]:
+    parsed = []
     for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
         try:
-            records.append(kind.from_dict(json.loads(line)))
-        except (TypeError, ValueError) as error:
+            parsed.append(parse(json.loads(line)))
+        except (TypeError, ValueError, KeyError, AttributeError) as error:
             raise ValueError(f"{path}, line {number} is not a record: {error}") from error
-    return records
+    return parsed
+
+
+def _of_line(line: dict[str, Any]) -> list[Record]:
+    values = line.pop("values")
+    return [Record.from_dict({**line, "metric": metric, "value": value}) for metric, value in values.items()]
 
 
 def shipped_records() -> list[Record]:
@@ -73,9 +85,24 @@ def shipped_records() -> list[Record]:
     return read_records(RESULTS)
 
 
-def write_records(path: str | Path, records: Iterable[Config]) -> None:
-    """Write records as JSON lines, atomically."""
-    write_text(Path(path), "".join(json.dumps(record.to_dict()) + "\n" for record in records))
+def write_records(path: str | Path, records: Iterable[Record]) -> None:
+    """Write records as JSON lines, atomically: one line per setting, its metrics under `values`.
+
+    Two values of one metric for the same setting: ValueError.
+    """
+    lines = dict[str, dict[str, float]]()
+    for record in records:
+        settings = record.to_dict()
+        metric, value = settings.pop("metric"), settings.pop("value")
+        values = lines.setdefault(json.dumps(settings), {})
+        require(metric not in values, f"{metric} of {record.variant}, seed {record.seed} is given twice; expected once")
+        values[metric] = value
+    write_lines(path, ({**json.loads(settings), "values": values} for settings, values in lines.items()))
+
+
+def write_lines(path: str | Path, lines: Iterable[Mapping[str, Any]]) -> None:
+    """Write JSON lines, atomically."""
+    write_text(Path(path), "".join(json.dumps(line) + "\n" for line in lines))
 
 
 def select(records: Sequence[Record], **fields: object) -> list[Record]:

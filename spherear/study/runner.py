@@ -106,12 +106,13 @@ def waiting_cells(grid: Grid, folder: Path) -> list[tuple[str, int]]:
     return [cell for cell in grid.cells if not (cell_folder(folder, *cell) / CELL_FILE).exists()]
 
 
-def run_study(grid: Grid, folder: Path, at_once: int, threads: int) -> Iterator[JobResult]:
+def run_study(grid: Grid, folder: Path, at_once: int, threads: int, compiled: bool = False) -> Iterator[JobResult]:
     """Run the unfinished cells, each in its own process; update `results.jsonl` after each.
 
     A second call on the same folder continues: finished cells are skipped, others resume from their checkpoints.
+    compiled: compile the AR models' steps while training.
     """
-    jobs = [_job(folder, variant, seed, threads) for variant, seed in waiting_cells(grid, folder)]
+    jobs = [_job(folder, variant, seed, threads, compiled) for variant, seed in waiting_cells(grid, folder)]
     gather(grid, folder)
     with closing(run_jobs(jobs, at_once)) as ended:
         for job in ended:
@@ -119,8 +120,9 @@ def run_study(grid: Grid, folder: Path, at_once: int, threads: int) -> Iterator[
             yield job
 
 
-def _job(folder: Path, variant: str, seed: int, threads: int) -> Job:
-    command = (sys.executable, "-m", "spherear.study.cell", str(folder), variant, str(seed), str(threads))
+def _job(folder: Path, variant: str, seed: int, threads: int, compiled: bool) -> Job:
+    command = [sys.executable, "-m", "spherear.study.cell", str(folder), variant, str(seed), str(threads)]
+    command += ["compiled"] if compiled else []
     return Job(f"{variant} seed {seed}", command, cell_folder(folder, variant, seed) / "log.txt")
 
 

@@ -19,7 +19,7 @@ from spherear.console import markdown_table
 from spherear.models.config import Config, require
 from spherear.sampling.pipeline import Pipeline
 from spherear.sampling.settings import NAMED_SETTINGS, SamplingSettings
-from spherear.study.records import provenance, read_lines, write_records
+from spherear.study.records import provenance, read_lines, write_lines
 from spherear.study.reference import BY_SIZE, Reference
 
 SWEEP = Path(__file__).parent / "results" / "sweep.jsonl"
@@ -194,7 +194,7 @@ def main(out: str, *names: str) -> None:
             unit="block",
         ):
             records += block
-            write_records(path, records)
+            write_lines(path, [record.to_dict() for record in records])
     print(table(rows(records)))
     print("matching everywhere:", *(f"{s.solver} x {s.steps}, {s.spacing}" for s in matching_everywhere(rows(records))))
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from spherear.study.claims import FLOORS, Best, best, by_seed, claims, claims_table, floor, halves, spread
+from spherear.study.claims import FLOORS, Best, best, by_seed, claims, claims_table, floor, halves, spread, unfinished
 from spherear.study.records import Record
 
 SELECTION, REPORT = (6, 7), range(6)
@@ -68,6 +68,20 @@ def split(rows):
 def told(rows, high=12.0, ablation=4.5):
     report, selection = split(rows)
     return {claim.statement.text: claim for claim in claims(report, high, ablation, selection)}
+
+
+def test_a_cell_below_its_plateau_is_not_compared():
+    rows = study()
+    slopes = [
+        record("G-04", "gaussian", seed, 1.0, -0.2 if seed == 3 else -0.01, metric="vae_slope") for seed in REPORT
+    ]
+    text = "S is below G, each at its best guidance"
+    assert 3 in told(rows)[text].statement.right
+    flagged = told(rows + slopes)[text].statement
+    assert (sorted(flagged.left), sorted(flagged.right)) == ([0, 1, 2, 3, 4, 5], [0, 1, 2, 4, 5])
+    assert unfinished(rows + slopes) == [("G-04", 3)]
+    rising = [record("S-04", "power_spherical", 0, 1.0, 0.2, metric="vae_slope")]
+    assert unfinished(rows + rising) == []
 
 
 def test_best_is_the_lowest_mean():

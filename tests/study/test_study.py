@@ -281,3 +281,14 @@ def test_a_file_that_is_no_records(tmp_path):
         read_records(path)
     write_records(path, [])
     assert read_records(path) == []
+
+
+def test_records_of_one_setting_share_a_line(tmp_path, study):
+    records, path = read_records(study / RESULTS_FILE), tmp_path / "results.jsonl"
+    write_records(path, records)
+    assert read_records(path) == records
+    settings = {str({**r.to_dict(), "metric": "", "value": 0}) for r in records}
+    assert len(path.read_text().splitlines()) == len(settings) < len(records) / 4
+    with pytest.raises(ValueError, match="frechet of S-04, seed 3 is given twice"):
+        write_records(path, [*records, *select(records, variant="S-04", metric="frechet")[:1]])
+    assert read_records(path) == records
