@@ -21,16 +21,16 @@ class Preset:
 
 
 _IMAGENET_VAE = VAEConfig()
-_SHAPES_AR = ARConfig(
+_SMALL_AR = ARConfig(
     latent_dim=4, tokens=64, num_classes=10, class_tokens=4,
     width=96, layers=4, heads=2, head_width=96, head_depth=3, head_groups=1,
 )  # fmt: skip
 
 
-def _shapes_vae(image_size: int) -> VAEConfig:
-    """Patches of 4 x 4 pixels in colour, 48 values in 4 numbers: 12 per number (the paper: 48)."""
+def _small_vae(image_size: int, latent_dim: int) -> VAEConfig:
+    """Patches of 4 x 4 pixels: 48 values in colour, 16 in grey; the paper has 48 values per latent number."""
     return VAEConfig(
-        latent_dim=4, image_size=image_size, widths=(16, 32, 64), encoder_layers=1, decoder_layers=1,
+        latent_dim=latent_dim, image_size=image_size, widths=(16, 32, 64), encoder_layers=1, decoder_layers=1,
         concentration_gain=20.0,
     )  # fmt: skip
 
@@ -49,9 +49,10 @@ PRESETS: dict[str, Preset] = {
                  width=64, layers=2, heads=2, head_width=64, head_depth=2, head_groups=1),
         guidance_scale=2.0,
     ),
-    "shapes": Preset(_shapes_vae(32), _SHAPES_AR, guidance_scale=4.5),
-    "shapes16": Preset(_shapes_vae(16), replace(_SHAPES_AR, tokens=16), guidance_scale=4.5),
-    "shapes256": Preset(_shapes_vae(64), replace(_SHAPES_AR, tokens=256), guidance_scale=4.5),
+    "mnist": Preset(_small_vae(32, 3), replace(_SMALL_AR, latent_dim=3), guidance_scale=4.5),  # 5 values per number
+    "shapes": Preset(_small_vae(32, 4), _SMALL_AR, guidance_scale=4.5),  # 12 values per number
+    "shapes16": Preset(_small_vae(16, 4), replace(_SMALL_AR, tokens=16), guidance_scale=4.5),
+    "shapes256": Preset(_small_vae(64, 4), replace(_SMALL_AR, tokens=256), guidance_scale=4.5),
     "imagenet256-B": Preset(_IMAGENET_VAE, ARConfig(), guidance_scale=4.5),
     "imagenet256-L": Preset(
         _IMAGENET_VAE,

@@ -1,7 +1,7 @@
 """Training recipes of all presets, as a table. Does not import torch."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from spherear.models.config import Config, one_of, require
@@ -181,13 +181,14 @@ _SHAPES = Recipes(
     ),
     ARRecipe(
         steps=6000, batch_size=16, learning_rate=1e-3, final_learning_rate=1e-5, warmup_steps=100,
-        ema_decay=0.998, save_every=250,
+        ema_decay=0.998, save_every=250, cached_copies=1,
     ),
 )  # fmt: skip
 
 RECIPES: dict[str, Recipes] = {
     "digits": _DIGITS,
     "digits3": _DIGITS,
+    "mnist": replace(_SHAPES, data="mnist"),
     "shapes": _SHAPES,
     "shapes16": _SHAPES,
     "shapes256": _SHAPES,
