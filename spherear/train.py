@@ -253,7 +253,8 @@ def dry_run(job: VAEJob | ARJob) -> str:
     check_broken(data, job.recipe.max_broken)
     devices = int(os.environ.get("WORLD_SIZE", "1"))
     cost = estimate(model, step, job.recipe, job.execution, devices)
-    return f"data                {job.data}: {len(indices)} images read, {len(data.broken)} of them broken\n" + report(
+    checked = f"{len(indices)} read to check, {len(data.broken)} of them broken"
+    return f"data                {data.describe()}; {checked}\n" + report(
         cost, job.recipe, len(data), devices, job.teraflops
     )
 

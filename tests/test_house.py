@@ -247,4 +247,4 @@ def test_shipped_weights_are_small_and_have_their_log():
     for path in weights:
         assert path.stat().st_size < 2e6
         assert path.with_suffix(".log").read_text().startswith("command: ")
-    assert sum(path.stat().st_size for path in weights) < 16e6
+    assert sum(path.stat().st_size for path in weights) < 24e6

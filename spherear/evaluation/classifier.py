@@ -2,6 +2,7 @@
 
     python -m spherear.evaluation.classifier --data digits
     python -m spherear.evaluation.classifier --data shapes
+    python -m spherear.evaluation.classifier --data mnist
 
 train them on the training splits and write the weights and logs stored beside this file.
 """
@@ -23,6 +24,8 @@ from spherear.models.pretrained import load_weights
 from spherear.models.tensor_files import read_tensors, write_tensors
 
 LIMIT = 10_000  # training images used at most
+FEATURES = 64
+THUMBNAIL_WEIGHT = 10.0  # mean squared errors are about a tenth of a nat
 
 
 class Classifier(nn.Module):
@@ -30,15 +33,16 @@ class Classifier(nn.Module):
 
     def __init__(self, view: JudgeInput) -> None:
         super().__init__()
-        self.view = view
+        self.view, width = view, view.width
         self.convolutions = nn.Sequential(
-            nn.Conv2d(view.channels, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2),
-            nn.Conv2d(16, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(), nn.MaxPool2d(2),
-            nn.Conv2d(32, 64, 3, padding=1), nn.BatchNorm2d(64), nn.ReLU(),
+            nn.Conv2d(view.channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Conv2d(width, 2 * width, 3, padding=1), nn.BatchNorm2d(2 * width), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Conv2d(2 * width, 4 * width, 3, padding=1), nn.BatchNorm2d(4 * width), nn.ReLU(),
             *(nn.MaxPool2d(2) for _ in range(view.pools - 2)), nn.Flatten(),
         )  # fmt: skip
-        self.embed = nn.Linear(64 * (view.size // 2**view.pools) ** 2, 64)
-        self.classify = nn.Linear(64, 10)
+        self.embed = nn.Linear(4 * width * (view.size // 2**view.pools) ** 2, FEATURES)
+        self.norm = nn.BatchNorm1d(FEATURES) if view.thumbnail else nn.Identity()
+        self.classify = nn.Linear(FEATURES, 10)
 
     def features(self, images: Float[Tensor, "n 3 size size"]) -> Float[Tensor, "n 64"]:
         """Input of the last layer. Smaller images, or other than 3 channels: ValueError."""
@@ -52,7 +56,7 @@ class Classifier(nn.Module):
             x = x.mean(dim=1, keepdim=True)  # (n, 1, s, s)
         x = F.interpolate(x, (view.native, view.native), mode="area")  # approximately undo the data set's resizing
         x = F.interpolate(x, (view.size, view.size), mode="bilinear", align_corners=False)
-        return F.relu(self.embed(self.convolutions(x)))
+        return F.relu(self.norm(self.embed(self.convolutions(x))))
 
     def forward(self, images: Float[Tensor, "n 3 size size"]) -> Float[Tensor, "n 10"]:
         return self.classify(self.features(images))
@@ -88,11 +92,15 @@ def train_classifier(
 ) -> tuple[Classifier, list[float]]:
     """Train on augmented images -> (classifier in eval mode, mean loss per epoch).
 
+    The loss is the cross-entropy, plus the squared error of a thumbnail predicted linearly from the features, if the
+    judge has one.
     versions: the same images, (n, 3, s, s), at one or more sizes s; each batch takes one of them at random.
     """
     generator = torch.Generator().manual_seed(seed)
     model = seeded(seed, Classifier, view)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=1e-2)
+    thumbnail = seeded(seed, nn.Linear, FEATURES, 3 * view.thumbnail**2) if view.thumbnail else None
+    trained = [*model.parameters(), *(thumbnail.parameters() if thumbnail else ())]
+    optimizer = torch.optim.AdamW(trained, lr=3e-3, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
     losses = []
     for _ in range(epochs):
@@ -100,7 +108,12 @@ def train_classifier(
         total = torch.zeros(())
         for rows in order:
             images = versions[int(torch.randint(len(versions), (), generator=generator))][rows]
-            loss = F.cross_entropy(model(augment(images, generator)), labels[rows], label_smoothing=0.05)
+            shown = augment(images, generator)
+            features = model.features(shown)
+            loss = F.cross_entropy(model.classify(features), labels[rows], label_smoothing=0.05)
+            if thumbnail:
+                small = F.interpolate(shown, (view.thumbnail, view.thumbnail), mode="area").flatten(1)
+                loss = loss + THUMBNAIL_WEIGHT * F.mse_loss(thumbnail(features), small)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -120,7 +133,7 @@ def main(data: str = "digits", out: Path = Path(__file__).parent, seed: int = 0,
     """Train a data set's classifier on its training split; write weights and log.
 
     Args:
-        data: digits or shapes.
+        data: digits, mnist or shapes.
         out: Output folder; by default the one that the library reads.
         seed: Seed of weights, order and augmentation.
         epochs: Passes over the training images.

@@ -40,8 +40,21 @@ def test_the_log_beside_the_weights_says_what_they_do(name):
     assert_close(accuracy(load_classifier(name), *images), logged, atol=0.02, rtol=0)
 
 
+@pytest.mark.parametrize("name", ["mnist", "shapes"])
+def test_features_of_colour_judges_are_alive_and_independent(name):
+    """No unit is always zero, and the features of real images span nearly all their dimensions."""
+    data = load_data(f"{name}:test", JUDGE_INPUTS[name].size)
+    images, labels = data.batch(torch.arange(1000))
+    judge = load_classifier(name)
+    with torch.no_grad():
+        features = judge.features(images).double()
+    assert accuracy(judge, images, labels) >= 0.99
+    assert float((features > 0).double().mean(0).min()) > 0.01
+    assert int(torch.linalg.matrix_rank(features - features.mean(0))) == features.shape[1]
+
+
 def test_data_without_a_classifier():
-    with pytest.raises(ValueError, match="data is 'faces'; expected one of 'digits', 'shapes'"):
+    with pytest.raises(ValueError, match="data is 'faces'; expected one of 'digits', 'mnist', 'shapes'"):
         load_classifier("faces")
 
 

@@ -56,11 +56,10 @@ def tar_of(files):
 
 @pytest.fixture
 def ilsvrc(tmp_path):
-    """Three classes of tars in a tar: one with a cut, a CMYK and a grey image, one that is empty."""
+    """Two classes of tars in a tar: one with a cut, a CMYK and a grey image."""
     odd = {f"n02_{i}.JPEG": jpeg(i) for i in range(8)}
     odd |= {"n02_cut.JPEG": jpeg(50)[:200], "n02_cmyk.JPEG": jpeg(51, mode="CMYK"), "n02_grey.JPEG": jpeg(52, mode="L")}
     classes = {
-        "n03.tar": tar_of({}),
         "n02.tar": tar_of(odd),
         "n01.tar": tar_of({f"n01_{i}.JPEG": jpeg(100 + i) for i in range(9)} | {"notes.txt": b"no image"}),
     }
@@ -71,7 +70,7 @@ def ilsvrc(tmp_path):
 
 def test_ilsvrc_is_read_in_place(ilsvrc):
     data = load_data(f"tar:{ilsvrc}", 16)
-    assert data.classes == ("n01", "n02", "n03")
+    assert data.classes == ("n01", "n02")
     assert (len(data), data.augmented) == (20, True)
     names = [data.name_of(i) for i in range(20)]
     assert names == sorted(names)
@@ -105,7 +104,7 @@ def test_the_index_is_built_once_and_again_when_the_tar_changes(ilsvrc, monkeypa
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda _: tar_module.read_index(ilsvrc), range(4)))
     assert len(calls) == 1
-    assert all(index.names == found[0].names and index.classes == ["n01", "n02", "n03"] for index in found)
+    assert all(index.names == found[0].names and index.classes == ["n01", "n02"] for index in found)
     ilsvrc.write_bytes(tar_of({"a/1.png": b"x", "b/2.JPG": b"y", "b/readme": b"z"}))
     index = tar_module.read_index(ilsvrc)
     assert (index.names, index.classes, index.labels.tolist()) == (["a/1.png", "b/2.JPG"], ["a", "b"], [0, 1])
@@ -124,7 +123,7 @@ def test_a_made_up_ilsvrc_trains_and_reports_what_it_skipped(ilsvrc, tmp_path):
     assert [line["image"] for line in lines] == ["n02/n02_cut.JPEG"]
     assert json.loads((tmp_path / "vae" / "metrics.jsonl").read_text().splitlines()[-1])["skipped_images"] == 1
     vae = VAE.from_pretrained(tmp_path / "vae")
-    ar = replace(TINY_AR, num_classes=3)
+    ar = replace(TINY_AR, num_classes=2)
     for copies in (0, 2):
         ours = replace(AR_RECIPE, max_broken=0.06, cached_copies=copies)
         assert len(list(train_ar(ar, vae, load_data(f"tar:{ilsvrc}", 16), ours))) == 8
@@ -190,7 +189,7 @@ def test_a_pickle_is_never_read(tmp_path):
         next(train_vae(TINY_VAE, digits, VAE_RECIPE, run))
     (tmp_path / "broken" / "a").mkdir(parents=True)
     (tmp_path / "broken" / "a" / "evil.jpg").write_bytes(evil)
-    with pytest.raises(ValueError, match="not one of the 1 images"):
+    with pytest.raises(ValueError, match="no image of the class .a. of folder:.* can be read"):
         load_data(f"folder:{tmp_path / 'broken'}", 16).batch(torch.tensor([0]))
     assert not (tmp_path / "ran").exists()
 
@@ -217,13 +216,12 @@ def folder(tmp_path):
         (tmp_path / "images" / kind).mkdir(parents=True)
         for i in range(3):
             picture(i + 10 * (kind == "dog")).save(tmp_path / "images" / kind / f"{i}.png")
-    (tmp_path / "images" / "zebra").mkdir()
     return tmp_path / "images"
 
 
 def test_folders_are_classes(folder):
     data = load_data(f"folder:{folder}", 16)
-    assert (len(data), data.classes) == (6, ("cat", "dog", "zebra"))
+    assert (len(data), data.classes) == (6, ("cat", "dog"))
     assert data.batch(torch.tensor([0, 5]))[1].tolist() == [0, 1]
     (folder / "dog" / "1.png").write_bytes(b"")
     data.batch(torch.tensor([4]))

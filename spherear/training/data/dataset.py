@@ -1,11 +1,19 @@
 """The interface of data sets: labelled images, read by index."""
 
+from collections.abc import Sequence
+
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from spherear.training.augment import PLAIN_VIEW, Augmentation
 
 TEST_START = 1_000_000_000  # index of the first held-out image of an unlimited data set
+LISTED = 5  # names in a description
+
+
+def _listed(names: Sequence[str]) -> str:
+    """The first names, and the last."""
+    return ", ".join(names if len(names) <= LISTED else (*names[: LISTED - 1], "...", names[-1]))
 
 
 class ImageData:
@@ -15,6 +23,7 @@ class ImageData:
     unlimited: there are images beyond the first `len(data)`, which are one epoch.
     augmented: photographs, which `augmentation` crops and flips.
     broken: name -> reason, of images that could not be read and were replaced.
+    others: names of what lies with the images and is not read as one.
     """
 
     spec: str
@@ -23,6 +32,7 @@ class ImageData:
     unlimited = False
     augmented = False
     broken: dict[str, str] = {}  # noqa: RUF012 (never written to; file data sets set their own)
+    others: tuple[str, ...] = ()
 
     @property
     def num_classes(self) -> int:
@@ -31,6 +41,13 @@ class ImageData:
 
     def __len__(self) -> int:
         raise TypeError(f"{type(self).__name__} does not implement __len__")
+
+    def describe(self) -> str:
+        """One line: how many images, of which classes, and what was left out."""
+        names = f"{len(self.classes)} classes, {_listed(self.classes)}"
+        return f"{self.spec}: {len(self)} images of {names}" + (
+            f"; not read: {len(self.others)} others, {_listed(self.others)}" if self.others else ""
+        )
 
     def batch(
         self, indices: Int[Tensor, " n"], augmentation: Augmentation = PLAIN_VIEW

@@ -12,7 +12,8 @@ from PIL import Image
 
 from spherear.console import require_installed
 from spherear.models.config import require
-from spherear.training.data.images import Photographs, decode_image
+from spherear.training.data.images import Photographs
+from spherear.training.data.pixels import decode_image
 
 
 def load_hub(rest: str, spec: str, image_size: int) -> Photographs:
@@ -35,6 +36,7 @@ def load_hub(rest: str, spec: str, image_size: int) -> Photographs:
         count = source.info.splits[split or "train"].num_examples if source.info.splits else 0
         return Stream(source, count, image, label, classes, spec, image_size)
     labels = torch.tensor(source.with_format(None).select_columns([label])[label], dtype=torch.int64)
+    require(bool((labels >= 0).all()), f"{spec} has rows without a label (-1); expected a class for each")
     return Hub(source, image, labels, classes, spec, image_size)
 
 
@@ -59,7 +61,9 @@ class Hub(Photographs):
         self, source: Any, image: str, labels: torch.Tensor, classes: list[str], spec: str, image_size: int
     ) -> None:
         self.source, self.image = source, image
-        super().__init__(spec, classes, labels, image_size)
+        present = set(labels.tolist())
+        empty = [f"class {name!r}, without a row" for label, name in enumerate(classes) if label not in present]
+        super().__init__(spec, classes, labels, image_size, empty)
 
     def name_of(self, index: int) -> str:
         return f"row {index}"

@@ -1,10 +1,12 @@
-"""Photographs stored in files: decoded, cropped, and replaced if broken.
+"""Photographs stored in files: found, cropped, and replaced if broken. Their pixels: see `pixels`.
 
+Classes are sorted by name, character by character: 10 comes before 2. Hidden files and folders are ignored.
 Archives are never unpacked but read in place, so a malicious one cannot write files.
 """
 
-import io
-from collections.abc import Sequence
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,25 +18,29 @@ from torch import Tensor
 from spherear.models.config import require
 from spherear.training.augment import Augmentation
 from spherear.training.data.dataset import ImageData
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-MAX_PIXELS = 200_000_000  # a larger image is a mistake or a decompression bomb
+from spherear.training.data.pixels import decode_image, is_hidden, is_picture
 
 
 class Photographs(ImageData):
     """Images read on demand; a subclass defines the name and the content of image `i`.
 
     A broken image is recorded in `broken` and replaced by the next intact one, so that batches keep their
-    size. The replacement depends on the data alone.
+    size. The replacement depends on the data alone. No image in a class, or not one that can be read: ValueError.
+    others: names of visible files that are no pictures, or lie in no class.
     """
 
     augmented = True
 
-    def __init__(self, spec: str, classes: Sequence[str], labels: Tensor, image_size: int) -> None:
-        require(len(labels) > 0, f"{spec} has no images; expected some ({', '.join(SUFFIXES)})")
+    def __init__(
+        self, spec: str, classes: Sequence[str], labels: Tensor, image_size: int, others: Sequence[str] = ()
+    ) -> None:
+        found = f"only {', '.join(others[:4])}" if others else "no files"
+        require(len(labels) > 0, f"{spec} has no images ({found}); expected pictures in a folder for each class")
         self.spec, self.classes, self.image_size = spec, tuple(classes), image_size
-        self.labels = labels
+        self.labels, self.others = labels, tuple(others)
         self.broken: dict[str, str] = {}
+        self.counts = torch.bincount(labels, minlength=len(classes)).tolist()  # images per class, broken ones included
+        self._broken_counts: Counter[int] = Counter()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -66,20 +72,19 @@ class Photographs(ImageData):
                 return as_tensor(seen(picture, augmentation, candidate, self.image_size)), candidate
             except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
                 self.broken[name] = str(error) or type(error).__name__
+                self._count_broken(int(self.labels[candidate]))
         raise ValueError(f"not one of the {len(self)} images of {self.spec} can be read; expected some")
 
-
-def decode_image(content: bytes) -> Image.Image:
-    """Bytes -> an RGB image; grey, CMYK, palette and transparent images are converted. Truncated bytes: OSError."""
-    picture = Image.open(io.BytesIO(content))
-    pixels = picture.width * picture.height
-    require(pixels <= MAX_PIXELS, f"it has {pixels} pixels; expected at most {MAX_PIXELS}")
-    return picture if picture.mode == "RGB" else picture.convert("RGB")
+    def _count_broken(self, label: int) -> None:
+        """ValueError once all images of a class are broken: others would stand in for all of it."""
+        self._broken_counts[label] += 1
+        if self._broken_counts[label] == self.counts[label]:
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in list(self.broken.items())[-4:])
+            raise ValueError(f"no image of the class {self.classes[label]!r} of {self.spec} can be read ({reasons})")
 
 
 def seen(picture: Image.Image, augmentation: Augmentation, index: int, size: int) -> Image.Image:
     """The crop of `augmentation`, resized to `size` pixels and flipped if `augmentation` flips it."""
-    picture = picture if picture.mode == "RGB" else picture.convert("RGB")
     box, mirrored = augmentation.view(index, picture.width, picture.height)
     picture = picture.resize((size, size), Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
     return picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else picture
@@ -90,24 +95,52 @@ def as_tensor(picture: Image.Image) -> Float[Tensor, "3 height width"]:
     return torch.from_numpy(np.asarray(picture, dtype=np.float32)).permute(2, 0, 1) / 127.5 - 1
 
 
+def all_with_images(classes: Sequence[str], labels: Sequence[int], where: str) -> None:
+    """ValueError that names the classes without an image."""
+    present = set(labels)
+    empty = [name for label, name in enumerate(classes) if label not in present]
+    listed = ", ".join(map(repr, empty[:4])) + (f" and {len(empty) - 4} more" if len(empty) > 4 else "")
+    require(not empty, f"{where} has no picture of {listed}; expected some for each of its {len(classes)} classes")
+
+
 class Folder(Photographs):
-    """A folder with one subfolder of images per class; classes and images are sorted by name."""
+    """A folder with one subfolder of images per class; further folders in a class do not count. Links are followed."""
 
     def __init__(self, path: Path, spec: str, image_size: int) -> None:
         require(path.is_dir(), f"{path} is not a folder; expected one with a folder of images for each class")
-        classes = sorted(entry.name for entry in path.iterdir() if entry.is_dir())
+        classes = sorted(entry.name for entry in path.iterdir() if entry.is_dir() and not is_hidden(entry.name))
         require(bool(classes), f"{path} has no folders; expected one with images for each class")
-        self.files: list[Path] = []
+        self.root, self.names = path, list[str]()
+        others = [entry.name for entry in path.iterdir() if not entry.is_dir() and not is_hidden(entry.name)]
         labels: list[int] = []
         for label, name in enumerate(classes):
-            images = sorted(p for p in (path / name).rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-            self.files += images
-            labels += [label] * len(images)
-        self.root = path
-        super().__init__(spec, classes, torch.tensor(labels, dtype=torch.int64), image_size)
+            for file in sorted(_visible_files(path / name, name)):
+                if is_picture(file):
+                    self.names.append(file)
+                    labels.append(label)
+                else:
+                    others.append(file)
+        if labels:
+            all_with_images(classes, labels, spec)
+        super().__init__(spec, classes, torch.tensor(labels, dtype=torch.int64), image_size, sorted(others))
 
     def name_of(self, index: int) -> str:
-        return self.files[index].relative_to(self.root).as_posix()
+        return self.names[index]
 
     def open(self, index: int) -> Image.Image:
-        return decode_image(self.files[index].read_bytes())
+        return decode_image((self.root / self.names[index]).read_bytes())
+
+
+def _visible_files(folder: Path, name: str, above: frozenset[str] = frozenset()) -> Iterator[str]:
+    """Names of the visible files in a folder and its folders, with `name/` before them. Circles of links end."""
+    here = os.path.realpath(folder)
+    if here in above:
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if is_hidden(entry.name):
+                continue
+            if entry.is_dir():
+                yield from _visible_files(folder / entry.name, f"{name}/{entry.name}", above | {here})
+            else:
+                yield f"{name}/{entry.name}"

@@ -1,4 +1,8 @@
-"""Images in a tar file, or in tar files inside it (like ILSVRC), read in place through an index.
+"""Images in a tar file, read in place through an index. There are three layouts:
+
+- tars inside it, one per class (like ILSVRC);
+- a file `x.cls` with the class beside every `x.jpg` (a WebDataset);
+- a folder per class, as in a folder of images. A folder around all images does not count.
 
 The first process builds the index, once, while others wait. It is a safetensors file beside the tar, or in the
 cache folder if the tar's folder is not writable.
@@ -10,7 +14,6 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,30 +23,38 @@ from torch import Tensor
 
 from spherear.models.config import require
 from spherear.models.tensor_files import read_tensors, write_tensors
-from spherear.training.data.images import SUFFIXES, Photographs, decode_image
+from spherear.training.data.images import Photographs, all_with_images
+from spherear.training.data.pixels import decode_image, is_hidden, is_picture
 
 SUFFIX = ".index.safetensors"
+FORMAT = "layouts"  # of an index; one of another format is built again
+LABEL, LONGEST_LABEL = ".cls", 1000  # bytes
+TEXTS = ("names", "classes", "others")
 
 
 @dataclass(frozen=True)
 class Index:
-    """offsets, sizes (in bytes), labels, names: of every image.  classes: names of the labels, some perhaps unused."""
+    """offsets, sizes (in bytes), labels, names: of every image.  classes: names of the labels.
+
+    others: names of visible files that are no images, or belong to no class.
+    """
 
     offsets: Tensor
     sizes: Tensor
     labels: Tensor
     names: list[str]
     classes: list[str]
+    others: list[str]
 
 
 def read_index(path: Path) -> Index:
     """The index of a tar file, built if there is none or if the tar has changed since.
 
-    Not a tar, or a truncated one: ValueError.
+    Not a tar, a truncated one, two layouts at once, or a class without an image: ValueError.
     """
     require(path.is_file(), f"{path} is not a file; expected a tar of images, or of tars of images")
     status = path.stat()
-    identity = f"{status.st_size} {status.st_mtime_ns}"
+    identity = f"{FORMAT} {status.st_size} {status.st_mtime_ns}"
     index_path = _index_path(path)
     with locked(index_path):
         index = _stored(index_path, identity)
@@ -63,43 +74,91 @@ def _stored(path: Path, identity: str) -> Index | None:
 
 
 def build_index(path: Path) -> Index:
-    """Scan a tar and the tars in it. Classes are the inner tars, or the images' folders, sorted by name."""
-    entries: list[tuple[str, str, int, int]] = []  # class, name, offset, size
-    classes: set[str] = set()
+    """Scan a tar and the tars in it. Errors: ValueError, see `read_index`."""
     try:
-        with tarfile.open(path, "r:") as outer:
-            for member in outer:
-                if not member.isfile():
-                    continue
-                if member.name.lower().endswith(".tar"):
-                    name = Path(member.name).stem
-                    classes.add(name)
-                    inner = outer.extractfile(member)
-                    assert inner is not None
-                    entries += ((name, *image) for image in _images(inner, member.offset_data))
-                elif member.name.lower().endswith(SUFFIXES):
-                    name = Path(member.name).parent.name
-                    classes.add(name)
-                    entries.append((name, Path(member.name).name, member.offset_data, member.size))
+        with tarfile.open(path, "r:") as tar:
+            members = [member for member in _members(tar, 0, "") if not is_hidden(member.name)]
     except tarfile.TarError as error:
         raise ValueError(f"{path} is not a complete tar file ({error}); expected one that is not compressed") from error
-    labels = {name: label for label, name in enumerate(sorted(classes))}
-    entries.sort()
+    class_of = _by_label_file(path, members) or _by_tar(path, members) or _by_folder(members)
+    rows = sorted((class_of[m.name], m.name, m.offset, m.size) for m in members if m.name in class_of)
+    classes = sorted({*class_of.values(), *(m.tar for m in members if m.tar)} if class_of else ())
+    labels = {name: label for label, name in enumerate(classes)}
+    all_with_images(classes, [labels[kind] for kind, *_ in rows], str(path))
+    others = sorted(m.name for m in members if m.name not in class_of and m.size and not m.label)
     return Index(
-        torch.tensor([offset for *_, offset, _ in entries], dtype=torch.int64),
-        torch.tensor([size for *_, size in entries], dtype=torch.int64),
-        torch.tensor([labels[name] for name, *_ in entries], dtype=torch.int64),
-        [f"{kind}/{name}" for kind, name, *_ in entries],
-        sorted(classes),
+        torch.tensor([offset for *_, offset, _ in rows], dtype=torch.int64),
+        torch.tensor([size for *_, size in rows], dtype=torch.int64),
+        torch.tensor([labels[kind] for kind, *_ in rows], dtype=torch.int64),
+        [name for _, name, *_ in rows],
+        classes,
+        others,
     )
 
 
-def _images(inner: Any, start: int) -> Iterator[tuple[str, int, int]]:
-    """Name, offset in the outer file, and size of each image of an inner tar."""
-    with tarfile.open(fileobj=inner, mode="r:") as tar:
-        for member in tar:
-            if member.isfile() and member.name.lower().endswith(SUFFIXES):
-                yield Path(member.name).name, start + member.offset_data, member.size
+@dataclass(frozen=True)
+class _Member:
+    """A file in a tar. name: with that of the inner tar before it.  offset: in the outer file.  tar: the inner tar.
+
+    label: content of a `.cls` file.  size: 0 for the mark of an inner tar.
+    """
+
+    name: str
+    offset: int
+    size: int
+    tar: str = ""
+    label: str = ""
+
+
+def _members(tar: tarfile.TarFile, start: int, outer: str) -> Iterator[_Member]:
+    """The files of a tar, and of the tars in it."""
+    for member in tar:
+        name, content = member.name.removeprefix("./"), tar.extractfile(member) if member.isfile() else None
+        if content is None:
+            continue
+        if name.lower().endswith(".tar") and not outer:
+            stem = Path(name).stem
+            yield _Member(f"{stem}/", member.offset_data, 0, tar=stem)
+            with tarfile.open(fileobj=content, mode="r:") as inner:
+                yield from _members(inner, member.offset_data, stem)
+            continue
+        label = content.read(LONGEST_LABEL).decode(errors="replace").strip() if name.lower().endswith(LABEL) else ""
+        full_name = f"{outer}/{name}" if outer else name
+        yield _Member(full_name, start + member.offset_data, member.size, outer, label)
+
+
+def _by_label_file(path: Path, members: list[_Member]) -> dict[str, str]:
+    """Picture -> class in its `.cls` file, as in a WebDataset; empty if there are no such files."""
+    labels = {_key(member.name): member.label for member in members if member.label}
+    if not labels:
+        return {}
+    pictures = [member.name for member in members if is_picture(member.name)]
+    missing = [name for name in pictures if _key(name) not in labels]
+    require(not missing, f"{path} has {LABEL} files, but none for {missing[:4]}; expected one for each picture")
+    return {name: labels[_key(name)] for name in pictures}
+
+
+def _key(name: str) -> str:
+    """What the files of one sample of a WebDataset share: the name up to the first dot after its folders."""
+    folder, slash, last = name.rpartition("/")
+    return folder + slash + last.partition(".")[0]
+
+
+def _by_tar(path: Path, members: list[_Member]) -> dict[str, str]:
+    """Picture -> the inner tar it lies in; empty if there are no inner tars."""
+    if not any(member.tar for member in members):
+        return {}
+    loose = [member.name for member in members if is_picture(member.name) and not member.tar]
+    require(not loose, f"{path} holds tars, and pictures outside them: {loose[:4]}; expected a tar for each class")
+    return {member.name: member.tar for member in members if is_picture(member.name)}
+
+
+def _by_folder(members: list[_Member]) -> dict[str, str]:
+    """Picture -> its first folder, below a folder around all of them if there is one; without those in no folder."""
+    folders = {member.name: member.name.split("/")[:-1] for member in members if is_picture(member.name)}
+    while len({tuple(parts[:1]) for parts in folders.values()}) == 1 and max(map(len, folders.values())) > 1:
+        folders = {name: parts[1:] for name, parts in folders.items()}
+    return {name: parts[0] for name, parts in folders.items() if parts}
 
 
 class Tar(Photographs):
@@ -108,7 +167,7 @@ class Tar(Photographs):
     def __init__(self, path: Path, spec: str, image_size: int) -> None:
         index = read_index(path)
         self.path, self.index = path, index
-        super().__init__(spec, index.classes, index.labels, image_size)
+        super().__init__(spec, index.classes, index.labels, image_size, index.others)
 
     def name_of(self, index: int) -> str:
         return self.index.names[index]
@@ -148,9 +207,8 @@ def _lines(text: Tensor) -> list[str]:
 
 def _packed(index: Index) -> dict[str, Tensor]:
     numbers = {"offsets": index.offsets, "sizes": index.sizes, "labels": index.labels}
-    return numbers | {"names": _text(index.names), "classes": _text(index.classes)}
+    return numbers | {name: _text(getattr(index, name)) for name in TEXTS}
 
 
 def _unpacked(tensors: dict[str, Tensor]) -> Index:
-    names, classes = _lines(tensors["names"]), _lines(tensors["classes"])
-    return Index(tensors["offsets"], tensors["sizes"], tensors["labels"], names, classes)
+    return Index(tensors["offsets"], tensors["sizes"], tensors["labels"], *(_lines(tensors[name]) for name in TEXTS))
