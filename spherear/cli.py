@@ -140,7 +140,7 @@ def study(
 
 def sample(
     run: str = "runs/demo",
-    labels: tuple[int, ...] = tuple(range(10)),
+    labels: tuple[str, ...] = (),
     count: int = 1,
     seed: int = 0,
     out: Path = Path("samples.png"),
@@ -152,7 +152,7 @@ def sample(
 
     Args:
         run: Folder of a finished run (with vae/ and ar/ in it), or a hub repository owner/name.
-        labels: Classes to draw, one column each.
+        labels: Classes to draw, by name or number, one column each; the first ten if none are given.
         count: Images of each label.
         seed: Of the first image; each further image takes the next one.
         out: The PNG to write.
@@ -167,11 +167,13 @@ def sample(
     from spherear.training.build import pick_device
 
     pipeline = Pipeline.from_pretrained(run, device=pick_device(device))
-    steps = pipeline.steps(list(labels) * count, settings, seed)
+    config = pipeline.ar.config
+    columns = [config.label_of(label) for label in labels] or list(range(min(10, config.num_classes)))
+    steps = pipeline.steps(columns * count, settings, seed)
     tokens = trace(iter(tqdm(steps, "sampling", pipeline.vae.config.tokens, unit="token"))).tokens
-    sheet = tile(pipeline.images(tokens), columns=len(labels))
+    sheet = tile(pipeline.images(tokens), columns=len(columns))
     save_png(out, sheet, zoom)
-    print(out)
+    print(f"{out}: {', '.join(map(config.name_of, columns))}")
     return 0
 
 
@@ -238,7 +240,7 @@ def evaluate(
         run: Folder of a finished run (with vae/ and ar/ in it), a hub repository owner/name, or a shipped name.
         count: Images to draw.
         out: Folder of samples.npz (arr_0, as the ADM evaluation suite reads it) and results.json.
-        data: The data set whose held-out images and judge score offline; auto: by the image size.
+        data: The data set whose held-out images and judge score offline; auto: by image size and class names.
         reference: A folder of real images, or a set torch-fidelity knows: FID, IS, precision, recall by Inception.
         seed: Of the first image; image i takes seed + i.
         shard: Images drawn together.

@@ -12,6 +12,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Generator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -69,7 +70,7 @@ def train_vae(
         f"a codebook follows the features of one process; expected one, not {world.size}",
     )
     model = seeded(recipe.seed, VAE, config).to(device).train()
-    facts = {"kind": "vae", "data": data.spec, "model": config.to_dict()}
+    facts = {"kind": "vae", "data": data.spec, "dataset": data.facts(), "model": config.to_dict()}
     extras = Extras(recipe, config.image_size, device)
     run = Run(model, recipe, facts, folder, world, execution, extras.trained())
     objective = prepared(model, model, world, execution)
@@ -103,13 +104,15 @@ def train_ar(
     """
     check_pair(vae.config, config)
     _check_classes(data, config)
+    config = replace(config, classes=data.classes)
     _check_data(data, vae.config.image_size, recipe)
     vae = vae.to(device).eval()
     world = launched_world(device, execution.sharded)
     model = seeded(recipe.seed, SphereAR, config).to(device).train()
     if vae.codebook is not None and isinstance(model.head, CategoricalHead):
         model.head.set_codebook(vae.codebook)
-    facts = {"kind": "ar", "data": data.spec, "model": config.to_dict(), "vae": fingerprint(vae)}
+    facts = {"kind": "ar", "data": data.spec, "dataset": data.facts()}
+    facts |= {"model": config.to_dict(), "vae": fingerprint(vae)}
     run = Run(model, recipe, facts, folder, world, execution)
     objective = prepared(ARObjective(model, recipe), model, world, execution)
     posterior: Callable[..., Latent] = vae.posterior

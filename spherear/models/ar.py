@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from spherear.models.categorical import CategoricalHead
-from spherear.models.config import Config, require
+from spherear.models.config import Config, one_of, require
 from spherear.models.head import VelocityHead
 from spherear.models.layers import Block, KVCache, Past, RMSNorm, Rotary, init_normal
 from spherear.models.pretrained import Pretrained
@@ -25,7 +25,7 @@ class ARConfig(Config):
 
     width, layers, heads: of the transformer.  head_width, head_depth, head_groups: of the head.
     class_tokens: sequence positions per label.  codes: size of the codebook, for a categorical head; 0 for
-    continuous tokens, with a velocity head.
+    continuous tokens, with a velocity head.  classes: names of the labels, or empty.
     """
 
     latent_dim: int = 16
@@ -39,11 +39,16 @@ class ARConfig(Config):
     head_depth: int = 6
     head_groups: int = 2
     codes: int = 0
+    classes: tuple[str, ...] = ()
 
     def check(self) -> None:
         for name, value in self.to_dict().items():
             minimum = 0 if name == "codes" else 1
-            require(value >= minimum, f"{name} is {value}; expected at least {minimum}")
+            require(name == "classes" or value >= minimum, f"{name} is {value}; expected at least {minimum}")
+        require(
+            len(self.classes) in (0, self.num_classes) and len(set(self.classes)) == len(self.classes),
+            f"there are {len(self.classes)} names of classes; expected {self.num_classes} different ones, or none",
+        )
         require(math.isqrt(self.tokens) ** 2 == self.tokens, f"tokens is {self.tokens}; expected a square")
         require(
             self.width % (4 * self.heads) == 0,
@@ -53,6 +58,32 @@ class ARConfig(Config):
             self.head_depth % self.head_groups == 0,
             f"head_depth is {self.head_depth}; expected a multiple of head_groups, {self.head_groups}",
         )
+
+    def label_of(self, name: str | int) -> int:
+        """The label of a class, given by name or number; `#3` is always number 3.
+
+        Unknown names, and names that are also the number of another class: ValueError.
+        """
+        if isinstance(name, int):
+            return name
+        number = int(name.removeprefix("#")) if name.removeprefix("#").isdecimal() else None
+        if name.startswith("#") and number is not None:
+            return number
+        if name in self.classes:
+            label = self.classes.index(name)
+            other = number is not None and number <= self.num_classes and number != label
+            require(not other, f"class {name!r} has number {label}; expected '#{name}' or '#{label}'")
+            return label
+        if number is None:
+            require(bool(self.classes), f"class is {name!r}; expected a number: this model has no names of its classes")
+            one_of("class", name, self.classes)
+        return number or 0
+
+    def name_of(self, label: int) -> str:
+        """The name of a class, or its number where there are no names; the null class is `none`."""
+        if label == self.num_classes:
+            return "none"
+        return self.classes[label] if self.classes else str(label)
 
 
 class SphereAR(nn.Module, Pretrained[ARConfig]):

@@ -67,7 +67,7 @@ class Pipeline:
 
     def sample(
         self,
-        labels: Sequence[int] | Int[Tensor, " batch"],
+        labels: Sequence[int | str] | Int[Tensor, " batch"],
         settings: SamplingSettings | None = None,
         seeds: int | Sequence[int] = 0,
     ) -> Float[Tensor, "batch 3 height width"]:
@@ -80,7 +80,7 @@ class Pipeline:
 
     def stream(
         self,
-        labels: Sequence[int] | Int[Tensor, " batch"],
+        labels: Sequence[int | str] | Int[Tensor, " batch"],
         settings: SamplingSettings | None = None,
         seeds: int | Sequence[int] = 0,
         every: int = 1,
@@ -102,15 +102,17 @@ class Pipeline:
 
     def steps(
         self,
-        labels: Sequence[int] | Int[Tensor, " batch"],
+        labels: Sequence[int | str] | Int[Tensor, " batch"],
         settings: SamplingSettings | None = None,
         seeds: int | Sequence[int] = 0,
     ) -> Iterator[Step]:
         """The token loop of `sample` and `stream`: one `Step` per token."""
+        if not isinstance(labels, Tensor) and any(isinstance(label, str) for label in labels):
+            labels = [self.ar.config.label_of(label) for label in labels]
         rows = torch.as_tensor(labels)
         require(
             rows.ndim == 1 and len(rows) > 0 and not rows.is_floating_point(),
-            f"labels are {labels!r}; expected at least one integer",
+            f"labels are {labels!r}; expected at least one integer or name of a class",
         )
         check_labels(rows, self.ar.config.num_classes + 1)
         seeds = range(seeds, seeds + len(rows)) if isinstance(seeds, int) else list(seeds)

@@ -18,13 +18,15 @@ from spherear.models.presets import preset
 from spherear.sampling.pipeline import Pipeline
 from spherear.study.design import HALVES
 from spherear.training.data import load_data
+from spherear.training.data.catalog import Digits, Shapes
 from spherear.training.data.dataset import ImageData
 from spherear.training.recipes import recipes
 from spherear.training.run import keyed_generator
 
 MAX_IMAGES = 2000  # held-out images, unless a half is asked for
 HALF = 10_000  # images in a half of an unlimited data set
-BY_SIZE = {16: "digits", 32: "shapes"}
+JUDGED: dict[str, type[ImageData]] = {"digits": Digits, "mnist": Digits, "shapes": Shapes}
+"""Data sets with a judge, and the class that holds the names of their classes."""
 
 
 def held_out(name: str, image_size: int, half: str = "") -> tuple[Float[Tensor, "n 3 size size"], Int[Tensor, " n"]]:
@@ -94,18 +96,29 @@ def real_samples(preset_name: str, half: str, count: int, seed: int) -> tuple[Te
     return data.batch(indices[order[:count]])
 
 
+def judge_of(pipeline: Pipeline) -> str:
+    """The data set that a model was made for, by its image size and class names; empty if that is none or not clear."""
+    size, classes = pipeline.vae.config.image_size, pipeline.ar.config.classes
+    fitting = [
+        name
+        for name, kind in JUDGED.items()
+        if JUDGE_INPUTS[name].size == size and classes in ((), tuple(kind.classes))
+    ]
+    return fitting[0] if len(fitting) == 1 else ""
+
+
 def score_samples(
     images: np.ndarray, pipeline: Pipeline, data: str, reference: str | None, seed: int
 ) -> dict[str, float]:
     """Inception scores if `reference` is given, and scores of the offline classifier of a data set.
 
-    data: a row of JUDGE_INPUTS, or auto: chosen by image size, no offline scores for other sizes. None: ValueError.
+    data: a row of JUDGE_INPUTS, or auto: the one with the model's image size and class names. No scores: ValueError.
     """
     scores: dict[str, float] = {}
     if reference is not None:
         scores |= inception_scores(images, reference)
     size = pipeline.vae.config.image_size
-    name = BY_SIZE.get(size, "") if data == "auto" else data
+    name = judge_of(pipeline) if data == "auto" else data
     known = ", ".join(JUDGE_INPUTS)
     require(
         name in JUDGE_INPUTS or bool(scores), f"data is {data!r}; expected one of {known}, or a reference for Inception"

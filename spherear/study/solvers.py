@@ -20,7 +20,7 @@ from spherear.models.config import Config, require
 from spherear.sampling.pipeline import Pipeline
 from spherear.sampling.settings import NAMED_SETTINGS, SamplingSettings
 from spherear.study.records import provenance, read_lines, write_lines
-from spherear.study.reference import BY_SIZE, Reference
+from spherear.study.reference import Reference, judge_of
 
 SWEEP = Path(__file__).parent / "results" / "sweep.jsonl"
 METRICS = ("frechet", "accuracy", "recall")
@@ -188,7 +188,7 @@ def main(out: str, *names: str) -> None:
         done = {place_of(r) for r in records}
         total = len(compared_settings()) * len(SCALES) * BLOCKS - len([p for p in done if p[0] == name and p[-1] >= 0])
         for block in tqdm(
-            sweep(name, pipeline, Reference.load(BY_SIZE[size], size), done, command),
+            sweep(name, pipeline, Reference.load(judge_of(pipeline), size), done, command),
             name,
             total,
             unit="block",

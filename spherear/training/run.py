@@ -19,16 +19,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from filelock import BaseFileLock
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from spherear.models.pretrained import Pretrained, fingerprint
+from spherear.models.pretrained import CONFIG_FILE, Pretrained, fingerprint
 from spherear.training.checkpoint import State, read_state, remove_partial_files, write_shard, write_state
 from spherear.training.data.dataset import ImageData
 from spherear.training.data.feed import Feed, Part
 from spherear.training.jobs import PLAIN, Execution
 from spherear.training.recipes import Recipe
-from spherear.training.run_file import METRICS_FILE, RUN_FILE, cut_metrics, open_facts
+from spherear.training.run_file import METRICS_FILE, RUN_FILE, cut_metrics, locked_run, open_facts
 from spherear.training.world import World, as_split, gathered, local, put_weights
 
 __all__ = ["METRICS_FILE", "RUN_FILE", "Run", "TrainState", "fingerprint", "keyed_generator", "make_optimizer"]
@@ -97,9 +98,25 @@ class Run:
         self.skipped = torch.zeros(2, device=next(model.parameters()).device)  # skipped steps: consecutive, total
         self._feed: Feed | None = None
         self._losses: list[dict[str, Tensor]] = []
+        self._lock: BaseFileLock | None = None
         if self.folder is not None:
             self._open(self.folder, execution.override)
         self._start_time, self._start_step = time.monotonic(), self.step
+
+    def _open(self, folder: Path, override: bool) -> None:
+        if self.world.first:
+            self._lock = locked_run(folder)
+            open_facts(folder, self.facts, override)
+            remove_partial_files(folder)
+        self.world.wait()
+        state = read_state(folder, "cpu" if self.world.sharded else next(self.model.parameters()).device)
+        if state is not None:
+            self._resume(state)
+        if self.world.first:
+            cut_metrics(folder / METRICS_FILE, self.step)
+            if not self.done:  # a model of fewer steps must not pass for this run's
+                (folder / CONFIG_FILE).unlink(missing_ok=True)
+        self.world.wait()
 
     @property
     def result(self) -> nn.Module:
@@ -171,10 +188,13 @@ class Run:
         """
         try:
             yield self
+            self._finish()
         except GeneratorExit:
             self.save()
             raise
-        self._finish()
+        finally:
+            if self._lock is not None:
+                self._lock.release()
 
     def save(self) -> None:
         """Write a checkpoint atomically. All processes must call it."""
@@ -271,18 +291,6 @@ class Run:
             if self.world.first:
                 model.save_pretrained(self.folder)
             self.world.wait()
-
-    def _open(self, folder: Path, override: bool) -> None:
-        if self.world.first:
-            open_facts(folder, self.facts, override)
-            remove_partial_files(folder)
-        self.world.wait()
-        state = read_state(folder, "cpu" if self.world.sharded else next(self.model.parameters()).device)
-        if state is not None:
-            self._resume(state)
-        if self.world.first:
-            cut_metrics(folder / METRICS_FILE, self.step)
-        self.world.wait()
 
     def _resume(self, state: State) -> None:
         names = state.names()

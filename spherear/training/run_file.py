@@ -6,11 +6,26 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from filelock import BaseFileLock, FileLock, Timeout
+
 from spherear.models.files import read_json, write_json, write_text
 
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.jsonl"
+LOCK_FILE = ".lock"
+LONGEST = 120  # characters of a value in a message
 IMMUTABLE = ("kind", "model.", "vae")  # prefixes of facts that not even `override` can change
+
+
+def locked_run(folder: Path) -> BaseFileLock:
+    """A lock on a run, until it is released or its process ends. A run that another process trains: ValueError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK_FILE, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise ValueError(f"{folder} is being trained by another process; expected one process per run") from error
+    return lock
 
 
 def open_facts(folder: Path, facts: Mapping[str, Any], override: bool = False) -> None:
@@ -33,9 +48,17 @@ def check_facts(folder: Path, facts: Mapping[str, Any], override: bool = False) 
     differ = sorted(k for k in (stored.keys() | requested.keys()) - missing if stored.get(k) != requested.get(k))
     refused = [name for name in differ if not override or name.startswith(IMMUTABLE)]
     if refused:
-        listed = "; ".join(f"{k}: expected {stored.get(k)!r}, got {requested.get(k)!r}" for k in refused[:4])
+        listed = "; ".join(
+            f"{k}: expected {_short(stored.get(k))}, got {_short(requested.get(k))}" for k in refused[:4]
+        )
         raise ValueError(f"{folder} holds another run ({listed}); expected the same run, or an empty folder")
     return differ
+
+
+def _short(value: object) -> str:
+    """At most `LONGEST` characters of a value."""
+    text = repr(value)
+    return text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

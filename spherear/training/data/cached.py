@@ -77,7 +77,7 @@ def encode_all(
     if folder is None:
         features = torch.empty(shape, dtype=dtype)
         return Posteriors(data, features, _fill(features, vae, data, copies, device, augmentation_at))
-    facts = {**(facts or {}), "shape": list(shape), "dtype": str(dtype), "data": data.spec}
+    facts = {**(facts or {}), "shape": list(shape), "dtype": str(dtype), "data": data.facts()}
     folder.parent.mkdir(parents=True, exist_ok=True)
     with locked(folder):  # one process encodes, others wait
         if not (folder / "posteriors.json").exists():

@@ -1,6 +1,8 @@
 """The interface of data sets: labelled images, read by index."""
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -9,6 +11,15 @@ from spherear.training.augment import PLAIN_VIEW, Augmentation
 
 TEST_START = 1_000_000_000  # index of the first held-out image of an unlimited data set
 LISTED = 5  # names in a description
+
+
+def hashed(parts: Iterable[str | bytes]) -> str:
+    """A hash of a sequence of parts: 16 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for part in parts:
+        content = part.encode(errors="surrogateescape") if isinstance(part, str) else part
+        digest.update(len(content).to_bytes(8, "little") + content)
+    return digest.hexdigest()[:16]
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -41,6 +52,14 @@ class ImageData:
 
     def __len__(self) -> int:
         raise TypeError(f"{type(self).__name__} does not implement __len__")
+
+    def facts(self) -> dict[str, Any]:
+        """What a run of these data depends on, as JSON: class names, number of images, and a fingerprint of them."""
+        return {"classes": list(self.classes), "images": len(self), "fingerprint": self.fingerprint()}
+
+    def fingerprint(self) -> str:
+        """A hash of the data, 16 hexadecimal digits; of the name alone for data that come with the library."""
+        return hashed([self.spec])
 
     def describe(self) -> str:
         """One line: how many images, of which classes, and what was left out."""

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 
 from spherear.console import require_installed
 from spherear.models.config import require
+from spherear.training.data.dataset import hashed
 from spherear.training.data.images import Photographs
-from spherear.training.data.pixels import decode_image
 
 
 def load_hub(rest: str, spec: str, image_size: int) -> Photographs:
@@ -49,9 +48,9 @@ def _columns(features: Any, spec: str) -> tuple[str, str]:
     return images[0], labels[0]
 
 
-def _decoded(stored: dict[str, Any]) -> Image.Image:
-    """A stored image, given as bytes or as a file path -> an RGB image."""
-    return decode_image(stored["bytes"] if stored["bytes"] is not None else Path(stored["path"]).read_bytes())
+def _content(stored: dict[str, Any]) -> bytes:
+    """A stored image, given as bytes or as a file path."""
+    return stored["bytes"] if stored["bytes"] is not None else Path(stored["path"]).read_bytes()
 
 
 class Hub(Photographs):
@@ -68,8 +67,8 @@ class Hub(Photographs):
     def name_of(self, index: int) -> str:
         return f"row {index}"
 
-    def open(self, index: int) -> Image.Image:
-        return _decoded(self.source[index][self.image])
+    def content(self, index: int) -> bytes:
+        return _content(self.source[index][self.image])
 
 
 class Stream(Photographs):
@@ -90,14 +89,18 @@ class Stream(Photographs):
     def name_of(self, index: int) -> str:
         return f"row {index}"
 
-    def open(self, index: int) -> Image.Image:
+    def fingerprint(self) -> str:
+        """A hash of the name and of what the hub says about the data: reading them would read the whole stream."""
+        return hashed([self.spec, str(self.source.info.splits), str(self.source.info.version)])
+
+    def content(self, index: int) -> bytes:
         if index < self._next:
             self._rows, self._next = iter(self.source), 0
         while True:
             row, self._next = next(self._rows), self._next + 1
             if self._next > index:
                 self.labels[index] = row[self.label]
-                return _decoded(row[self.image])
+                return _content(row[self.image])
 
     def __getstate__(self) -> dict[str, object]:
         return self.__dict__ | {"_rows": None, "_next": len(self)}

@@ -17,8 +17,10 @@ from torch import Tensor
 
 from spherear.models.config import require
 from spherear.training.augment import Augmentation
-from spherear.training.data.dataset import ImageData
+from spherear.training.data.dataset import ImageData, hashed
 from spherear.training.data.pixels import decode_image, is_hidden, is_picture
+
+SAMPLED = 64  # images whose content is part of a fingerprint
 
 
 class Photographs(ImageData):
@@ -49,9 +51,26 @@ class Photographs(ImageData):
         """Name of an image in messages."""
         raise TypeError(f"{type(self).__name__} does not implement name_of")
 
-    def open(self, index: int) -> Image.Image:
+    def content(self, index: int) -> bytes:
         """An image as stored. OSError or ValueError if it cannot be read."""
-        raise TypeError(f"{type(self).__name__} does not implement open")
+        raise TypeError(f"{type(self).__name__} does not implement content")
+
+    def size_of(self, index: int) -> int:
+        """Length of `content` in bytes, found without reading it; -1 if that fails or costs as much."""
+        return -1
+
+    def fingerprint(self) -> str:
+        """A hash of all names, labels and sizes, and of the content of up to `SAMPLED` images at equal distances."""
+        return hashed(self._identity())
+
+    def _identity(self) -> Iterator[str | bytes]:
+        for index, label in enumerate(self.labels.tolist()):
+            yield f"{self.name_of(index)} {label} {self.size_of(index)}"
+        for index in sorted({i * len(self) // SAMPLED for i in range(SAMPLED)}):
+            try:
+                yield self.content(index)
+            except (OSError, ValueError):
+                yield "unreadable"
 
     def _read(self, indices: Tensor, augmentation: Augmentation) -> tuple[Tensor, Tensor]:
         images, rows = [], []
@@ -68,7 +87,7 @@ class Photographs(ImageData):
             if name in self.broken:
                 continue
             try:
-                picture = self.open(candidate)
+                picture = decode_image(self.content(candidate))
                 return as_tensor(seen(picture, augmentation, candidate, self.image_size)), candidate
             except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
                 self.broken[name] = str(error) or type(error).__name__
@@ -127,8 +146,14 @@ class Folder(Photographs):
     def name_of(self, index: int) -> str:
         return self.names[index]
 
-    def open(self, index: int) -> Image.Image:
-        return decode_image((self.root / self.names[index]).read_bytes())
+    def content(self, index: int) -> bytes:
+        return (self.root / self.names[index]).read_bytes()
+
+    def size_of(self, index: int) -> int:
+        try:
+            return (self.root / self.names[index]).stat().st_size
+        except OSError:
+            return -1
 
 
 def _visible_files(folder: Path, name: str, above: frozenset[str] = frozenset()) -> Iterator[str]:

@@ -18,13 +18,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from filelock import FileLock
-from PIL import Image
 from torch import Tensor
 
 from spherear.models.config import require
 from spherear.models.tensor_files import read_tensors, write_tensors
 from spherear.training.data.images import Photographs, all_with_images
-from spherear.training.data.pixels import decode_image, is_hidden, is_picture
+from spherear.training.data.pixels import is_hidden, is_picture
 
 SUFFIX = ".index.safetensors"
 FORMAT = "layouts"  # of an index; one of another format is built again
@@ -172,13 +171,16 @@ class Tar(Photographs):
     def name_of(self, index: int) -> str:
         return self.index.names[index]
 
-    def open(self, index: int) -> Image.Image:
+    def size_of(self, index: int) -> int:
+        return int(self.index.sizes[index])
+
+    def content(self, index: int) -> bytes:
         offset, size = int(self.index.offsets[index]), int(self.index.sizes[index])
         with self.path.open("rb") as file:
             file.seek(offset)
             content = file.read(size)
         require(len(content) == size, f"{len(content)} bytes could be read; expected {size}")
-        return decode_image(content)
+        return content
 
 
 def _index_path(path: Path) -> Path:
