@@ -3,6 +3,7 @@
 What a command needs is imported inside it, so that every help text comes without loading torch.
 """
 
+import io
 import itertools
 import os
 import sys
@@ -241,7 +242,8 @@ def evaluate(
         count: Images to draw.
         out: Folder of samples.npz (arr_0, as the ADM evaluation suite reads it) and results.json.
         data: The data set whose held-out images and judge score offline; auto: by image size and class names.
-        reference: A folder of real images, or a set torch-fidelity knows: FID, IS, precision, recall by Inception.
+        reference: Real images for FID and IS (by Inception) and precision and recall (by VGG16): a folder of
+            pictures, an .npz of images, or a data set that torch-fidelity knows.
         seed: Of the first image; image i takes seed + i.
         shard: Images drawn together.
         settings: How tokens are drawn.
@@ -250,11 +252,12 @@ def evaluate(
     from spherear.evaluation.samples import FACTS, draw_samples, finish_samples, read_samples
     from spherear.models.files import read_json, write_json
     from spherear.sampling.pipeline import Pipeline
-    from spherear.study.reference import score_samples
+    from spherear.study.reference import Against, score_samples
     from spherear.training.build import pick_device
 
     rank, size = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
     pipeline = Pipeline.from_pretrained(run, device=pick_device(device))
+    against = Against.of(pipeline, data, reference)
     work = draw_samples(out, pipeline, count, settings, seed, shard, rank, size)
     with tqdm(total=-(-count // size), desc="drawing", unit="image", disable=rank > 0) as bar:
         for drawn in work:
@@ -262,8 +265,13 @@ def evaluate(
     if rank > 0:
         return 0
     images = read_samples(finish_samples(out))
-    scores = score_samples(images, pipeline, data, reference, seed)
-    write_json(out / "results.json", {"command": command_line(), "samples": read_json(out / FACTS), "scores": scores})
+    scores = score_samples(images, pipeline, against, seed)
+    drawn_with = {"samples": read_json(out / FACTS), "classes": list(pipeline.ar.config.classes)}
+    write_json(
+        out / "results.json", {"command": command_line(), **drawn_with, "against": against.texts, "scores": scores}
+    )
+    for features, text in against.texts.items():
+        print(f"against {text}, in features of {features}")
     for name, value in scores.items():
         print(f"{name:24} {value:10.4f}")
     print(out / "results.json")
@@ -303,6 +311,9 @@ COMMANDS: dict[str, Callable[..., int]] = {
 def main(args: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0, 2 for what a person can mend, 130 for Ctrl-C."""
     args = list(sys.argv[1:] if args is None else args)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # where frames and accents cannot be encoded
     word = args[0] if args else "--help"
     if word == "--version":
         print(f"spherear {__version__}")

@@ -1,10 +1,13 @@
 """Helpers of every command: exit statuses, one-line error messages, missing libraries, Markdown tables."""
 
+import importlib
 import importlib.util
 import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from typing import Any
 
 INTERRUPTED = 130  # exit status after Ctrl-C
 
@@ -36,6 +39,19 @@ def require_installed(library: str, extra: str = "lab", need: str = "expected it
     """ModuleNotFoundError that says what to install, if `library` is missing. need: why it is needed."""
     if importlib.util.find_spec(library) is None:
         raise ModuleNotFoundError(f'{library} is not installed; {need}: pip install "spherear[{extra}]"')
+
+
+def import_library(library: str, extra: str, need: str) -> Any:
+    """A library of an extra. Missing: ModuleNotFoundError; one that does not fit its surroundings: ImportError."""
+    require_installed(library, extra, need)
+    try:
+        return importlib.import_module(library)
+    except Exception as error:  # a build for another torch raises whatever its first missing symbol raises
+        reason = str(error).strip().partition("\n")[0]
+        raise ImportError(
+            f"{library} is installed and cannot be loaded beside torch {version('torch')} ({reason}); {need}, "
+            f'in versions that fit each other: pip install -U torch "spherear[{extra}]"'
+        ) from error
 
 
 def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]], padded: bool = False) -> str:

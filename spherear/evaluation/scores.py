@@ -3,7 +3,8 @@
 Images are read in chunks. Inception needs the extra `eval` (torch-fidelity, torchvision).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from spherear.console import require_installed
+from spherear.console import import_library
 from spherear.evaluation.classifier import Classifier
 from spherear.evaluation.judge import as_saved, features_of
 from spherear.evaluation.metrics import frechet_distance, inception_score, kernel_distance, precision_recall
+from spherear.models.config import require
 from spherear.models.vae import VAE
 from spherear.sampling.pixels import from_uint8
 
@@ -60,29 +62,39 @@ def reconstruction_frechet(
     return frechet_distance(real_features, features)
 
 
-def inception_scores(images: np.ndarray, reference: str) -> dict[str, float]:
-    """FID, IS, precision and recall by torch-fidelity, against a folder of images or one of its named data sets.
+@dataclass(frozen=True)
+class Pictures:
+    """Images read one by one: read(index) -> bytes (height, width, 3)."""
 
-    Without it: ModuleNotFoundError that says what to install.
+    count: int
+    read: Callable[[int], np.ndarray]
+
+
+def inception_scores(images: np.ndarray, reference: str | Pictures) -> dict[str, float]:
+    """FID and IS in Inception's features, precision and recall in VGG16's, by torch-fidelity.
+
+    reference: real images, or the name of a data set that torch-fidelity knows.
+    Without it: ModuleNotFoundError that says what to install. A score that it does not give: ValueError.
     """
-    require_installed("torch_fidelity", "eval", "FID needs it")
-    import torch_fidelity
-
-    metrics: dict[str, Any] = torch_fidelity.calculate_metrics(
-        input1=_Bytes(images), input2=reference, fid=True, isc=True, prc=True, verbose=False,
-        cuda=torch.cuda.is_available(),
+    fidelity = import_library("torch_fidelity", "eval", "FID needs it")
+    metrics: dict[str, Any] = fidelity.calculate_metrics(
+        input1=_Bytes(Pictures(len(images), images.__getitem__)),
+        input2=reference if isinstance(reference, str) else _Bytes(reference),
+        fid=True, isc=True, prc=True, verbose=False, cuda=torch.cuda.is_available(),
     )  # fmt: skip
+    missing = [name for name in ("frechet_inception_distance", "precision", "recall") if name not in metrics]
+    require(not missing, f"torch-fidelity gave {sorted(metrics)}, without {missing}; expected version 0.4 or newer")
     return {name: float(value) for name, value in metrics.items()}
 
 
 class _Bytes(torch.utils.data.Dataset[Tensor]):
     """Images in torch-fidelity's format: bytes, channels first."""
 
-    def __init__(self, images: np.ndarray) -> None:
-        self.images = images
+    def __init__(self, pictures: Pictures) -> None:
+        self.pictures = pictures
 
     def __len__(self) -> int:
-        return len(self.images)
+        return self.pictures.count
 
     def __getitem__(self, index: int) -> Tensor:
-        return torch.from_numpy(np.array(self.images[index])).permute(2, 0, 1)
+        return torch.from_numpy(np.array(self.pictures.read(index))).permute(2, 0, 1)

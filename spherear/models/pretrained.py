@@ -5,6 +5,7 @@ The paper's published files have another format; see `checkpoints`.
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
@@ -21,6 +22,7 @@ from spherear.sphere.families import FAMILIES
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+WRAPPERS = re.compile(r"(^|\.)(?:(?:_orig_mod|module)\.)+")
 SHIPPED = Path(__file__).parent / "shipped"
 
 ConfigT = TypeVar("ConfigT", bound=Config)
@@ -64,8 +66,17 @@ def find_folder(name_or_path: str | Path, revision: str | None = None) -> Path:
         raise FileNotFoundError(f"{name!r} (revision {revision}) was not found; {expected}: {error}") from error
 
 
+def unwrapped(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights under the names that they have without `torch.compile` (`_orig_mod.`) and DDP (`module.`)."""
+    return {WRAPPERS.sub(r"\1", name): tensor for name, tensor in weights.items()}
+
+
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
-    """`model.load_state_dict`, but any mismatch is one ValueError that names the keys and the shapes."""
+    """`model.load_state_dict`, but any mismatch is one ValueError that names the keys and the shapes.
+
+    Prefixes of torch's wrappers in the names do not count.
+    """
+    weights = unwrapped(weights)
     expected = {name: tuple(t.shape) for name, t in model.state_dict().items()}
     shapes = {name: tuple(t.shape) for name, t in weights.items()}
     faults = [f"{name} is missing" for name in expected.keys() - shapes.keys()]

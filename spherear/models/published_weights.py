@@ -15,6 +15,7 @@ from torch import Tensor
 
 from spherear.models.ar import ARConfig, SphereAR
 from spherear.models.config import require
+from spherear.models.pretrained import unwrapped
 from spherear.models.vae import VAE, VAEConfig
 
 HUB_REPOSITORY = "guolinke/SphereAR"
@@ -109,7 +110,7 @@ def _unwrap(content: Any) -> dict[str, Tensor]:
             break
     if not isinstance(content, Mapping) or not all(isinstance(v, Tensor) for v in content.values()):
         raise ValueError(f"the checkpoint holds a {type(content).__name__}; expected a dict of tensors")
-    return dict(content)
+    return unwrapped(content)
 
 
 def _split(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

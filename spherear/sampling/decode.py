@@ -12,7 +12,7 @@ from torch import Tensor
 
 from spherear.models.ar import SphereAR, check_labels
 from spherear.models.config import require
-from spherear.sampling.engines import DecodeState, Engine
+from spherear.sampling.engines import DecodeState, Engine, own_precision
 from spherear.sampling.noise import Noise
 from spherear.sampling.settings import SamplingSettings
 
@@ -58,19 +58,19 @@ def decode(
     branches = 1 if settings.guidance_scale == 1.0 else 2
     rows = labels if branches == 1 else torch.cat((labels, _null_rows(ar, labels, null_labels)))
     with engine.state(ar, settings, len(rows)) as state:
-        with torch.no_grad():  # never around a yield, or it would also apply to the caller's code
+        with own_precision(device):
             condition = ar.start(rows, state.cache)  # (rows, width)
         shape = (state.draws, len(labels), ar.config.latent_dim)
         for index in range(ar.config.tokens):
             scale = settings.scale_at(index, ar.config.tokens)
             token_noise = _move(noise(index, shape), device, ar.head.state_dtype)
             require(tuple(token_noise.shape) == shape, f"noise has shape {tuple(token_noise.shape)}; expected {shape}")
-            with torch.no_grad():
+            with own_precision(device):
                 raw = _sample_token(state, condition, token_noise, scale, branches)  # (batch or rows, dim)
                 token = project(raw) if settings.project else raw
             yield Step(index, raw[: len(labels)], token[: len(labels)], scale)
             if index + 1 < ar.config.tokens:
-                with torch.no_grad():
+                with own_precision(device):
                     condition = state.step(token if len(token) == len(rows) else token.repeat(branches, 1))
 
 

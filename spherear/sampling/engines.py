@@ -42,10 +42,21 @@ class DecodeState:
         return self.advance(token, index, self.cache.span(self.cache.filled))
 
 
+@contextmanager
+def own_precision(device: torch.device) -> Iterator[None]:
+    """No gradients, and the dtypes of the weights whatever autocast surrounds it.
+
+    Never around a yield, or it would also apply to the caller's code.
+    """
+    with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        yield
+
+
 def build(ar: SphereAR, settings: SamplingSettings, rows: int, transform: Transform = identity) -> DecodeState:
     """A state for `rows` conditions, with `transform` applied to its repeated functions."""
     cache = ar.kv_cache(rows)
-    sampler = token_sampler(ar.head, settings, transform)
+    with own_precision(ar.proj_in.weight.device):
+        sampler = token_sampler(ar.head, settings, transform)
 
     def advance(token: Tensor, index: Tensor, span: int) -> Tensor:
         return ar.advance(token, cache.at(index, span))

@@ -1,10 +1,11 @@
 """The sampling pipeline, from labels to images: a VAE and the AR model of its tokens."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from operator import index
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -69,7 +70,7 @@ class Pipeline:
         self,
         labels: Sequence[int | str] | Int[Tensor, " batch"],
         settings: SamplingSettings | None = None,
-        seeds: int | Sequence[int] = 0,
+        seeds: SupportsIndex | Iterable[SupportsIndex] = 0,
     ) -> Float[Tensor, "batch 3 height width"]:
         """Images of the labels, about [-1, 1]; image i depends only on label i, seed i and the settings.
 
@@ -82,7 +83,7 @@ class Pipeline:
         self,
         labels: Sequence[int | str] | Int[Tensor, " batch"],
         settings: SamplingSettings | None = None,
-        seeds: int | Sequence[int] = 0,
+        seeds: SupportsIndex | Iterable[SupportsIndex] = 0,
         every: int = 1,
     ) -> Iterator[Frame]:
         """Like `sample`, with a `Frame` after every `every` tokens; the last frame holds the images of `sample`."""
@@ -104,7 +105,7 @@ class Pipeline:
         self,
         labels: Sequence[int | str] | Int[Tensor, " batch"],
         settings: SamplingSettings | None = None,
-        seeds: int | Sequence[int] = 0,
+        seeds: SupportsIndex | Iterable[SupportsIndex] = 0,
     ) -> Iterator[Step]:
         """The token loop of `sample` and `stream`: one `Step` per token."""
         if not isinstance(labels, Tensor) and any(isinstance(label, str) for label in labels):
@@ -115,15 +116,24 @@ class Pipeline:
             f"labels are {labels!r}; expected at least one integer or name of a class",
         )
         check_labels(rows, self.ar.config.num_classes + 1)
-        seeds = range(seeds, seeds + len(rows)) if isinstance(seeds, int) else list(seeds)
-        require(len(seeds) == len(rows), f"there are {len(seeds)} seeds; expected {len(rows)}, one per label")
+        numbers = _seed_numbers(seeds, len(rows))
+        require(len(numbers) == len(rows), f"there are {len(numbers)} seeds; expected {len(rows)}, one per label")
         settings = settings or SamplingSettings()
-        return decode(self.ar, rows.long(), settings, seeded_noise(seeds), self.vae.project, engine=self.engine)
+        return decode(self.ar, rows.long(), settings, seeded_noise(numbers), self.vae.project, engine=self.engine)
 
     @torch.no_grad()
     def images(self, tokens: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch 3 height width"]:
-        """Tokens -> images, about [-1, 1], float32."""
-        return self.vae.decode(tokens).float()
+        """Tokens -> images, about [-1, 1], float32, in the VAE's dtype whatever autocast surrounds it."""
+        with torch.autocast(tokens.device.type, enabled=False):
+            return self.vae.decode(tokens).float()
+
+
+def _seed_numbers(seeds: SupportsIndex | Iterable[SupportsIndex], count: int) -> list[int]:
+    """Seeds as Python integers, whatever library they come from. Fractions: TypeError."""
+    if isinstance(seeds, Iterable) and getattr(seeds, "ndim", True):
+        return [index(seed) for seed in seeds]
+    first = index(cast(SupportsIndex, seeds))
+    return list(range(first, first + count))
 
 
 def drawn_mask(drawn: int, grid: int, patch: int, device: torch.device) -> Float[Tensor, "height width"]:

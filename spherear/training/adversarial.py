@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from spherear.console import import_library
 from spherear.models.config import require
 from spherear.models.layers import seeded
 from spherear.training.recipes import VAERecipe
@@ -111,11 +112,8 @@ class _Lpips(nn.Module):
 
 
 def perceptual_network() -> nn.Module:
-    """LPIPS. Without torchmetrics or torchvision: ModuleNotFoundError that says what to install."""
-    try:
-        return _Lpips()
-    except ImportError as error:
-        raise ModuleNotFoundError(
-            f"lpips_weight needs torchmetrics and torchvision ({error}); expected them, or lpips_weight 0: "
-            'pip install "spherear[train,eval]"'
-        ) from error
+    """LPIPS. Without a torchmetrics and a torchvision that fit: ImportError that says what to install."""
+    need = "lpips_weight needs it, unless it is 0"
+    import_library("torchmetrics", "train,eval", need)
+    import_library("torchvision", "train,eval", need)
+    return _Lpips()

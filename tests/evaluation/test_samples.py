@@ -128,6 +128,8 @@ def test_inception_by_torch_fidelity(monkeypatch):
     with pytest.raises(ModuleNotFoundError, match=r"FID needs it: pip install .*spherear\[eval\]"):
         inception_scores(images, "folder")
 
+    rest = {"precision": 0.5, "recall": 0.25}
+
     class Stand:
         __spec__ = ModuleSpec("torch_fidelity", None)
 
@@ -135,10 +137,13 @@ def test_inception_by_torch_fidelity(monkeypatch):
         def calculate_metrics(input1, input2, fid, isc, prc, verbose, cuda):
             assert (input2, fid, isc, prc) == ("folder", True, True, True)
             assert input1[1].shape == (3, 8, 8)
-            return {"frechet_inception_distance": float(input1[1][1, 2, 3]) + len(input1)}
+            return {"frechet_inception_distance": float(input1[1][1, 2, 3]) + len(input1), **rest}
 
     monkeypatch.setitem(sys.modules, "torch_fidelity", Stand)
-    assert inception_scores(images, "folder") == {"frechet_inception_distance": 10.0}
+    assert inception_scores(images, "folder") == {"frechet_inception_distance": 10.0, **rest}
+    del rest["recall"]
+    with pytest.raises(ValueError, match=r"without \['recall'\]; expected version 0.4"):
+        inception_scores(images, "folder")
 
 
 def test_evaluate_files_what_it_measured(tmp_path, capsys):

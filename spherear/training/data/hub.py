@@ -14,6 +14,8 @@ from spherear.models.config import require
 from spherear.training.data.dataset import hashed
 from spherear.training.data.images import Photographs
 
+STREAM = "?stream"
+
 
 def load_hub(rest: str, spec: str, image_size: int) -> Photographs:
     """`owner/name[@revision][#split][?stream]` -> its images. The default split is `train`.
@@ -23,20 +25,30 @@ def load_hub(rest: str, spec: str, image_size: int) -> Photographs:
     require_installed("datasets", "train", "hub data need it")
     import datasets
 
-    rest, _, mode = rest.partition("?")
-    require(mode in ("", "stream"), f"data is {spec!r}; expected ?stream or nothing after the split, not {mode!r}")
-    rest, _, split = rest.partition("#")
-    name, _, revision = rest.partition("@")
-    source = datasets.load_dataset(name, split=split or "train", revision=revision or None, streaming=mode == "stream")
+    name, revision, split, stream = parse_hub(rest, spec)
+    source = datasets.load_dataset(name, split=split or "train", revision=revision or None, streaming=stream)
     image, label = _columns(source.features, spec)
     source = source.cast_column(image, datasets.Image(decode=False))
     classes = source.features[label].names
-    if mode == "stream":
+    if stream:
         count = source.info.splits[split or "train"].num_examples if source.info.splits else 0
         return Stream(source, count, image, label, classes, spec, image_size)
     labels = torch.tensor(source.with_format(None).select_columns([label])[label], dtype=torch.int64)
     require(bool((labels >= 0).all()), f"{spec} has rows without a label (-1); expected a class for each")
     return Hub(source, image, labels, classes, spec, image_size)
+
+
+def parse_hub(rest: str, spec: str) -> tuple[str, str, str, bool]:
+    """`name[@revision][#split][?stream]` -> its parts. What exists as a folder is a name, whatever is in it."""
+    name, revision, split = rest.removesuffix(STREAM), "", ""
+    if "#" in name and not Path(name).exists():
+        name, _, split = name.rpartition("#")
+    if "@" in name and not Path(name).exists():
+        name, _, revision = name.rpartition("@")
+    if not Path(name).exists():
+        end = next((part.partition("?")[2] for part in (split, revision, name) if "?" in part), None)
+        require(end is None, f"data is {spec!r}; expected ?stream or nothing after the split, not {end!r}")
+    return name, revision, split, rest.endswith(STREAM)
 
 
 def _columns(features: Any, spec: str) -> tuple[str, str]:

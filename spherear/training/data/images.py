@@ -156,6 +156,25 @@ class Folder(Photographs):
             return -1
 
 
+class AllPictures(Photographs):
+    """All pictures of a folder and its folders, as one class."""
+
+    def __init__(self, path: Path, image_size: int) -> None:
+        require(path.is_dir(), f"{path} is not a folder; expected one of pictures")
+        files = sorted(file.removeprefix("./") for file in _visible_files(path, "."))
+        self.root, self.names = path, [file for file in files if is_picture(file)]
+        others = [file for file in files if not is_picture(file)]
+        super().__init__(
+            f"folder:{path}", ("all",), torch.zeros(len(self.names), dtype=torch.int64), image_size, others
+        )
+
+    def name_of(self, index: int) -> str:
+        return self.names[index]
+
+    def content(self, index: int) -> bytes:
+        return (self.root / self.names[index]).read_bytes()
+
+
 def _visible_files(folder: Path, name: str, above: frozenset[str] = frozenset()) -> Iterator[str]:
     """Names of the visible files in a folder and its folders, with `name/` before them. Circles of links end."""
     here = os.path.realpath(folder)

@@ -190,7 +190,13 @@ def _index_path(path: Path) -> Path:
         return beside
     key = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "spherear"
-    cache.mkdir(parents=True, exist_ok=True)
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(
+            f"neither {path.parent} nor {cache} can be written ({error}); "
+            "expected one of them for the tar's index: XDG_CACHE_HOME names another cache"
+        ) from error
     return cache / (key + SUFFIX)
 
 
