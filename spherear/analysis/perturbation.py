@@ -13,7 +13,7 @@ from torch import Tensor
 
 from spherear.analysis.canvas import Canvas
 from spherear.models.config import Config, one_of, require
-from spherear.sampling.decode import Projection, decode
+from spherear.sampling.decode import Projection, branches_at, decode
 from spherear.sampling.noise import seeded_noise
 from spherear.sampling.pipeline import Pipeline
 from spherear.sampling.settings import SamplingSettings
@@ -51,10 +51,13 @@ def directions(z: Float[Tensor, "rows dim"], seed: int) -> tuple[Float[Tensor, "
     return project(z), project(tangent)
 
 
-def perturbed(inner: Projection, position: int, kind: str, size: float, seed: int = 0) -> Projection:
+def perturbed(
+    inner: Projection, position: int, kind: str, size: float, seed: int = 0, first_calls: int = 1
+) -> Projection:
     """The projection `inner`, with a perturbation of length `size` added to token `position` before it.
 
     kind: radial, tangential or turning. Use the result for one decode only: it counts its calls.
+    first_calls: calls for token 0; `decode` makes one per guidance branch if both draw their own, see `branches_at`.
     """
     one_of("kind", kind, KINDS)
     require(position >= 0 and size >= 0, f"position and size are {position} and {size}; expected 0 or more")
@@ -62,7 +65,7 @@ def perturbed(inner: Projection, position: int, kind: str, size: float, seed: in
 
     def projection(raw: Tensor) -> Tensor:
         nonlocal calls
-        index, calls = calls, calls + 1
+        index, calls = max(0, calls + 1 - first_calls), calls + 1
         return inner(raw + KINDS[kind](*directions(raw, seed), size) if index == position else raw)
 
     return projection
@@ -139,7 +142,8 @@ def perturbed_decode(pipeline: Pipeline, perturbation: Perturbation, projected: 
 def _perturbed_decode(pipeline: Pipeline, p: Perturbation, projected: bool) -> Iterator[PerturbedPair]:
     inner: Projection = pipeline.vae.project if projected else lambda z: z
     labels, seeds = torch.tensor(p.labels), range(p.seed, p.seed + len(p.labels))
-    projections = inner, perturbed(inner, p.position, p.kind, p.size)
+    first = branches_at(p.settings, 0, pipeline.ar.config.tokens)
+    projections = inner, perturbed(inner, p.position, p.kind, p.size, first_calls=first)
     decodes = [decode(pipeline.ar, labels, p.settings, seeded_noise(seeds), projection) for projection in projections]
     before = after = Canvas.empty(pipeline, len(labels))
     yield PerturbedPair(projected, before, after)

@@ -18,6 +18,8 @@ from spherear.models.head import VelocityHead
 from spherear.models.layers import Block, KVCache, Past, RMSNorm, Rotary, init_normal
 from spherear.models.pretrained import Pretrained
 
+LABEL_DROPOUT = 0.1  # of the published training
+
 
 @dataclass(frozen=True)
 class ARConfig(Config):
@@ -140,16 +142,19 @@ class SphereAR(nn.Module, Pretrained[ARConfig]):
         noise: Float[Tensor, "rows dim"] | None = None,
         *,
         repeats: int = 4,
-        label_dropout: float = 0.1,
+        label_dropout: float | None = None,
         generator: torch.Generator | None = None,
     ) -> Float[Tensor, ""]:
         """The head's loss, averaged over all tokens, each given its label and the tokens before it.
 
-        label_dropout: probability that a label is replaced by the null class.  repeats, times, noise: see
-        `VelocityHead.loss`; a categorical head ignores them.
+        label_dropout: probability that a label is replaced by the null class; by default 0.1 in training mode and 0 in
+        eval mode.  repeats, times, noise: see `VelocityHead.loss`; a categorical head ignores them. ValueError for a
+        probability that is none, and for what `forward` and the head refuse.
         """
-        if label_dropout > 0:
-            drop = torch.rand(labels.shape, generator=generator, device=tokens.device) < label_dropout
+        share = (LABEL_DROPOUT if self.training else 0.0) if label_dropout is None else label_dropout
+        require(0 <= share <= 1, f"label_dropout is {share}; expected a share from 0 to 1")
+        if share > 0:
+            drop = torch.rand(labels.shape, generator=generator, device=tokens.device) < share
             labels = torch.where(drop, self.null_label, labels)
         condition = self(tokens, labels)
         return self.head.loss(tokens, condition, repeats=repeats, times=times, noise=noise, generator=generator)

@@ -11,6 +11,7 @@ from einops import repeat
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from spherear.models.config import require
 from spherear.models.layers import NORM_EPS, init_normal, init_xavier
 
 FREQUENCIES = 256
@@ -153,15 +154,23 @@ class VelocityHead(nn.Module):
         """`flow_matching_loss` averaged over all tokens, each with `repeats` independent times and noises.
 
         Times default to sigmoid(N(0, 1)), noise to N(0, I). If given, they have (repeats * batch * tokens)
-        rows, ordered (repeat, batch, token).
+        rows, ordered (repeat, batch, token); any other shape: ValueError.
         """
+        require(repeats >= 1, f"repeats is {repeats}; expected at least 1")
         condition = repeat(condition, "batch tokens width -> (r batch tokens) width", r=repeats)
         target = repeat(tokens, "batch tokens dim -> (r batch tokens) dim", r=repeats)
+        _check_shape("times have", times, target.shape[:1])
+        _check_shape("noise has", noise, target.shape)
         if times is None:
             times = torch.sigmoid(torch.randn(target.shape[0], generator=generator, device=target.device))
         if noise is None:
             noise = torch.randn(target.shape, generator=generator, device=target.device, dtype=target.dtype)
         return flow_matching_loss(self, target, condition, times, noise)
+
+
+def _check_shape(name: str, given: Tensor | None, expected: torch.Size) -> None:
+    shape = expected if given is None else given.shape
+    require(shape == expected, f"{name} shape {tuple(shape)}; expected {tuple(expected)}")
 
 
 def flow_matching_loss(

@@ -17,6 +17,7 @@ from spherear.sampling.noise import Noise
 from spherear.sampling.settings import SamplingSettings
 
 Projection = Callable[[Tensor], Tensor]
+"""raw tokens (batch, dim), one row per image -> tokens of the same shape."""
 EAGER = Engine()
 
 
@@ -43,14 +44,16 @@ def decode(
 
     noise: called once per token, in order, as noise(index, (draws, batch, dim)); both guidance
         branches share it.
-    project: applied to every token before it is fed back (ignored if `settings.project` is False).
+    project: applied to every token before it is fed back (ignored if `settings.project` is False). It sees one row
+        per image. It is called once per token, in order, and once more where each branch draws its own token.
     null_labels: labels of the unconditional branch; the null class by default. Without guidance (scale 1)
         this branch is not computed.
     engine: how the repeated computations are run (see `sampling.engines`); the tokens are the same.
 
     A token at scale 1 (the first, with the linear schedule) is not guided: each branch then draws its own token
     from the same noise and feeds it back, as in the published model. Every other token is fed back to both
-    branches. Tokens are float32 or better whatever the model's dtype. ValueError for labels out of range.
+    branches. Tokens are float32 or better whatever the model's dtype. ValueError for labels out of range, and for
+    noise or a projection of the wrong shape.
     """
     device = ar.proj_in.weight.device
     labels = labels.to(device)
@@ -67,7 +70,7 @@ def decode(
             require(tuple(token_noise.shape) == shape, f"noise has shape {tuple(token_noise.shape)}; expected {shape}")
             with own_precision(device):
                 raw = _sample_token(state, condition, token_noise, scale, branches)  # (batch or rows, dim)
-                token = project(raw) if settings.project else raw
+                token = _projected(raw, project, len(labels)) if settings.project else raw
             yield Step(index, raw[: len(labels)], token[: len(labels)], scale)
             if index + 1 < ar.config.tokens:
                 with own_precision(device):
@@ -79,6 +82,23 @@ def _sample_token(state: DecodeState, condition: Tensor, noise: Tensor, scale: f
     if scale == 1.0:
         return state.sample_token(condition, noise.repeat(1, branches, 1), None)
     return state.sample_token(condition, noise, torch.full((), scale, dtype=noise.dtype, device=noise.device))
+
+
+def branches_at(settings: SamplingSettings, index: int, tokens: int) -> int:
+    """How many tokens of one image are drawn at `index`: 2 if each guidance branch draws its own, otherwise 1."""
+    return 2 if settings.guidance_scale != 1.0 and settings.scale_at(index, tokens) == 1.0 else 1
+
+
+def _projected(raw: Tensor, project: Projection, batch: int) -> Tensor:
+    """Each branch's tokens projected by themselves, so that a projection can differ from image to image."""
+    tokens = [project(rows) for rows in raw.split(batch)]
+    for token in tokens:
+        expected = (batch, raw.shape[1])
+        require(
+            tuple(token.shape) == expected,
+            f"the projection returns shape {tuple(token.shape)}; expected {expected}",
+        )
+    return torch.cat(tokens)
 
 
 def _move(noise: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:

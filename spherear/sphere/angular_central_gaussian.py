@@ -12,12 +12,22 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 from torch.distributions import constraints
+from torch.distributions.constraints import Constraint
 
 from spherear.sphere.geometry import log_sphere_area, project
 from spherear.sphere.laws import SphericalLaw, double, gaussian, without_autocast
 
-QUADRATURE_NODES = 256
+STEP = 0.2  # largest step of the quadratures; their error is about dim e^(-π^2/STEP)
 MARGIN = 40.0  # e^-40 is below float64's rounding
+
+
+class _FiniteLowerCholesky(Constraint):
+    """A finite lower triangular matrix with a positive diagonal."""
+
+    event_dim = 2
+
+    def check(self, value: Tensor) -> Tensor:
+        return constraints.lower_cholesky.check(value) & value.isfinite().all(-1).all(-1)
 
 
 class AngularCentralGaussian(SphericalLaw):
@@ -26,9 +36,13 @@ class AngularCentralGaussian(SphericalLaw):
     scale_tril (..., dim, dim): L, lower triangular with a positive diagonal (`torch.diag_embed(scale)` for axes
     along the coordinates). Scaling L changes nothing. L = I is the uniform distribution. u and -u are equally
     likely. ValueError, when validation is on, for any other matrix. (Tyler 1987; paper figure 5.)
+
+    In float64, for dim up to 2048 and condition numbers of Σ up to 1e20: entropy and KL to the uniform distribution
+    within 1e-12 (1 + KL) + 1e-11 nats and variance within 1e-12. Where L is not diagonal, its singular values have an
+    error too: 1e-16 cond(L) in their logs.
     """
 
-    arg_constraints = {"scale_tril": constraints.lower_cholesky}  # noqa: RUF012
+    arg_constraints = {"scale_tril": _FiniteLowerCholesky()}  # noqa: RUF012
     scale_tril: Tensor
 
     def __init__(self, scale_tril: Float[Tensor, "*batch dim dim"], validate_args: bool | None = None) -> None:
@@ -54,7 +68,7 @@ class AngularCentralGaussian(SphericalLaw):
     def variance(self) -> Float[Tensor, "*batch dim"]:
         """Var[u_i] = E[u_i^2] = sum_j V_ij^2 w_j: V the axes of Σ, w_j the mean square of u along axis j.
 
-        The w_j come from a quadrature exact to rounding and sum to 1. Gradients need distinct axis lengths.
+        The w_j come from a quadrature and sum to 1. Gradients need distinct axis lengths.
         """
         axes, lengths, _ = torch.linalg.svd(double(self.scale_tril))
         return self._result((axes**2 * _axis_shares(lengths).unsqueeze(-2)).sum(-1))
@@ -94,14 +108,14 @@ def divergence_from_uniform(factor: Float[Tensor, "*batch dim dim"]) -> Float[Te
 
     KL(p || uniform) for p the angular central Gaussian with Σ = factor factor^T; l_i are the eigenvalues of Σ
     divided by their geometric mean. It equals (dim/2) (E log sum_i l_i e_i^2 - E log |e|^2), e ~ N(0, I), with
-    log q = ∫ (e^-y - e^-qy) dy/y and y = e^x. The integrand is analytic for |Im x| < π and decays
-    exponentially, so the trapezoidal rule is exact to rounding, for condition numbers of Σ up to 1e20.
-    factor: float64, any invertible matrix.
+    log q = ∫ (e^-y - e^-qy) dy/y and y = e^x. The integrand is analytic for |Im x| < π, does not grow for |Im x| < π/2
+    and decays exponentially along the axis: with steps of at most STEP, the error of the trapezoidal rule is below
+    rounding. factor: float64, any invertible matrix.
     """
     spectrum = _centred_log_spectrum(torch.linalg.svdvals(factor))
     x, step = _grid(spectrum)
     dim = spectrum.shape[-1]
-    uniform = torch.exp(-dim / 2 * torch.nn.functional.softplus(x + math.log(2)))
+    uniform = torch.exp(-dim / 2 * _softplus(x + math.log(2)))
     return dim / 2 * step.squeeze(-1) * (uniform - _survival(x, spectrum)).sum(-1)
 
 
@@ -120,12 +134,16 @@ def _centred_log_spectrum(lengths: Tensor) -> Tensor:
 
 
 def _grid(spectrum: Tensor) -> tuple[Tensor, Tensor]:
-    """Evenly spaced x over the support of the integrand (..., nodes), and the step (..., 1); no gradients."""
+    """Evenly spaced x over the support of the integrand (..., nodes), and the step (..., 1); no gradients.
+
+    The widest spectrum of the batch decides how many nodes there are. A spectrum that is not finite gives NaN.
+    """
     constant = spectrum.detach()
     start = -constant.amax(-1, keepdim=True) - MARGIN
-    step = (MARGIN - constant.amin(-1, keepdim=True) - start) / (QUADRATURE_NODES - 1)
-    count = torch.arange(QUADRATURE_NODES, dtype=constant.dtype, device=constant.device)
-    return start + step * count, step
+    width = MARGIN - constant.amin(-1, keepdim=True) - start
+    steps = math.ceil(max([2 * MARGIN, *width.nan_to_num(0.0, 0.0).flatten().tolist()]) / STEP)
+    count = torch.arange(steps + 1, dtype=constant.dtype, device=constant.device)
+    return start + width / steps * count, width / steps
 
 
 def _shifted(x: Tensor, spectrum: Tensor) -> Tensor:
@@ -135,4 +153,9 @@ def _shifted(x: Tensor, spectrum: Tensor) -> Tensor:
 
 def _survival(x: Tensor, spectrum: Tensor) -> Tensor:
     """E exp(-e^x Σ l_i e_i^2) = prod_i (1 + 2 l_i e^x)^{-1/2}, (..., nodes)."""
-    return torch.exp(-torch.nn.functional.softplus(_shifted(x, spectrum)).sum(-1) / 2)
+    return torch.exp(-_softplus(_shifted(x, spectrum)).sum(-1) / 2)
+
+
+def _softplus(x: Tensor) -> Tensor:
+    """log(1 + e^x); torch's default drops e^-x from x = 20 on, where it is 2e-9."""
+    return torch.nn.functional.softplus(x, threshold=MARGIN)

@@ -14,7 +14,9 @@ from torch import Tensor
 from torch.distributions import register_kl
 
 from spherear.sphere.angular_central_gaussian import AngularCentralGaussian, divergence_from_uniform
-from spherear.sphere.geometry import inner, log_sphere_area
+from spherear.sphere.bessel import gap, log_moment, peak
+from spherear.sphere.gamma import digamma_difference
+from spherear.sphere.geometry import inner
 from spherear.sphere.laws import AxialLaw, SphericalLaw, double, unit_double
 from spherear.sphere.power_spherical import PowerSpherical
 from spherear.sphere.uniform import HypersphericalUniform
@@ -56,13 +58,13 @@ def _uniform_uniform(p: HypersphericalUniform, q: HypersphericalUniform) -> Floa
 @_divergence(PowerSpherical, HypersphericalUniform)
 def _power_spherical_uniform(p: PowerSpherical, q: HypersphericalUniform) -> Float[Tensor, "..."]:
     """KL = log |S^{dim-1}| - H(p): the KL term of the S-VAE."""
-    return log_sphere_area(p.dim) - p._entropy()
+    return p._information()
 
 
 @_divergence(VonMisesFisher, HypersphericalUniform)
 def _von_mises_fisher_uniform(p: VonMisesFisher, q: HypersphericalUniform) -> Float[Tensor, "..."]:
     """KL = log |S^{dim-1}| - H(p) = kappa A - M."""
-    return log_sphere_area(p.dim) - p._entropy()
+    return p._information()
 
 
 @_divergence(AngularCentralGaussian, HypersphericalUniform)
@@ -73,15 +75,15 @@ def _angular_gaussian_uniform(p: AngularCentralGaussian, q: HypersphericalUnifor
 
 @_divergence(HypersphericalUniform, PowerSpherical)
 def _uniform_power_spherical(p: HypersphericalUniform, q: PowerSpherical) -> Float[Tensor, "..."]:
-    """KL = -log |S^{dim-1}| - log C_q - kappa_q E[log(1 + t)], the mean under kappa = 0."""
-    mean_log = PowerSpherical(q.loc, torch.zeros_like(q.concentration), validate_args=False)._mean_log()
-    return -log_sphere_area(q.dim) - q._log_normalizer() - q._kappa * mean_log
+    """KL = kappa_q (ψ(2 beta) - ψ(beta)) - log p_q(mu) - log |S^{dim-1}|, the mean of log(2/(1 + t)) at kappa = 0."""
+    mean = digamma_difference(torch.full_like(q._kappa, q._beta), q._beta)
+    return q._kappa * mean - q._log_peak(q._kappa)
 
 
 @_divergence(HypersphericalUniform, VonMisesFisher)
 def _uniform_von_mises_fisher(p: HypersphericalUniform, q: VonMisesFisher) -> Float[Tensor, "..."]:
     """KL = -log |S^{dim-1}| - log C_q = M(kappa_q), since E[t] = 0."""
-    return -log_sphere_area(q.dim) - q._log_normalizer()
+    return log_moment(q._kappa, q.dim)
 
 
 @_divergence(HypersphericalUniform, AngularCentralGaussian)
@@ -92,15 +94,16 @@ def _uniform_angular_gaussian(p: HypersphericalUniform, q: AngularCentralGaussia
 
 @_divergence(VonMisesFisher, VonMisesFisher)
 def _von_mises_fisher_pair(p: VonMisesFisher, q: VonMisesFisher) -> Float[Tensor, "..."]:
-    """KL = M_q - M_p + A_p (kappa_p - kappa_q) + A_p kappa_q (1 - mu_p · mu_q)."""
-    tilt = p._kappa - q._kappa + q._kappa * _one_minus_cosine(p, q)
-    return p._log_normalizer() - q._log_normalizer() + p._mean_length() * tilt
+    """KL = (1 - A_p)(kappa_q - kappa_p) + P_p - P_q + A_p kappa_q (1 - mu_p · mu_q), with P = kappa - M."""
+    narrower = gap(p._kappa, p.dim) * (q._kappa - p._kappa) + peak(p._kappa, p.dim) - peak(q._kappa, q.dim)
+    return narrower + p._mean_length() * q._kappa * _one_minus_cosine(p, q)
 
 
 @_divergence(PowerSpherical, VonMisesFisher)
 def _power_spherical_von_mises_fisher(p: PowerSpherical, q: VonMisesFisher) -> Float[Tensor, "..."]:
-    """KL = -H(p) - log C_q - kappa_q m_p (mu_p · mu_q), with m_p the mean length of p."""
-    return -p._entropy() - q._log_normalizer() - q._kappa * p._mean_length() * (1 - _one_minus_cosine(p, q))
+    """KL = KL(p || uniform) - P_q + kappa_q (1 - m_p mu_p · mu_q), with m_p the mean length of p and P = kappa - M."""
+    off_axis = p._mean_gap() + p._mean_length() * _one_minus_cosine(p, q)
+    return p._information() - peak(q._kappa, q.dim) + q._kappa * off_axis
 
 
 @_divergence(AngularCentralGaussian, AngularCentralGaussian)

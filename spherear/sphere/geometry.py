@@ -1,6 +1,7 @@
 """Operations on points of a sphere: project, split, measure, and move into a tangent space.
 
-Points lie on the last axis. Results have the dtype of the input; half precision is computed in float32.
+Points lie on the last axis. Half precision (float16, bfloat16) is computed in float32. `project` returns the dtype of
+its input; the results of the other functions stay in float32, because they can exceed float16.
 """
 
 import math
@@ -16,8 +17,11 @@ def widen(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
 
 
 def inner(x: Float[Tensor, "*#shape dim"], y: Float[Tensor, "*#shape dim"]) -> Float[Tensor, "*shape"]:
-    """x · y over the last axis, by elementwise products, which autocast does not change."""
-    return (x * y).sum(-1)
+    """x · y over the last axis, by elementwise products, which autocast does not change.
+
+    Half precision gives float32.
+    """
+    return (widen(x) * widen(y)).sum(-1)
 
 
 def project(z: Float[Tensor, "*shape dim"], radius: float = 1.0) -> Float[Tensor, "*shape dim"]:
@@ -44,11 +48,11 @@ def split(
     """error = radial + tangential, with radial = (error · u) u and u = at/|at|.
 
     Returns both parts as vectors; their squared lengths sum to that of the error. Where `at` is 0 the radial
-    part is 0. (Paper section 3.)
+    part is 0. Half precision gives float32. (Paper section 3.)
     """
-    direction = project(at)
+    direction = project(widen(at))
     radial = inner(error, direction).unsqueeze(-1) * direction
-    return radial, error - radial
+    return radial, widen(error) - radial
 
 
 def angle(x: Float[Tensor, "*#shape dim"], y: Float[Tensor, "*#shape dim"]) -> Float[Tensor, "*shape"]:
@@ -78,8 +82,9 @@ def to_tangent(v: Float[Tensor, "*#shape less"], mu: Float[Tensor, "*#shape dim"
 
     H reflects in the plane orthogonal to mu + s e1, with s the sign of mu's first coordinate: it exchanges mu
     and -s e1, the farther of the poles e1 and -e1. |mu + s e1|^2 >= 2, so there is no cancellation near a
-    pole, and value and gradient are exact at mu = e1 and mu = -e1.
+    pole, and value and gradient are exact at mu = e1 and mu = -e1. Half precision gives float32.
     """
+    v, mu = widen(v), widen(mu)
     first, rest = mu[..., :1], mu[..., 1:]
     sign = torch.where(first < 0, -1.0, 1.0).to(mu.dtype)
     along = inner(rest, v).unsqueeze(-1)

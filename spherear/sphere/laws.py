@@ -33,6 +33,14 @@ class _UnitSphere(constraints.Constraint):
 
 
 unit_sphere = _UnitSphere()
+LARGEST = 1e75  # of concentrations: the fourth power is finite in float64
+
+
+class _FiniteGreaterThanEq(constraints.greater_than_eq):
+    """0 <= kappa <= LARGEST; an infinite concentration is a point mass, which has no density."""
+
+    def check(self, value: Float[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:
+        return (value >= self.lower_bound) & (value <= LARGEST)
 
 
 def without_autocast(method: Callable[Concatenate[Law, P], R]) -> Callable[Concatenate[Law, P], R]:
@@ -144,11 +152,11 @@ class AxialLaw(SphericalLaw):
     """A distribution whose density depends only on t = mu · u: axis `loc` = mu, concentration kappa >= 0.
 
     Shapes: loc (..., dim), unit vectors; concentration (...), broadcast against each other. kappa = 0 is the
-    uniform distribution. ValueError, when validation is on, for a loc off the sphere or a negative
-    concentration, and always for dim < 2. Subclasses define the moments of t, in float64.
+    uniform distribution. ValueError, when validation is on, for a loc off the sphere or a concentration that is
+    negative or not finite (above 1e75), and always for dim < 2. Subclasses define the moments of t, in float64.
     """
 
-    arg_constraints = {"loc": unit_sphere, "concentration": constraints.nonnegative}  # noqa: RUF012
+    arg_constraints = {"loc": unit_sphere, "concentration": _FiniteGreaterThanEq(0.0)}  # noqa: RUF012
     loc: Tensor
     concentration: Tensor
 

@@ -1,7 +1,7 @@
 """The von Mises-Fisher distribution: a Gaussian conditioned on the sphere, the alternative posterior of the S-VAE.
 
 The sampler is exact in any dimension, with reparameterised gradients. Bessel functions are in `bessel.py`, KL
-divergences in `distributions.py`.
+divergences in `divergences.py`.
 """
 
 import math
@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Generator, Tensor
 from torch.autograd.function import once_differentiable
 
-from spherear.sphere.bessel import log_moment, scaled_ratio
+from spherear.sphere.bessel import gap, information, log_moment, peak, scaled_ratio, slope
 from spherear.sphere.geometry import inner, log_sphere_area, to_tangent
 from spherear.sphere.laws import (
     AxialLaw,
@@ -24,6 +24,7 @@ from spherear.sphere.laws import (
 )
 
 QUADRATURE_NODES = 32
+BISECTIONS = 40
 LOG_CUTOFF = 40.0  # integrals over a tail end where the density has fallen by exp(-40)
 
 
@@ -33,18 +34,22 @@ class VonMisesFisher(AxialLaw):
     loc (..., dim): unit vectors mu; concentration (...): kappa >= 0. With M = `bessel.log_moment`,
     log C = -log |S^{dim-1}| - M(kappa) and the mean length is A = M'. (Paper section 3; Mardia & Jupp,
     Directional Statistics, section 9.3.)
+
+    In float64, for dim up to 2048 and kappa up to 1e8: mean length within 1e-15 and variance within 1e-11, relative;
+    entropy, KL to the uniform distribution and log p within 1e-11 nats.
     """
 
     @without_autocast
     def log_prob(self, value: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """log p(u) = log C + kappa - kappa |mu - u|^2/2, in nats. ValueError for a value off the sphere."""
         difference = unit_double(self.loc) - self._checked(value)
-        return self._result(self._log_normalizer() + self._kappa * (1 - inner(difference, difference) / 2), value)
+        highest = peak(self._kappa, self.dim) - log_sphere_area(self.dim)
+        return self._result(highest - self._kappa * (inner(difference, difference) / 2), value)
 
     def _draw(self, shape: torch.Size, generator: Generator | None) -> Float[Tensor, "..."]:
         """u = cos θ mu + sin θ v, θ from Wood's rejection sampler, v uniform in the tangent space at mu.
 
-        The gradient in kappa is that of θ by implicit reparameterisation, exact to rounding (a quadrature).
+        The gradient in kappa is that of θ by implicit reparameterisation, a quadrature with relative error 1e-12.
         It differentiates the accepted θ, so the acceptance step needs no correction term.
         """
         v = uniform_direction(self.loc, (*shape, self.dim - 1), generator)
@@ -62,12 +67,15 @@ class VonMisesFisher(AxialLaw):
         return -log_sphere_area(self.dim) - log_moment(self._kappa, self.dim)
 
     def _entropy(self) -> Float[Tensor, "*batch"]:
-        """H = -log C - kappa A(kappa), in nats."""
-        return -self._log_normalizer() - self._kappa * self._mean_length()
+        """H = log |S^{dim-1}| - (kappa A(kappa) - M(kappa)), in nats."""
+        return log_sphere_area(self.dim) - self._information()
+
+    def _information(self) -> Float[Tensor, "*batch"]:
+        return information(self._kappa, self.dim)
 
     def _axial_variance(self) -> tuple[Float[Tensor, "*batch"], Float[Tensor, "*batch"]]:
-        ratio, next_ratio = scaled_ratio(self._kappa, self.dim), scaled_ratio(self._kappa, self.dim + 2)
-        return ratio * (1 + self._kappa**2 * (next_ratio - ratio)), ratio
+        """(A', A/kappa)."""
+        return slope(self._kappa, self.dim), scaled_ratio(self._kappa, self.dim)
 
 
 def _draw_angle(kappa: Tensor, dim: int, generator: Generator | None) -> Tensor:
@@ -124,24 +132,24 @@ def _angle_slope(kappa: Tensor, theta: Tensor, dim: int) -> Tensor:
     """dθ/dkappa = -(1/p(θ)) ∫_0^θ (cos φ - A) p(φ) dφ, by Gauss-Legendre quadrature.
 
     The integral over all angles is 0, so it is taken over the tail on θ's side of the mean, where the sign of
-    the integrand is constant, up to the cutoff of `_tail_end`.
+    the integrand is constant, up to the cutoff of `_tail_end`. cos φ - A is taken as (1 - A) - 2 sin^2(φ/2).
     """
     theta = theta.clamp(min=torch.finfo(theta.dtype).tiny)
-    mean = kappa * scaled_ratio(kappa, dim)
-    small = theta.cos() > mean
+    below = gap(kappa, dim)  # 1 - A
+    small = 2 * (theta / 2).sin() ** 2 < below
     nodes, weights = (rule.to(theta) for rule in _gauss_legendre(QUADRATURE_NODES))
-    kappa, theta, mean, small = (tensor.unsqueeze(-1) for tensor in (kappa, theta, mean, small))
+    kappa, theta, below, small = (tensor.unsqueeze(-1) for tensor in (kappa, theta, below, small))
     interval = _tail_end(kappa, theta, math.pi * (~small).to(theta), dim) - theta
     phi = theta + interval * nodes  # (..., nodes)
     density = _log_density_ratio(kappa, phi, theta, dim).exp()
-    deviation = torch.where(small, phi.cos() - mean, mean - phi.cos())
+    deviation = (below - 2 * (phi / 2).sin() ** 2).abs()
     return -(weights * interval.abs() * deviation * density).sum(-1)
 
 
 def _tail_end(kappa: Tensor, theta: Tensor, end: Tensor, dim: int) -> Tensor:
     """The angle between θ and `end` where the density is exp(-LOG_CUTOFF) times that at θ, or `end`; by bisection."""
     near, far = theta, end
-    for _ in range(20):
+    for _ in range(BISECTIONS):
         middle = (near + far) / 2
         inside = _log_density_ratio(kappa, middle, theta, dim) > -LOG_CUTOFF
         near, far = torch.where(inside, middle, near), torch.where(inside, far, middle)

@@ -36,7 +36,7 @@ def vae_losses(
 
 
 class ARObjective(nn.Module):
-    """Numerically equal to `model.loss` with the recipe's repeats and label dropout."""
+    """Numerically equal to `model.loss` with the recipe's repeats and label dropout (none in eval mode)."""
 
     def __init__(self, model: SphereAR, recipe: ARRecipe) -> None:
         super().__init__()
@@ -57,8 +57,8 @@ class ARObjective(nn.Module):
         return self.pure(tokens, labels, times, noise, repeats=self.recipe.repeats, label_dropout=0.0)
 
     def drop(self, labels: Int[Tensor, " batch"], generator: torch.Generator) -> Int[Tensor, " batch"]:
-        """Labels, a random share of them replaced by the null class."""
-        share = self.recipe.label_dropout
+        """Labels, in training mode with a random share of them replaced by the null class."""
+        share = self.recipe.label_dropout if self.training else 0.0
         if share == 0:
             return labels
         dropped = torch.rand(labels.shape, generator=generator, device=labels.device) < share

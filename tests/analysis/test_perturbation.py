@@ -106,7 +106,7 @@ def test_pairs_are_the_two_decodes(trained, kind, projected):
     perturbation = Perturbation((1, 3), 4, SETTINGS, 5, kind, 0.5)
     *_, pair = perturbed_decode(trained, perturbation, projected)
     inner = trained.vae.project if projected else lambda z: z
-    projections = inner, perturbed(inner, 5, kind, 0.5)
+    projections = inner, perturbed(inner, 5, kind, 0.5, first_calls=2)
     labels = torch.tensor([1, 3])
     before, after = (
         trace(decode(trained.ar, labels, SETTINGS, seeded_noise([4, 5]), projection)).tokens

@@ -80,6 +80,56 @@ def test_label_dropout_trains_the_null_class(tiny_ar, tokens):
     assert touched.nonzero().flatten().tolist() == [ar.null_label]
 
 
+def test_loss_drops_labels_only_in_training_unless_asked(tiny_ar, tokens):
+    """Eval mode: the loss at the given labels, whatever the seed. Training mode: as if a tenth of them were dropped."""
+    ar, labels = tiny_ar.double(), torch.arange(2)
+    draws = {"times": torch.rand(32, dtype=torch.float64), "noise": torch.randn(32, 4, dtype=torch.float64)}
+
+    def losses(**options):
+        return {
+            round(
+                ar.loss(
+                    tokens, labels, repeats=1, generator=torch.Generator().manual_seed(seed), **draws, **options
+                ).item(),
+                9,
+            )
+            for seed in range(40)
+        }
+
+    exact = round(ar.loss(tokens, labels, repeats=1, label_dropout=0.0, **draws).item(), 9)
+    assert losses() == {exact}
+    asked = losses(label_dropout=0.1)
+    assert {exact} < asked
+    assert ar.train() is ar
+    assert losses() == asked
+
+
+def test_a_tenth_of_the_labels_is_dropped_in_training(as_users_do, tiny_ar, monkeypatch):
+    ar, seen = tiny_ar.train(), []
+    monkeypatch.setattr(
+        type(ar), "forward", lambda self, tokens, labels: seen.append(labels) or tokens.new_zeros(4000, 16, 32)
+    )
+    ar.loss(torch.zeros(4000, 16, 4), torch.zeros(4000).long(), generator=torch.Generator().manual_seed(0))
+    share = (seen[0] == ar.null_label).double().mean().item()
+    assert abs(share - 0.1) < 4 * math.sqrt(0.1 * 0.9 / 4000)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"label_dropout": 1.5}, "label_dropout is 1.5; expected a share from 0 to 1"),
+        ({"label_dropout": math.nan}, "label_dropout is nan"),
+        ({"repeats": 0}, "repeats is 0; expected at least 1"),
+        ({"times": torch.rand(32)}, r"times have shape \(32,\); expected \(128,\)"),
+        ({"times": torch.rand(1)}, r"times have shape \(1,\); expected \(128,\)"),
+        ({"noise": torch.randn(1, 4)}, r"noise has shape \(1, 4\); expected \(128, 4\)"),
+    ],
+)
+def test_a_loss_that_cannot_be_computed_as_asked_is_refused(as_users_do, tiny_ar, tokens, options, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_ar.loss(tokens.float(), LABELS, **options)
+
+
 def test_loss_draws_from_its_generator_alone(tiny_ar, tokens):
     before = torch.random.get_rng_state()
     a, b = (tiny_ar.loss(tokens.float(), LABELS, generator=torch.Generator().manual_seed(5)) for _ in range(2))

@@ -78,6 +78,24 @@ def test_every_token_handed_on_has_norm_r(tiny_ar, device):
     assert max((step.raw.norm(dim=-1) - 2.0).abs().max() for step in steps) > 0.05  # which raw ones have not
 
 
+@pytest.mark.parametrize("solver", ["euler", "euler_maruyama"])
+@pytest.mark.parametrize(("scale", "schedule"), [(1.0, "linear"), (3.0, "linear"), (3.0, "constant")])
+def test_a_projection_sees_one_row_per_image_at_every_token(tiny_ar, solver, scale, schedule):
+    """A radius per image: the decode of each image alone with its radius draws the same tokens."""
+    ar, radii = tiny_ar.double(), torch.tensor([[1.0], [2.0], [3.0]], dtype=torch.float64)
+    settings = SamplingSettings(guidance_scale=scale, schedule=schedule, solver=solver, steps=3)
+    together = list(decode(ar, LABELS, settings, seeded_noise(SEEDS), lambda z: radii * project(z)))
+    for i in range(3):
+        noise = seeded_noise(SEEDS[i : i + 1])
+        alone = decode(ar, LABELS[i : i + 1], settings, noise, lambda z, radius=radii[i]: radius * project(z))
+        assert_close(tokens_of(together)[i], tokens_of(list(alone))[0], atol=1e-6, rtol=0)
+
+
+def test_a_projection_of_the_wrong_shape_is_refused(tiny_ar, as_users_do):
+    with pytest.raises(ValueError, match=r"the projection returns shape \(3, 3\); expected \(3, 4\)"):
+        next(decode(tiny_ar, LABELS, QUICK, seeded_noise(SEEDS), lambda z: z[:, :3]))
+
+
 def test_without_projection_tokens_are_raw(tiny_ar):
     for step in run(tiny_ar, settings=replace(QUICK, project=False)):
         assert_close(step.token, step.raw, atol=0, rtol=0)

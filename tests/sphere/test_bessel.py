@@ -1,6 +1,7 @@
-"""The two Bessel functions against scipy, closed forms and the golden table, from kappa = 0 to 1e6."""
+"""The Bessel functions against 60 digits, scipy, closed forms and the golden table, from kappa = 0 to 1e8."""
 
 import math
+from decimal import Decimal, localcontext
 
 import numpy as np
 import pytest
@@ -9,8 +10,8 @@ from scipy import special
 from torch.autograd import gradcheck, gradgradcheck
 from torch.testing import assert_close
 
-from spherear.sphere.bessel import log_moment, scaled_ratio
-from tests.sphere.truth import GOLDEN
+from spherear.sphere.bessel import gap, information, log_moment, peak, scaled_ratio, slope
+from tests.sphere.truth import GOLDEN, bessel
 
 KAPPAS = torch.tensor([1e-3, 0.1, 1.0, 3.0, 10.0, 100.0, 1e3, 1e4, 1e6], dtype=torch.float64)
 
@@ -74,3 +75,74 @@ def test_slope_of_the_ratio_follows_its_differential_equation(dim):
     (slope,) = torch.autograd.grad(mean.sum(), kappa)
     assert_close(slope, 1 - mean**2 - (dim - 1) * mean / kappa, rtol=1e-11, atol=2e-12)
     assert_close(slope[-1].item(), (dim - 1) / (2 * KAPPAS[-1].item() ** 2), rtol=3e-3, atol=0)
+
+
+# the error bounds of the module's first lines --------------------------------------------------------------
+
+EDGES = [2, 3, 16, 49, 50, 64, 2048]
+
+
+@pytest.mark.parametrize("dim", EDGES)
+@pytest.mark.parametrize("kappa", [1e-6, 1e-2, 1.0, 20.0, 100.0, 1e4, 1e6, 1e8])
+def test_error_bounds_against_sixty_digits(dim, kappa):
+    k, true = torch.tensor(kappa, dtype=torch.float64), bessel(kappa, dim)
+    x = Decimal(kappa)
+
+    def relative(ours, theirs):
+        return abs(Decimal(ours.item()) / theirs - 1)
+
+    def absolute(ours, theirs):
+        return abs(Decimal(ours.item()) - theirs) / (1 + abs(theirs))
+
+    assert relative(scaled_ratio(k, dim), true.A / x) < 2e-15
+    assert relative(gap(k, dim), 1 - true.A) < 2e-15
+    assert relative(slope(k, dim), true.slope) < 1e-12
+    assert absolute(log_moment(k, dim), true.M) < 2e-14
+    assert absolute(information(k, dim), x * true.A - true.M) < 2e-14
+    assert absolute(peak(k, dim), x - true.M) < 2e-14
+
+
+@pytest.mark.parametrize("dim", EDGES)
+@pytest.mark.parametrize("kappa", [1e-6, 1.0, 100.0, 1e4, 1e8])
+def test_first_derivatives_against_sixty_digits(dim, kappa):
+    """M' = A, (kappa A - M)' = kappa A', (kappa - M)' = 1 - A, r' = (A' - r)/kappa, A'' from its equation."""
+    k, true = torch.tensor(kappa, dtype=torch.float64, requires_grad=True), bessel(kappa, dim)
+    with localcontext(prec=60):
+        x = Decimal(kappa)
+        ratio_slope = (true.slope - true.A / x) / x
+        bend = -2 * true.A * true.slope - (dim - 1) * ratio_slope
+    expected = {
+        log_moment: (true.A, 2e-15),
+        information: (x * true.slope, 1e-12),
+        peak: (1 - true.A, 2e-15),
+        gap: (-true.slope, 1e-12),
+        scaled_ratio: (ratio_slope, 1e-12),
+        slope: (bend, 1e-12 * (kappa + dim)),
+    }
+    for function, (value, bound) in expected.items():
+        (ours,) = torch.autograd.grad(function(k, dim), k)
+        assert abs(Decimal(ours.item()) / value - 1) < bound, function.__name__
+
+
+@pytest.mark.parametrize("dim", [2, 16, 2048])
+def test_all_functions_start_at_zero_and_end_at_the_largest_concentration(dim):
+    ends = torch.tensor([0.0, 1e75], dtype=torch.float64, requires_grad=True)
+    for function, start in {
+        log_moment: 0,
+        scaled_ratio: 1 / dim,
+        slope: 1 / dim,
+        gap: 1,
+        information: 0,
+        peak: 0,
+    }.items():
+        values = function(ends, dim)
+        assert values[0].item() == pytest.approx(start, rel=1e-15)
+        assert values.isfinite().all()
+        assert torch.autograd.grad(values.sum(), ends)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("function", [slope, gap, information, peak])
+def test_derivatives_of_every_order_of_the_differences(function):
+    kappa = torch.tensor([0.0, 40.0], dtype=torch.float64, requires_grad=True)
+    assert gradcheck(lambda k: function(k, 16), kappa)
+    assert gradgradcheck(lambda k: function(k, 16), kappa)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.autograd.functional import jacobian
 from torch.testing import assert_close
 
-from spherear.sphere.geometry import angle, log_sphere_area, project, split, to_tangent
+from spherear.sphere.geometry import angle, inner, log_sphere_area, project, split, to_tangent
 from tests.sphere.truth import DIMS, points, pole, units
 
 # project -------------------------------------------------------------------------------------------------
@@ -161,3 +161,35 @@ def test_to_tangent_has_exact_gradients_at_the_poles(dim, sign):
     v = points(dim).requires_grad_()
     assert torch.autograd.gradcheck(rotate_pole, (v, mu))
     assert torch.autograd.gradcheck(to_tangent, (points(dim - 1), mu))
+
+
+# half precision ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("size", [1.0, 3e4])
+def test_half_precision_is_widened_before_it_is_multiplied(dtype, size):
+    """float32 results within its rounding of those of float64; in half precision, 3e4 squared is infinite."""
+    x, y, mu = (
+        (size * points(9, 16)).clamp(-3e4, 3e4).to(dtype),
+        points(9, 16, seed=1).to(dtype),
+        units(9, 16).to(dtype),
+    )
+    wide_x, wide_y, wide_mu = x.double(), y.double(), mu.double()
+    cases = [
+        (inner(x, x), inner(wide_x, wide_x)),
+        (inner(x, y), (wide_x * wide_y).sum(-1)),
+        (to_tangent(x[:, 1:], mu), to_tangent(wide_x[:, 1:], wide_mu)),
+        *zip(split(x, y), split(wide_x, wide_y), strict=True),
+        (angle(mu, mu.roll(1, 0)), angle(wide_mu, wide_mu.roll(1, 0))),
+    ]
+    for ours, exact in cases:
+        assert ours.dtype == torch.float32
+        assert_close(ours.double(), exact, rtol=1e-5, atol=2e-6 * size)
+
+
+def test_mixed_precision_takes_the_wider_of_both():
+    error, at = points(5, 16), points(5, 16, seed=1).bfloat16()
+    radial, tangential = split(error, at)
+    assert radial.dtype == tangential.dtype == torch.float64
+    assert_close(radial, split(error, at.double())[0], rtol=1e-6, atol=1e-6)

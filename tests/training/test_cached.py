@@ -1,5 +1,6 @@
 """Cached posteriors: the tokens of encoding at every step, without the encoding."""
 
+import math
 import shutil
 import subprocess
 import sys
@@ -155,6 +156,14 @@ def test_the_objective_is_the_models_loss(codes):
     ours = ARObjective(model, recipe)(tokens, labels, keyed_generator(4, 4))
     theirs = model.loss(tokens, labels, repeats=3, label_dropout=0.5, generator=keyed_generator(4, 4))
     assert_close(ours, theirs, atol=0, rtol=0)
+
+
+def test_an_objective_drops_no_label_in_eval_mode():
+    model, generator = randomise(SphereAR(TINY_AR), seed=3), keyed_generator(4, 4)
+    objective, labels = ARObjective(model, replace(RECIPE, label_dropout=0.5)), torch.zeros(1000).long()
+    assert torch.equal(objective.eval().drop(labels, generator), labels)
+    share = (objective.train().drop(labels, generator) == model.null_label).double().mean().item()
+    assert abs(share - 0.5) < 4 * math.sqrt(0.25 / 1000)
 
 
 COMPILED = """
