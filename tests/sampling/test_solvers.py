@@ -84,6 +84,17 @@ def test_spacings_are_dense_where_they_say():
     assert lengths["ends"][0] < lengths["ends"][5] > lengths["ends"][9]
 
 
+@pytest.mark.parametrize("steps", [5, 100, 1000])
+def test_times_that_add_up_their_steps_would_differ_by_rounding(steps):
+    """The published code adds the steps up; `load_published` says by how much a grid that is rounded once differs."""
+    step, added = torch.tensor(0.96 / steps), [torch.tensor(0.0)]
+    for _ in range(steps):
+        added.append(added[-1] + step)
+    ours = torch.tensor(SOLVERS["euler_maruyama"].grid(steps, 0.04, "even"))
+    difference = (torch.stack(added) - ours[:-1]).abs().max()
+    assert difference < (1e-6 if steps <= 100 else 2e-5)
+
+
 def test_evaluations_are_counted():
     calls = []
     for name in SOLVERS:
