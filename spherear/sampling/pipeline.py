@@ -154,7 +154,23 @@ def load_published(
     revision: str | None = None,
     device: torch.device | str = "cpu",
 ) -> VAE | SphereAR | Pipeline:
-    """Load a published file as a VAE, an AR model or a pipeline of both; arguments and errors as in `load_parts`."""
+    """Load a published file as a VAE, an AR model or a pipeline of both; arguments and errors as in `load_parts`.
+
+    The models and the default settings are the published ones. Every known deviation from the published implementation:
+
+    - Noise of the null branch at token 0: the published code draws its own; here both branches share all noise.
+    - Times: the published code adds up its steps; here every time of the grid is rounded once. In float32 they differ
+      by less than 1e-6.
+    - Pixels: the published code decodes them in bfloat16; here the VAE decodes in float32, also where the AR
+      model is in bfloat16.
+    - Seeds: every image has its own stream of noise, so a seed does not draw the image that it draws there. In
+      training, random numbers depend on (seed, step).
+    - Rotary tables in the files are recomputed, not read.
+
+    And from the text of the paper, where the published code agrees with us: tokens are drawn with 100 Euler-Maruyama
+    steps and one Euler step, not with 100 Euler steps; the models have 204.5, 476.4 and 943.9 million parameters, not
+    208, 479 and 943.
+    """
     vae, ar = load_parts(source, revision=revision, device=device)
     if vae is not None and ar is not None:
         return Pipeline(vae, ar)

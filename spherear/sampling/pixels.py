@@ -9,11 +9,15 @@ from torch import Tensor
 
 from spherear.models.config import require
 from spherear.models.files import atomic_path
+from spherear.sphere.geometry import widen
 
 
 def to_uint8(images: Float[Tensor, "batch 3 height width"]) -> UInt8[Tensor, "batch height width 3"]:
-    """clamp(127.5 x + 128, 0, 255), truncated: images in [-1, 1] as bytes, channels last."""
-    return (127.5 * images + 128).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+    """clamp(127.5 x + 128, 0, 255), truncated: images in [-1, 1] as bytes, channels last.
+
+    Half precision is widened first: it cannot hold all the values that are truncated.
+    """
+    return (127.5 * widen(images) + 128).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
 
 
 def from_uint8(images: UInt8[Tensor, "batch height width 3"]) -> Float[Tensor, "batch 3 height width"]:

@@ -16,7 +16,7 @@ from torch.distributions import register_kl
 from spherear.sphere.angular_central_gaussian import AngularCentralGaussian, divergence_from_uniform
 from spherear.sphere.bessel import gap, log_moment, peak
 from spherear.sphere.gamma import digamma_difference
-from spherear.sphere.geometry import inner
+from spherear.sphere.geometry import inner, widen
 from spherear.sphere.laws import AxialLaw, SphericalLaw, double, unit_double
 from spherear.sphere.power_spherical import PowerSpherical
 from spherear.sphere.uniform import HypersphericalUniform
@@ -26,7 +26,11 @@ from spherear.sphere.von_mises_fisher import VonMisesFisher
 def gaussian_kl(
     mean: Float[Tensor, "batch tokens dim"], log_variance: Float[Tensor, "batch tokens dim"]
 ) -> Float[Tensor, "batch tokens"]:
-    """KL(N(mean, sigma^2) || N(0, I)) = 1/2 sum(mean^2 + sigma^2 - 1 - log sigma^2), in nats."""
+    """KL(N(mean, sigma^2) || N(0, I)) = 1/2 sum(mean^2 + sigma^2 - 1 - log sigma^2), in nats.
+
+    Half precision gives float32.
+    """
+    mean, log_variance = widen(mean), widen(log_variance)
     return 0.5 * (mean.square() + log_variance.exp() - 1.0 - log_variance).sum(dim=-1)
 
 

@@ -15,7 +15,7 @@ SMALLEST = 32  # pixels; the critic's strided convolutions need as many
 
 
 class Critic(nn.Module):
-    """PatchGAN discriminator: images -> one number per patch, high where they augmentation real (Isola et al. 2017).
+    """PatchGAN discriminator: images -> one number per patch, high where they look real (Isola et al. 2017).
 
     Three convolutions of stride 2 with `width`, 2 and 4 times as many filters, one of stride 1 with 8 times as
     many, and one to a single channel; BatchNorm between them.

@@ -77,6 +77,29 @@ def test_effective_rank_of_as_many_equal_directions(rank):
     assert_close(measured.spectrum[:rank], torch.full((rank,), 1 / rank, dtype=F64))
 
 
+def test_early_and_late_are_the_first_and_last_quarter():
+    """Ten positions, of which three are a quarter rounded up: (0 + 1 + 2)/3 and (7 + 8 + 9)/3 per cent."""
+    real = cloud(4, 10, 3)
+    compared = compare_norms((1 + torch.arange(10, dtype=F64) / 100)[:, None] * real, real)
+    assert compared.early == pytest.approx(0.01)
+    assert compared.late == pytest.approx(0.08)
+
+
+def test_a_total_is_a_ratio_of_sums_and_not_a_mean_of_ratios():
+    real = torch.tensor([[[1.0, 10.0]], [[-1.0, -10.0]]], dtype=F64)
+    ratio = variance_ratio(real * torch.tensor([3.0, 1.0]), real)
+    assert ratio.total == pytest.approx((9 * 1 + 1 * 100) / 101)
+    error = torch.tensor([[[1.0, 0.0], [0.0, 10.0]]] * 2, dtype=F64)  # radial and small, tangential and large
+    share = radial_share(error, torch.tensor([[[1.0, 0.0], [1.0, 0.0]]] * 2, dtype=F64))
+    assert share.mean == pytest.approx(1 / 101)
+
+
+def test_effective_rank_of_unequal_directions_is_the_entropy_and_not_the_participation_ratio():
+    """Variances 4 and 1: shares 0.8 and 0.2."""
+    tokens = torch.tensor([[2.0, 0.0], [-2.0, 0.0], [0.0, 1.0], [0.0, -1.0]], dtype=F64)[:, None]
+    assert effective_rank(tokens).rank == pytest.approx(0.8**-0.8 * 0.2**-0.2)
+
+
 @pytest.mark.parametrize("radius", [1.0, 4.0])
 @pytest.mark.parametrize("dim", [2, 16])
 def test_the_projections_jacobian(dim, radius):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from spherear import Pipeline, SamplingSettings, SphereAR, cli
-from spherear.bench import MEASUREMENTS, command, decoding, latency
+from spherear.bench import MEASUREMENTS, command, decoding, floor, latency
 from spherear.bench.command import KINDS, Request
 from spherear.bench.decoding import bench_decode, fits, random_model, reference_module
 from spherear.bench.floor import copy_rate, floor_seconds, product_rate, works
@@ -83,6 +83,34 @@ def test_ceilings_and_floor_are_of_this_machine():
     assert 1e8 < product_rate(torch.float32, CPU) < 1e16
     floors = [floor_seconds(TINY_AR, 6, n, 5, torch.float32, CPU) for n in (10, 1000)]
     assert 0 < floors[0] < floors[1]
+
+
+@pytest.mark.parametrize("nbytes", [2**20, 2**24])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_copy_moves_its_bytes_once_in_and_once_out(monkeypatch, nbytes, dtype):
+    """At half a second per copy: 2 nbytes per second, and the copied block is half of them."""
+    copied = []
+    monkeypatch.setattr(floor, "_median_seconds", lambda work, device: copied.append(work()) or 0.5)
+    assert copy_rate(nbytes, dtype, CPU) == 2 * nbytes
+    assert copied[0].nbytes == nbytes // 2
+
+
+def test_a_product_is_counted_by_its_multiply_adds(monkeypatch):
+    product_rate.cache_clear()
+    square = []
+    monkeypatch.setattr(floor, "_median_seconds", lambda work, device: square.append(work()) or 0.5)
+    assert product_rate(torch.float64, CPU) == 2 * square[0].shape[0] * square[0].numel()
+    assert square[0][0, 0] == square[0].shape[0]
+    product_rate.cache_clear()
+
+
+def test_a_floor_is_the_longer_of_reading_and_multiplying(monkeypatch):
+    parts = works(TINY_AR, 6, 101, 5).values()
+    for reading, multiplying in ((1e9, 1e15), (1e15, 1e9), (3e9, 2e9)):
+        monkeypatch.setattr(floor, "copy_rate", lambda *_, rate=reading: rate)
+        monkeypatch.setattr(floor, "product_rate", lambda *_, rate=multiplying: rate)
+        expected = sum(max(p.weights * p.sweeps * 2 / reading, p.products / multiplying) for p in parts)
+        assert floor_seconds(TINY_AR, 6, 101, 5, torch.bfloat16, CPU) == pytest.approx(expected, rel=1e-12)
 
 
 def test_the_reference_is_the_tests_own():

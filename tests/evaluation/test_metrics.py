@@ -15,6 +15,7 @@ from torch.testing import assert_close
 
 from spherear.evaluation.metrics import (
     Moments,
+    class_distances,
     contrast,
     frechet_distance,
     inception_score,
@@ -146,6 +147,31 @@ def test_kernel_distance_has_no_bias_of_size_and_a_frechet_distance_has():
         assert abs(values.mean()) < 4 * values.std() / math.sqrt(len(values))
     frechet = [fmean(frechet_distance(a[:rows], b[:rows]) for a, b in pools[:20]) for rows in (20, 200)]
     assert frechet[0] > 3 * frechet[1] > 0
+
+
+def test_three_neighbours_are_the_default():
+    real, generated = features(100, 4, 0), features(100, 4, 1)
+    results = {k: precision_recall(real, generated, k) for k in (2, 3, 4, 5)}
+    assert len({(r.precision, r.recall) for r in results.values()}) == 4
+    assert precision_recall(real, generated) == results[3]
+
+
+def test_diversity_is_the_mean_over_classes_of_whatever_size():
+    """Distances 1, 2 and 9 in classes of 2, 2 and 3 members: (1 + 2 + 6)/3, the last as the mean of 9, 3 and 6."""
+    x = torch.tensor([[0.0], [1.0], [0.0], [2.0], [0.0], [9.0], [3.0]])
+    labels = torch.tensor([0, 0, 1, 1, 2, 2, 2])
+    assert class_distances(x, labels) == {0: 1.0, 1: 2.0, 2: 6.0}
+    assert pairwise_diversity(x, labels) == 3.0
+
+
+@pytest.mark.parametrize("excess", [2e-4, 1e-3, -2e-4])
+def test_rows_that_do_not_sum_to_one_have_no_inception_score(excess):
+    p = torch.full((3, 2), 0.5).double()
+    p[1, 0] += excess
+    with pytest.raises(ValueError, match="expected probabilities"):
+        inception_score(p)
+    p[1, 0] -= 0.9 * excess
+    assert inception_score(p) == pytest.approx(1.0, abs=1e-6)
 
 
 def test_saturation_and_contrast():

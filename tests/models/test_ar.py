@@ -5,9 +5,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from scipy import stats
 from torch.testing import assert_close
 
 from spherear import ARConfig, SphereAR
+from spherear.models import head as head_module
 from spherear.models.head import VelocityHead, flow_matching_loss, time_features
 from tests.conftest import TINY_AR, randomise
 
@@ -58,6 +60,28 @@ def test_loss_is_the_definition(tiny_ar, tokens):
         total += (velocity - (z - noise[row])).square().sum() / (32 * 4)
     loss = ar.loss(tokens, LABELS, times, noise, repeats=1, label_dropout=0.0)
     assert_close(loss, total)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_token_has_four_times_and_noises_by_default(tiny_ar, monkeypatch, whole):
+    """Times sigmoid(N(0, 1)) and noise N(0, I): a uniform time has a logistic log-odds, of standard deviation 1.8."""
+    drawn = {}
+
+    def record(head, target, condition, times, noise):
+        drawn.update(times=times, noise=noise)
+        return torch.zeros(())
+
+    monkeypatch.setattr(head_module, "flow_matching_loss", record)
+    tokens, generator = torch.zeros(50, 16, 4), torch.Generator().manual_seed(0)
+    if whole:
+        tiny_ar.loss(tokens, torch.zeros(50).long(), generator=generator)
+    else:
+        tiny_ar.head.loss(tokens, torch.zeros(50, 16, 32), generator=generator)
+    assert drawn["times"].shape == (4 * 50 * 16,)
+    assert drawn["noise"].shape == (4 * 50 * 16, 4)
+    for values in (torch.logit(drawn["times"].double()), drawn["noise"].double().flatten()):
+        assert stats.kstest(values.numpy(), "norm").pvalue > 0.01
+    assert abs(torch.corrcoef(torch.stack((drawn["times"], drawn["noise"][:, 0])))[0, 1]) < 4 / math.sqrt(3200)
 
 
 def test_repeats_are_ordered_repeat_batch_token(tiny_ar, tokens):

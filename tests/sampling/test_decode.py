@@ -227,6 +227,12 @@ def test_published_rounding():
     assert to_uint8(x)[0, 0, :, 0].tolist() == [0, 0, 64, 128, 255, 255, 255]
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_bytes_of_half_precision_are_those_of_the_same_numbers_in_float64(dtype):
+    images = torch.linspace(-1.1, 1.1, 3 * 64 * 64).view(1, 3, 64, 64).to(dtype)
+    assert torch.equal(to_uint8(images), to_uint8(images.double()))
+
+
 def test_sheets(tmp_path):
     from PIL import Image
 

@@ -10,7 +10,7 @@ from scipy import stats
 from torch.testing import assert_close
 
 from spherear import SamplingSettings, seeded_noise
-from spherear.sampling.settings import SCHEDULES
+from spherear.sampling.settings import NAMED_SETTINGS, SCHEDULES
 from spherear.sampling.solvers import SOLVERS
 
 SETTINGS = st.fixed_dictionaries(
@@ -62,6 +62,25 @@ def test_bad_settings(text, message, as_users_do):
 def test_wrong_types_are_type_errors(as_users_do):
     with pytest.raises(TypeError, match="SamplingSettings.steps is 2.5; expected int"):
         SamplingSettings.from_json('{"steps": 2.5}')
+
+
+def test_the_defaults_are_the_published_settings():
+    published = SamplingSettings(
+        guidance_scale=4.5, schedule="linear", solver="euler_maruyama", steps=100, last_step=0.04, project=True,
+        temperature=1.0, spacing="even",
+    )  # fmt: skip
+    assert SamplingSettings() == SamplingSettings.named("reference") == published
+    assert published.evaluations == 101
+
+
+def test_named_settings_are_those_of_the_comparison():
+    """What `balanced` and `fast` mean in records, in the table of solvers and in the README."""
+    assert NAMED_SETTINGS.keys() == {"reference", "balanced", "fast"}
+    for name, steps in {"balanced": 10, "fast": 6}.items():
+        expected = SamplingSettings(solver="adams_bashforth", steps=steps, spacing="early")
+        assert SamplingSettings.named(name) == expected
+        assert expected.times() == pytest.approx([(i / steps) ** 2 for i in range(steps + 1)], abs=1e-7)
+        assert expected.evaluations == steps
 
 
 def test_schedules():

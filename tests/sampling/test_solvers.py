@@ -30,6 +30,41 @@ def test_order_of_convergence(name, order, spacing):
     assert all(abs(slope - order) < 0.1 for slope in slopes[1:]), slopes
 
 
+def test_adams_bashforth_is_exact_for_a_linear_slope_whatever_the_steps():
+    """dx/dt = t: after the first step, a Euler step, every step adds (end^2 - t^2)/2, by the ratio of the steps."""
+    times = [0.0, 0.1, 0.5, 0.6, 1.0]
+    x = SOLVERS["adams_bashforth"].integrate(lambda x, t: torch.full_like(x, t), torch.zeros(1, 1, 1).double(), times)
+    assert_close(x.item(), (1.0 - 0.1**2) / 2, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("name", ["euler", "heun", "adams_bashforth"])
+def test_one_uneven_step_after_another_by_hand(name):
+    """x' = x + t from 1 over the times 0, 0.2, 1, written out."""
+    first = 1.0 + 0.2 * 1.0
+    slope = first + 0.2
+    expected = {
+        "euler": first + 0.8 * slope,
+        "adams_bashforth": first + 0.8 * (slope + (slope - 1.0) * (0.8 / 0.2) / 2),
+    }
+    start = 1.0 + 0.2 * (1.0 + (first + 0.2)) / 2
+    slope = start + 0.2
+    expected["heun"] = start + 0.8 * (slope + (start + 0.8 * slope + 1.0)) / 2
+    x = SOLVERS[name].integrate(lambda x, t: x + t, torch.ones(1, 1, 1).double(), [0.0, 0.2, 1.0])
+    assert_close(x.item(), expected[name], rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("last_step", [0.04, 0.25])
+def test_spacings_are_their_formulas(last_step):
+    u = torch.linspace(0, 1, 9, dtype=torch.float64)
+    formulas = {"even": u, "early": u**2, "late": u * (2 - u), "ends": torch.sin(math.pi * u / 2) ** 2}
+    assert formulas.keys() == SPACINGS.keys()
+    for name, expected in formulas.items():
+        plain = torch.tensor(SOLVERS["euler"].grid(8, last_step, name), dtype=torch.float64)
+        noisy = torch.tensor(SOLVERS["euler_maruyama"].grid(8, last_step, name), dtype=torch.float64)
+        assert_close(plain, expected, atol=1e-7, rtol=0)
+        assert_close(noisy, torch.cat((expected * (1 - last_step), torch.ones(1).double())), atol=1e-7, rtol=0)
+
+
 @pytest.mark.parametrize("spacing", sorted(SPACINGS))
 @pytest.mark.parametrize("name", sorted(SOLVERS))
 def test_grids_rise_from_0_to_1_in_float32(name, spacing):
@@ -47,6 +82,17 @@ def test_spacings_are_dense_where_they_say():
     assert lengths["early"] == sorted(lengths["early"])
     assert lengths["late"] == sorted(lengths["late"], reverse=True)
     assert lengths["ends"][0] < lengths["ends"][5] > lengths["ends"][9]
+
+
+@pytest.mark.parametrize("steps", [5, 100, 1000])
+def test_times_that_add_up_their_steps_would_differ_by_rounding(steps):
+    """The published code adds the steps up; `load_published` says by how much a grid that is rounded once differs."""
+    step, added = torch.tensor(0.96 / steps), [torch.tensor(0.0)]
+    for _ in range(steps):
+        added.append(added[-1] + step)
+    ours = torch.tensor(SOLVERS["euler_maruyama"].grid(steps, 0.04, "even"))
+    difference = (torch.stack(added) - ours[:-1]).abs().max()
+    assert difference < (1e-6 if steps <= 100 else 2e-5)
 
 
 def test_evaluations_are_counted():
@@ -96,6 +142,18 @@ def test_euler_maruyama_is_the_published_step():
     x = x + (v(x, t) + (1 - t) * score) * dt + math.sqrt(2 * (1 - t) * dt) * noise[1]
     expected = x + v(x, 0.75) * last
     assert_close(solve("euler_maruyama", v, 1, noise, last), expected)
+
+
+def test_euler_maruyama_takes_drift_and_noise_at_the_start_of_every_step():
+    """Three uneven steps with different noise, written out with the score."""
+    times, noise = [0.0, 0.1, 0.4, 0.9, 1.0], torch.randn(4, 5, 2, generator=torch.Generator().manual_seed(0)).double()
+    x = noise[0]
+    for i, (t, dt) in enumerate([(0.0, 0.1), (0.1, 0.3), (0.4, 0.5)]):
+        v = 0.3 * x + t
+        score = (t * v - x) / (1 - t)
+        x = x + (v + (1 - t) * score) * dt + math.sqrt(2 * (1 - t) * dt) * noise[i + 1]
+    expected = x + (0.3 * x + 0.9) * (1.0 - 0.9)
+    assert_close(SOLVERS["euler_maruyama"].integrate(lambda x, t: 0.3 * x + t, noise, times), expected)
 
 
 @pytest.mark.parametrize("name", sorted(SOLVERS))

@@ -191,3 +191,79 @@ def test_wrong_features():
         bottleneck("gaussian", DIM)(torch.zeros(1, 2, 5))
     with pytest.raises(ValueError, match="bottleneck is 'cube'; expected one of"):
         bottleneck("cube", DIM)
+
+
+# the constants -------------------------------------------------------------------------------------------
+
+
+def test_the_defaults_are_the_published_ones():
+    mean = features_of("fixed_variance")
+    assert_close(bottleneck("fixed_variance", DIM)(mean).spread, torch.full_like(mean, 0.2))
+    assert bottleneck("vq", DIM).codebook.shape == (64, DIM)
+    features = features_of("power_spherical")
+    expected = torch.nn.functional.softplus(features[..., -1]) + 1
+    for name in ("power_spherical", "vmf"):
+        assert_close(bottleneck(name, DIM)(features).spread, expected)
+
+
+@pytest.mark.parametrize("name", ["power_spherical", "vmf", "normalized_gaussian"])
+def test_every_token_has_the_root_of_its_dimension_as_length(name):
+    for dim in (2, DIM, 16):
+        family = bottleneck(name, dim)
+        features = torch.randn(3, 5, family.channels, generator=seeded(), dtype=torch.float64)
+        latent, lengths = family(features), torch.full((3, 5), math.sqrt(dim), dtype=torch.float64)
+        for z in (latent.sample, latent.mode, family.project(features[..., :dim])):
+            assert_close(z.norm(dim=-1), lengths, atol=1e-12, rtol=0)
+        assert family.radius == math.sqrt(dim)
+
+
+def test_the_least_concentration_costs_the_published_divergence():
+    """softplus goes to 0 and leaves kappa = 1: 0.0322 nats per token in 16 dimensions."""
+    features = torch.randn(2, 3, 17, dtype=torch.float64)
+    features[..., -1] = -200.0
+    latent = bottleneck("power_spherical", 16)(features)
+    assert_close(latent.spread, torch.ones_like(latent.spread))
+    assert_close(latent.kl, torch.full_like(latent.kl, 0.0322), atol=5e-5, rtol=0)
+
+
+def test_a_direction_is_normalised_down_to_a_length_of_1e_7():
+    features = features_of("power_spherical")
+    unit = features[..., :-1] / features[..., :-1].norm(dim=-1, keepdim=True)
+    for length, expected in ((1e-5, 1.0), (1e-6, 1.0), (1e-8, 0.1)):
+        small = torch.cat((length * unit, features[..., -1:]), dim=-1)
+        lengths = bottleneck("power_spherical", DIM)(small).mode.norm(dim=-1)
+        assert_close(lengths, torch.full_like(lengths, expected * math.sqrt(DIM)), atol=1e-9, rtol=0)
+
+
+def test_the_log_variance_of_a_gaussian_is_kept_from_minus_30_to_20():
+    features = torch.zeros(1, 5, 2 * DIM, dtype=torch.float64)
+    features[..., DIM:] = torch.tensor([-100.0, -29.0, 0.0, 19.0, 100.0]).double()[:, None]
+    expected = torch.tensor([-15.0, -14.5, 0.0, 9.5, 10.0]).double().exp()
+    assert_close(bottleneck("gaussian", DIM)(features).spread[0], expected[:, None].expand(5, DIM))
+
+
+def test_a_step_of_the_codebook_by_hand():
+    """usage and sums move by a hundredth towards the batch's; a code is their quotient."""
+    family = quantizer()
+    family.codebook.copy_(CORNERS)
+    usage = torch.tensor([10.0, 20.0, 30.0, 40.0]).double()
+    family.usage.copy_(usage)
+    family.sums.copy_(usage[:, None] * CORNERS)
+    features = CORNERS[[0, 0, 1, 2]].reshape(1, 4, 2) + 0.5
+    family(features, seeded())
+    counts, sums = torch.tensor([2.0, 1.0, 1.0, 0.0]).double(), torch.zeros(4, 2).double()
+    sums[:3] = torch.stack((features[0, :2].sum(0), features[0, 2], features[0, 3]))
+    assert_close(family.usage, 0.99 * usage + 0.01 * counts)
+    assert_close(family.sums, 0.99 * usage[:, None] * CORNERS + 0.01 * sums)
+    assert_close(family.codebook, family.sums / family.usage[:, None])
+
+
+def test_a_code_below_a_tenth_of_its_share_is_replaced():
+    family, features = quantizer(), corners(1)  # 256 features, 4 codes: a share of 64
+    family.codebook.copy_(CORNERS + 100)
+    family.usage.copy_(torch.tensor([6.3, 6.5, 64.0, 200.0]).double())
+    family.sums.copy_(family.usage[:, None] * family.codebook)
+    family._replace_unused(features.flatten(0, 1), seeded())
+    assert (family.codebook[0].abs() < 5).all()
+    assert family.usage[0] == 64
+    assert_close(family.codebook[1:], CORNERS[1:] + 100, atol=0, rtol=0)

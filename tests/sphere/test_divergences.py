@@ -8,6 +8,7 @@ from torch.distributions import kl_divergence
 from torch.testing import assert_close
 
 from spherear.sphere.angular_central_gaussian import AngularCentralGaussian
+from spherear.sphere.divergences import gaussian_kl
 from spherear.sphere.geometry import log_sphere_area
 from spherear.sphere.power_spherical import PowerSpherical
 from spherear.sphere.uniform import HypersphericalUniform
@@ -106,6 +107,14 @@ def test_a_common_linear_map_changes_no_divergence_between_angular_gaussians():
     p, q, r = (angular_gaussian(seed).scale_tril for seed in range(3))
     mapped = kl_divergence(AngularCentralGaussian(r @ p), AngularCentralGaussian(r @ q))
     assert_close(mapped, kl_divergence(AngularCentralGaussian(p), AngularCentralGaussian(q)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_gaussian_divergence_of_half_precision_is_that_of_the_same_numbers_in_float64(dtype):
+    mean, log_variance = (300 * points(2, 3, 8)).to(dtype), points(2, 3, 8, seed=1).to(dtype)
+    ours = gaussian_kl(mean, log_variance)
+    assert ours.dtype == torch.float32
+    assert_close(ours.double(), gaussian_kl(mean.double(), log_variance.double()), rtol=1e-6, atol=0)
 
 
 def test_shapes_and_dtypes_follow_both_laws():

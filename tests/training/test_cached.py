@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from scipy import stats
 from torch.testing import assert_close
 
 from spherear import VAE, SphereAR
@@ -156,6 +157,18 @@ def test_the_objective_is_the_models_loss(codes):
     ours = ARObjective(model, recipe)(tokens, labels, keyed_generator(4, 4))
     theirs = model.loss(tokens, labels, repeats=3, label_dropout=0.5, generator=keyed_generator(4, 4))
     assert_close(ours, theirs, atol=0, rtol=0)
+
+
+def test_the_draws_of_an_objective_are_the_published_ones():
+    """By default four per token: times sigmoid(N(0, 1)), noise N(0, I); and a tenth of the labels is dropped."""
+    default = ARRecipe(steps=1, batch_size=1, learning_rate=1.0, final_learning_rate=1.0, warmup_steps=0, ema_decay=0.0)
+    objective = ARObjective(SphereAR(TINY_AR), default)
+    times, noise = objective.draws(torch.zeros(50, 16, 4), keyed_generator(1, 1))
+    assert (times.shape, noise.shape) == ((3200,), (3200, 4))
+    for values in (torch.logit(times.double()), noise.double().flatten()):
+        assert stats.kstest(values.numpy(), "norm").pvalue > 0.01
+    dropped = objective.drop(torch.zeros(4000).long(), keyed_generator(1, 2)) == 10
+    assert abs(dropped.double().mean().item() - 0.1) < 4 * math.sqrt(0.09 / 4000)
 
 
 def test_an_objective_drops_no_label_in_eval_mode():

@@ -347,6 +347,17 @@ def test_the_papers_recipe():
     assert (ar.beta1, ar.beta2) == (0.9, 0.95)
 
 
+def test_a_penalty_is_added_as_it_is(digits):
+    images, _ = digits.batch(torch.arange(4))
+    torch.manual_seed(0)
+    reconstruction, latent = VAE(replace(TINY_VAE, bottleneck="vq"))(images)
+    losses = vae_losses(images, reconstruction, latent, replace(VAE_RECIPE, l1_weight=2.0, kl_weight=0.5))
+    assert latent.penalty.mean() > 0
+    expected = 2 * (reconstruction - images).abs().mean() + 0.5 * latent.kl.mean() + latent.penalty.mean()
+    assert_close(losses["loss"], expected)
+    assert_close(losses["kl"], latent.kl.mean())
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
