@@ -1,7 +1,6 @@
 """Commands for JupyterLab on a copy of the notebooks, and for Voila with only the guidance panel."""
 
 import os
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Any
 
 from spherear.models.config import require
 from spherear.models.files import atomic_path, write_json
+from spherear.processes import run
 
 PACKAGE = Path(__file__).parents[1]
 SETTINGS = Path(__file__).parent / "jupyter"
@@ -119,10 +119,5 @@ def lab_environment(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def run_lab(command: list[str]) -> int:
-    """Run the server and return its exit status. Ctrl-C is left to the server, which asks for confirmation."""
-    with subprocess.Popen(command, env=lab_environment(os.environ)) as server:
-        while True:
-            try:
-                return server.wait()
-            except KeyboardInterrupt:
-                continue
+    """Run the server and return its exit status. It ends with this process (see `spherear.processes.run`)."""
+    return run(command, lab_environment(os.environ))
