@@ -278,7 +278,7 @@ def saves_on_the_visitors_disk(page, folder):
     page.fill(".spherear-file input", "mine.png")
     page.press(".spherear-file input", "Tab")
     with page.expect_download(timeout=60_000) as waiting:
-        page.click(".spherear-save button")
+        page.click(".spherear-save")
     assert waiting.value.suggested_filename == "mine.png"
     page.wait_for_selector("text=mine.png is among the downloads of your browser")
     png = Path(waiting.value.path()).read_bytes()
