@@ -14,6 +14,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # one thread a worker; pytest-xdi
 
 import jaxtyping
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -38,6 +39,14 @@ def until(condition: Callable[[], Any], seconds: float = 60) -> Any:
             return value
         time.sleep(0.005)
     pytest.fail("it did not happen")
+
+
+def ended(process: psutil.Process) -> bool:
+    """Gone, or a zombie: an orphan that no one has waited for."""
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def draw(name: str, *shape: int) -> torch.Tensor:

@@ -20,7 +20,7 @@ README = (ROOT / "README.md").read_text()
 
 # Imports only run downwards; members of one floor do not know each other.
 FLOORS = [
-    ["lazy", "console"], ["sphere"], ["models"], ["sampling"], ["training", "evaluation"], ["train"],
+    ["lazy", "console", "processes"], ["sphere"], ["models"], ["sampling"], ["training", "evaluation"], ["train"],
     ["analysis", "bench"], ["study"], ["figures"], ["live"], ["demo"], ["cli"],
 ]  # fmt: skip
 FLOOR = {wing: height for height, wings in enumerate(FLOORS) for wing in wings}

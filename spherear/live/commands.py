@@ -44,23 +44,28 @@ def lab(folder: tyro.conf.Positional[Path] = Path("spherear-notebooks"), port: i
     return run_lab(lab_command(folder, copied.first, port=port, browser=browser))
 
 
-def page(port: int = 8866, host: str = "localhost", browser: bool = True) -> int:
+def page(port: int = 8866, host: str = "localhost", browser: bool = True, visits: int = 4, idle: int = 15) -> int:
     """Show the guidance panel alone as a page without code, by Voila. Ctrl-C ends it.
 
-    Whoever opens the page has models and a process of their own on this machine; pictures they save go to the folder
-    where the command is given.
+    Whoever opens the page has models and a process of their own on this machine, of about 0.5 GB. It ends half a minute
+    after the page was closed, or when the page was not used for some minutes. Pictures they save are downloads of their
+    browser; nothing is written here. The page needs no other host.
 
     Args:
         port: Of the server.
         host: Who reaches it: localhost is this machine alone, 0.0.0.0 whoever knows the address and its token.
         browser: Open a browser. Without one, the address (with its token) is printed.
+        visits: How many at once; further ones are refused, with the reason, until a place is free.
+        idle: Minutes after which the process of an open page that is not used ends.
     """
     for library in ("voila", "ipywidgets", "anywidget", "plotly", "matplotlib"):
         require_installed(library, "page")
     from spherear.live.server import page_command, run_lab
 
     with tempfile.TemporaryDirectory() as folder:
-        return run_lab(page_command(Path(folder), port=port, host=host, browser=browser))
+        command = page_command(Path(folder), port=port, host=host, browser=browser, visits=visits, idle=idle)
+        print(f"at most {visits} visits at once, of about 0.5 GB each")
+        return run_lab(command)
 
 
 def notebooks(folder: Path = Path("notebooks"), refresh: bool = False, only: str = "") -> int:

@@ -14,6 +14,7 @@ from IPython.display import Image
 from matplotlib.figure import Figure
 
 from spherear.live.latest_wins import Cancellation, LatestWins
+from spherear.live.parts import cells
 from spherear.models.config import require
 
 RequestT = TypeVar("RequestT")
@@ -29,6 +30,12 @@ class Panel(widgets.VBox, Generic[RequestT]):
     """
 
     _closed = True  # until __init__ ran: `close` must not fail if the constructor of a panel raised
+
+    def __new__(cls, *args: Any, **options: Any) -> "Panel[RequestT]":
+        """A panel that is closed when the notebook cell that makes it runs again (see `parts.cells`)."""
+        panel: Panel[RequestT] = super().__new__(cls, *args, **options)
+        cells.register(panel, panel.close_all)
+        return panel
 
     def __init__(self, children: Sequence[widgets.Widget], watched: Sequence[widgets.Widget]) -> None:
         self._lock = threading.RLock()
@@ -156,15 +163,29 @@ class Panel(widgets.VBox, Generic[RequestT]):
         return Image(data=file.getvalue(), format="png")
 
     def close(self) -> None:
-        """Close the worker, then the controls. A second call does nothing."""
+        """Close the worker, then the controls. A second call does nothing.
+
+        Work that does not stop within ten seconds: TimeoutError; the controls are closed all the same.
+        """
         if self._closed:
             return
-        self.runner.close()
         self._closed = True
-        for child in self.children:
-            _close(child)
-        _close_layout(self)
-        super().close()
+        try:
+            self.runner.close()
+        finally:
+            for child in self.children:
+                _close(child)
+            _close_layout(self)
+            super().close()
+
+    def close_all(self) -> None:
+        """Close the panel, or the controls that its constructor made before it raised."""
+        if hasattr(self, "runner"):
+            self.close()
+        for part in vars(self).values():
+            for widget in part if isinstance(part, list | tuple) else (part,):
+                if isinstance(widget, widgets.Widget):
+                    _close(widget)
 
 
 def _close(widget: widgets.Widget) -> None:

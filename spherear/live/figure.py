@@ -45,7 +45,7 @@ class PlotlySource(widgets.Widget):
 class LiveFigure(go.FigureWidget):
     """A figure whose state includes later updates, for pages opened later; plotly's class sends the initial data."""
 
-    _esm = Path(__file__).with_name("figure.js")
+    _esm = Path(__file__).with_name("figure.js").read_text(encoding="utf-8")  # anywidget keeps who gives a path
     _plotly = traitlets.Instance(PlotlySource).tag(sync=True, **widgets.widget_serialization)
 
     @traitlets.default("_plotly")

@@ -1,5 +1,6 @@
 """The guidance panel: images for the current guidance scale, with the lengths of their tokens."""
 
+import html
 import random
 import time
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from spherear.figures.panels import Pane, panes_figure
 from spherear.live import controls
 from spherear.live.latest_wins import Cancellation
 from spherear.live.model_column import GuidanceRequest, ModelColumn
+from spherear.live.parts.download import Download
 from spherear.live.picture import Picture, free_path, paint, png_bytes, progress, read_picture, sheet, shown
 from spherear.models.config import require
 from spherear.models.files import atomic_path
@@ -40,7 +42,7 @@ class GuidanceExplorer(controls.Panel[GuidanceRequest]):
     family, compare: shipped families, or names for `Pipeline.from_pretrained`; compare None: a single model.
     label: a class, or None for one image of each.  images: number for one class, best a square number.
     settings: initial row of NAMED_SETTINGS.  seed: of the first image, and of the random seed generator.
-    folder: where pictures are saved.
+    folder: where pictures are saved; None: in the browser's downloads, on the machine of whoever sees the page.
     """
 
     def __init__(
@@ -54,13 +56,15 @@ class GuidanceExplorer(controls.Panel[GuidanceRequest]):
         settings: str = "fast",
         seed: int = 0,
         preset: str = "digits",
-        folder: Path | str = ".",
+        folder: Path | str | None = ".",
     ) -> None:
         require(images >= 1, f"images is {images}; expected at least 1")
         self.base = SamplingSettings.named(settings, guidance_scale=guidance_scale)
         self.preset, self.count, self._random = preset, images, random.Random(seed)
         self.classes = cached_pipeline(shipped_name(family, preset)).ar.config.num_classes
-        self.model_columns, self.folder = (ModelColumn(0), ModelColumn(1)), Path(folder).expanduser().resolve()
+        self.model_columns = (ModelColumn(0), ModelColumn(1))
+        self.folder = None if folder is None else Path(folder).expanduser().resolve()
+        self.download = Download() if folder is None else None
         self._last: tuple[Picture, list[Canvas]] | None = None
         self._make_controls(family, compare, label, settings, seed)
         super().__init__(self._layout(), self._watched())
@@ -136,7 +140,7 @@ class GuidanceExplorer(controls.Panel[GuidanceRequest]):
             controls.row(self.stop_button, self.status),
             controls.row(*self.model_columns),
             legend,
-            controls.row(self.copy_code, self.save_png, self.file, self.upload),
+            controls.row(self.copy_code, self.save_png, self.file, self.upload, *filter(None, [self.download])),
             self.note,
             self.code,
         ]
@@ -249,16 +253,24 @@ class GuidanceExplorer(controls.Panel[GuidanceRequest]):
             name not in ("", ".", "..") and Path(name).name == name,
             f"file is {name!r}; expected a name without folders",
         )
+        self.note.value = self._store(name, png_bytes(np.concatenate(sheets, axis=1), picture))
+
+    def _store(self, name: str, png: bytes) -> str:
+        """Hand a file to the browser, or write it to the folder under a free name; returns where it is."""
+        if self.download is not None:
+            self.download.save(name, png)
+            return f"{html.escape(name)} is among the downloads of your browser"
+        assert self.folder is not None
         path = free_path(self.folder / name)
         with atomic_path(path) as part:
-            part.write_bytes(png_bytes(np.concatenate(sheets, axis=1), picture))
-        self.note.value = f"saved {path}"
+            part.write_bytes(png)
+        return f"saved {html.escape(str(path))}"
 
     def _open(self) -> None:
         files, self.upload.value = self.upload.value, ()  # so that the same file can be opened again
         if files:
             self.take(read_picture(bytes(files[0]["content"])))
-            self.note.value = f"settings of {files[0]['name']}"
+            self.note.value = f"settings of {html.escape(files[0]['name'])}"
 
     def take(self, picture: Picture) -> None:
         """Set all controls to the settings of `picture`. Settings the panel cannot show: ValueError, nothing is set."""

@@ -1,7 +1,6 @@
 """Commands for JupyterLab on a copy of the notebooks, and for Voila with only the guidance panel."""
 
 import os
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,13 +9,14 @@ from typing import Any
 
 from spherear.models.config import require
 from spherear.models.files import atomic_path, write_json
+from spherear.processes import run
 
 PACKAGE = Path(__file__).parents[1]
 SETTINGS = Path(__file__).parent / "jupyter"
 SUFFIXES = (".ipynb", ".png")
 PAGE = """from IPython.display import Javascript, display
 from spherear.live import GuidanceExplorer
-panel = GuidanceExplorer(folder=FOLDER)
+panel = GuidanceExplorer(folder=None)
 panel.runner.wait(60)
 display(panel)
 display(Javascript("for (const after of [1, 3, 9]) setTimeout(() => dispatchEvent(new Event('resize')), 1000 * after)"))
@@ -82,16 +82,31 @@ def lab_command(folder: Path, notebook: Path, *, port: int = 8888, browser: bool
     ]
 
 
-def page_command(folder: Path, *, port: int = 8866, host: str = "localhost", browser: bool = True) -> list[str]:
+def page_command(
+    folder: Path, *, port: int = 8866, host: str = "localhost", browser: bool = True, visits: int = 4, idle: int = 15
+) -> list[str]:
     """Command for Voila, with a token, on a one-cell notebook with the guidance panel, written to `folder`.
 
-    Pictures are saved in the current folder. The cell waits for the first picture, because a page can miss changes
-    while it loads the controls, and sends resize events, because figures drawn before layout have the wrong size.
+    visits: kernels at once.  idle: minutes without use after which the kernel of an open page ends. Either below 1:
+    ValueError.
+
+    Pictures are downloads of the visitor's browser. The cell waits for the first picture, because a page can miss
+    changes while it loads the controls, and sends resize events, because figures drawn before layout have the wrong
+    size.
     """
+    require(visits >= 1, f"visits is {visits}; expected at least 1")
+    require(idle >= 1, f"idle is {idle} minutes; expected at least 1")
     notebook = folder / "guidance.ipynb"
-    write_notebook(notebook, [PAGE.replace("FOLDER", repr(str(Path.cwd())))])
-    address = [f"--Voila.ip={host}", f"--Voila.port={port}", "--Voila.auto_token=True"]
-    return [sys.executable, "-m", "voila", str(notebook), *address, *([] if browser else ["--no-browser"])]
+    write_notebook(notebook, [PAGE])
+    return [
+        *(sys.executable, "-m", "voila", str(notebook)),
+        *(f"--Voila.ip={host}", f"--Voila.port={port}", "--Voila.auto_token=True"),
+        *("--VoilaConfiguration.template=spherear", "--VoilaConfiguration.allow_template_override=NO"),
+        "--VoilaConfiguration.multi_kernel_manager_class=spherear.live.jupyter.visits.Visits",
+        *(f"--Visits.most={visits}", f"--Visits.cull_idle_timeout={60 * idle}"),
+        *("--Visits.cull_connected=True", "--Visits.cull_interval=10"),
+        *([] if browser else ["--no-browser"]),
+    ]
 
 
 def write_notebook(path: Path, cells: Sequence[str]) -> None:
@@ -109,20 +124,15 @@ def lab_environment(environment: Mapping[str, str]) -> dict[str, str]:
 
     torch gets half of the processors, so that the server and the browser can run at the same time.
     """
-    previous = environment.get("JUPYTER_CONFIG_PATH")
+    paths = {name: environment.get(name) for name in ("JUPYTER_CONFIG_PATH", "JUPYTER_PATH")}
     threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // 2))}
     return {
         **threads,
         **environment,
-        "JUPYTER_CONFIG_PATH": os.pathsep.join([str(SETTINGS), *([previous] if previous else [])]),
+        **{name: os.pathsep.join([str(SETTINGS), *([theirs] if theirs else [])]) for name, theirs in paths.items()},
     }
 
 
 def run_lab(command: list[str]) -> int:
-    """Run the server and return its exit status. Ctrl-C is left to the server, which asks for confirmation."""
-    with subprocess.Popen(command, env=lab_environment(os.environ)) as server:
-        while True:
-            try:
-                return server.wait()
-            except KeyboardInterrupt:
-                continue
+    """Run the server and return its exit status. It ends with this process (see `spherear.processes.run`)."""
+    return run(command, lab_environment(os.environ))

@@ -7,9 +7,7 @@ and real images; every cell has sampling seeds of its own, so that cells are ind
 """
 
 import json
-import os
 import sys
-import threading
 import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -26,6 +24,7 @@ from spherear.analysis.latents import real_latents
 from spherear.models.files import read_json, write_json
 from spherear.models.presets import Preset, preset, with_vae
 from spherear.models.vae import VAE
+from spherear.processes import exit_with_parent
 from spherear.sampling.decode import trace
 from spherear.sampling.pipeline import Pipeline
 from spherear.study.design import Grid, Point, Variant
@@ -171,17 +170,6 @@ def measure_point(
         "raw_variance_ratio": variance_ratio(raw, latents).total,
         "effective_rank": effective_rank(tokens).rank,
     }
-
-
-def exit_with_parent() -> None:
-    """Exit when the parent process ends for any reason, that is, when standard input is closed."""
-
-    def wait() -> None:
-        while os.read(sys.stdin.fileno(), 1):  # sys.stdin.read() would hold a lock that blocks the exit
-            pass
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
 
 
 def main(folder: str, variant: str, seed: str, threads: str, compiled: str = "") -> None:

@@ -11,11 +11,13 @@ from typing import Any, TypeVar
 
 import torch
 
+from spherear import __version__
 from spherear.bench.machine import processor
 from spherear.models.config import Config, ConfigT, require
 from spherear.models.files import write_text
 
 RESULTS = Path(__file__).parent / "results" / "full.jsonl"
+PACKAGE = Path(__file__).resolve().parents[1]
 
 ResultT = TypeVar("ResultT")
 
@@ -46,6 +48,7 @@ class Record(Config):
     data: str
     command: str
     commit: str
+    """As `provenance` gives it."""
     hardware: str
     vae_steps: int = 0
     """Training steps of the VAE."""
@@ -111,15 +114,29 @@ def select(records: Sequence[Record], **fields: object) -> list[Record]:
 
 
 def provenance() -> dict[str, str]:
-    """The commit (`unknown` without git) and the hardware."""
+    """The commit and the hardware.
+
+    commit: of spherear's own repository, with `-dirty` if a tracked file was changed or the package holds a file that
+    git does not know; the installed version where the package does not lie in a repository that tracks it.
+    """
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{processor()} ({os.cpu_count()} cores)"
     return {"commit": _commit(), "hardware": f"{device}, {torch.get_num_threads()} threads"}
 
 
 def _commit() -> str:
+    if not _git("ls-files", "--error-unmatch", "--", str(Path(__file__).resolve())):
+        return f"version {__version__}"
+    commit = _git("describe", "--always", "--dirty", "--exclude=*")
+    unknown = _git("ls-files", "--others", "--exclude-standard", "--", str(PACKAGE))
+    return f"{commit}-dirty" if unknown and not commit.endswith("-dirty") else commit
+
+
+def _git(*arguments: str) -> str:
+    """What git says about the repository around the package; empty if it is not installed or fails."""
     git = shutil.which("git")
     if git is None:
-        return "unknown"
-    command = (git, "rev-parse", "--short", "HEAD")
-    result = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
-    return result.stdout.strip() or "unknown"
+        return ""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}  # as in a hook
+    command = (git, "-C", str(PACKAGE), *arguments)
+    result = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", check=False)
+    return result.stdout.strip() if result.returncode == 0 else ""

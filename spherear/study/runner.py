@@ -54,7 +54,7 @@ class JobResult:
 def run_jobs(jobs: Sequence[Job], at_once: int) -> Generator[JobResult, None, None]:
     """Run the jobs in order, `at_once` at a time, and yield each when it ends; closing the generator kills the rest.
 
-    Each job must first call `exit_with_parent` (see `study.cell`), so that it cannot outlive this process.
+    Each job must first call `spherear.processes.exit_with_parent`, so that it cannot outlive this process.
     """
     waiting, running = list(jobs)[::-1], dict[subprocess.Popen, tuple[Job, float]]()
     try:

@@ -61,22 +61,23 @@ class Lab:
 @contextmanager
 def running_lab(folder: Path, seconds: float | int = 90) -> Iterator[Lab]:
     """JupyterLab on `folder`, as `spherear lab` starts it, until the block ends. The log is `folder`/lab.log."""
-    lab = Lab(folder, _free_port(), secrets.token_hex(16))
+    lab = Lab(folder, free_port(), secrets.token_hex(16))
     command = [*lab_command(folder, Path("x.ipynb"), port=lab.port, browser=False), "--ServerApp.port_retries=0"]
     with _running(lab, command, seconds):
         yield lab
 
 
 @contextmanager
-def running_page(folder: Path, seconds: float | int = 90) -> Iterator[str]:
-    """The guidance panel alone, as `spherear page` starts it, until the block ends: its address."""
-    lab = Lab(folder, _free_port(), secrets.token_hex(16))
-    command = [*page_command(folder, port=lab.port, browser=False), f"--Voila.token={lab.token}"]
+def running_page(folder: Path, seconds: float | int = 90, **options: Any) -> Iterator[str]:
+    """The guidance panel alone, as `spherear page` starts it, until the block ends: its address. options: as its."""
+    lab = Lab(folder, free_port(), secrets.token_hex(16))
+    command = [*page_command(folder, port=lab.port, browser=False, **options), f"--Voila.token={lab.token}"]
     with _running(lab, command, seconds):
         yield f"http://localhost:{lab.port}/?token={lab.token}"
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port that no one listens on."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         return int(probe.getsockname()[1])

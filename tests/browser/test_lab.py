@@ -3,7 +3,7 @@
 import io
 import math
 import re
-from urllib.parse import urlparse
+from pathlib import Path
 
 import nbformat
 import numpy as np
@@ -11,7 +11,7 @@ import pytest
 from nbclient import NotebookClient
 from PIL import Image
 
-from spherear.live.picture import Picture, sheet
+from spherear.live.picture import Picture, read_picture, sheet
 from spherear.sampling.pipeline import cached_pipeline
 from spherear.sampling.settings import SamplingSettings
 from tests.browser.jupyter import browser, find_chromium, notebook, offline, running_lab, running_page
@@ -247,9 +247,9 @@ def test_plotly_that_does_not_load_is_an_error_of_the_page_and_is_tried_again(co
 
 
 def test_the_page_of_the_panel_alone_moves_too(context, tmp_path):
-    """By Voila, which asks a content network for an icon font, in vain here, and does without."""
+    """By Voila, which asks no other host for anything; a second visit is one too many here."""
     opened = offline(context.context.browser, 1280, 1100)
-    with running_page(tmp_path) as address:
+    with running_page(tmp_path, visits=1) as address:
         page, troubles = opened.context.new_page(), []
         page.on("pageerror", lambda error: troubles.append(str(error)))
         page.goto(address, timeout=120_000)
@@ -264,9 +264,38 @@ def test_the_page_of_the_panel_alone_moves_too(context, tmp_path):
         assert page.locator(".spherear-trace-0 .main-svg >> nth=0").bounding_box()["width"] <= 410  # as its place
         page.screenshot(path=tmp_path / "page.png", full_page=True)
         assert page.locator(".jp-InputArea-editor").count() == 0  # no code
+        saves_on_the_visitors_disk(page, tmp_path)
+        refuses_a_second_visit(opened, address, tmp_path)
         assert troubles == []
-        assert {urlparse(refused).hostname for refused in opened.refused} <= {"cdn.jsdelivr.net"}
+        assert opened.refused == []
+        page.close(run_before_unload=True)  # its kernel ends with it
+        until(lambda: opened.context.request.get(address, timeout=120_000).ok)
         opened.context.close()
+
+
+def saves_on_the_visitors_disk(page, folder):
+    before = {*folder.iterdir(), *Path.cwd().iterdir()}
+    page.fill(".spherear-file input", "mine.png")
+    page.press(".spherear-file input", "Tab")
+    with page.expect_download(timeout=60_000) as waiting:
+        page.click(".spherear-save")
+    assert waiting.value.suggested_filename == "mine.png"
+    page.wait_for_selector("text=mine.png is among the downloads of your browser")
+    png = Path(waiting.value.path()).read_bytes()
+    with Image.open(io.BytesIO(png)) as image:
+        np.testing.assert_array_equal(
+            np.asarray(image.convert("RGB")), np.concatenate([shown(page, place) for place in range(2)], axis=1)
+        )
+    assert read_picture(png).settings.guidance_scale == scale_shown(page)
+    assert {*folder.iterdir(), *Path.cwd().iterdir()} == before
+
+
+def refuses_a_second_visit(opened, address, folder):
+    second = opened.context.new_page()
+    assert second.goto(address, timeout=120_000).status == 503
+    assert "All 1 places of this page are taken" in second.inner_text("main")
+    second.screenshot(path=folder / "refused.png")
+    second.close()
 
 
 def test_the_other_panels_show_and_move(context, lab, tmp_path):

@@ -2,17 +2,21 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
 
+import psutil
 import pytest
 
 from spherear import cli
 from spherear.live import server as launch
-from tests.browser.jupyter import running_lab
+from tests.browser.jupyter import free_port, running_lab, running_page
+from tests.conftest import ended, until
 
 ROOT = Path(__file__).parents[2]
 
@@ -84,8 +88,24 @@ def test_the_page_is_served_to_this_machine_with_its_token(monkeypatch):
     assert command[:3] == [sys.executable, "-m", "voila"]
     assert {"--Voila.ip=localhost", "--Voila.port=8899", "--Voila.auto_token=True", "--no-browser"} <= set(command)
     (cell,) = cells
-    assert f"GuidanceExplorer(folder={str(Path.cwd())!r})" in cell
+    assert "GuidanceExplorer(folder=None)" in cell  # nothing is saved here
     assert not Path(command[3]).exists()
+
+
+def test_a_page_for_nobody_is_refused_before_anything_begins(monkeypatch, capsys):
+    monkeypatch.setattr(launch, "run_lab", lambda command: pytest.fail("it began"))
+    assert cli.main(["page", "--visits", "0"]) == 2
+    assert "visits is 0; expected at least 1" in capsys.readouterr().err
+    assert cli.main(["page", "--idle", "0"]) == 2
+    assert "idle is 0 minutes; expected at least 1" in capsys.readouterr().err
+
+
+def test_the_help_says_how_many_visits_there_are_and_where_pictures_go(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["page", "--help"])
+    said = " ".join(re.sub(r"[\W_]+", " ", capsys.readouterr().out).split())
+    for part in ("of about 0 5 GB", "half a minute after the page was closed", "downloads of their browser", "visits"):
+        assert part in said
 
 
 def read_cells(path):
@@ -96,6 +116,62 @@ def test_a_page_without_voila_says_what_to_install(monkeypatch, capsys):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert cli.main(["page"]) == 2
     assert 'voila is not installed; expected it: pip install "spherear[page]"' in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kill", ["terminate", "kill"])
+@pytest.mark.parametrize("word", ["lab", "page"])
+def test_servers_and_kernels_end_with_the_command(tmp_path, word, kill):
+    """`kill PID` and `kill -9 PID` of `spherear lab` and `spherear page`."""
+    environment = {**os.environ, "JUPYTER_TOKEN": "secret", "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
+    folder = [str(tmp_path / "mine")] if word == "lab" else []
+    command = [sys.executable, "-m", "spherear.cli", word, *folder, "--no-browser", "--port", str(free_port())]
+    log = tmp_path / "log"
+    with log.open("w") as file, subprocess.Popen(command, env=environment, stdout=file, stderr=file) as parent:
+        try:
+            address = until(lambda: re.search(r"http://localhost:\d+/\S*(?=token=)", log.read_text()))[0]
+            until(lambda: starts_kernel(f"{address}token=secret"))
+            family = [psutil.Process(parent.pid), *psutil.Process(parent.pid).children(recursive=True)]
+            assert any("ipykernel_launcher" in " ".join(process.cmdline()) for process in family)
+            getattr(parent, kill)()
+            until(lambda: all(map(ended, family)))
+        finally:
+            parent.kill()
+    assert kill == "kill" or not list(tmp_path.rglob("guidance.ipynb"))
+
+
+def starts_kernel(address):
+    """By the page of Voila, or by the interface of JupyterLab; False while the server does not listen."""
+    if "/lab/" in address:
+        address = urllib.request.Request(f"{address.split('/lab/')[0]}/api/kernels?token=secret", b"{}")
+    try:
+        urllib.request.urlopen(address, timeout=120).close()
+        return True
+    except urllib.error.URLError:
+        return False
+
+
+@pytest.mark.slow
+def test_visits_are_limited_and_end_with_their_pages(tmp_path):
+    """A page that never connects, as a crawler's, keeps its place for half a minute."""
+    with running_page(tmp_path, visits=2) as address:
+        for _ in range(2):
+            urllib.request.urlopen(address, timeout=120).close()
+        with pytest.raises(urllib.error.HTTPError, match="503") as refused:
+            urllib.request.urlopen(address, timeout=120).close()
+        assert "All 2 places of this page are taken" in refused.value.read().decode()
+        until(lambda: is_open(address))
+        assert (tmp_path / "lab.log").read_text().count("its page is closed") >= 1
+
+
+def is_open(address):
+    try:
+        urllib.request.urlopen(address, timeout=120).close()
+        return True
+    except urllib.error.HTTPError as refused:
+        refused.close()
+        time.sleep(1)
+        return False
 
 
 @pytest.mark.slow
@@ -115,6 +191,10 @@ def test_settings_of_the_user_come_first():
     assert int(launch.lab_environment({})["OMP_NUM_THREADS"]) == max(1, os.cpu_count() // 2)
     assert environment["JUPYTER_CONFIG_PATH"].split(os.pathsep)[0] == str(launch.SETTINGS)
     assert "/theirs" in environment["JUPYTER_CONFIG_PATH"]
+    assert launch.lab_environment({"JUPYTER_PATH": "/data"})["JUPYTER_PATH"].split(os.pathsep) == [
+        str(launch.SETTINGS),
+        "/data",
+    ]
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ from spherear.study.design import GRIDS, Grid, Point, Variant
 from spherear.study.records import read_records, select, write_records
 from spherear.study.reference import Reference
 from spherear.study.runner import RESULTS_FILE, Job, open_study, run_jobs, run_study, waiting_cells, within_budget
-from tests.conftest import until
+from tests.conftest import ended, until
 
 TINY = Grid(
     "tiny", "digits", ("S-04", "VQ-16"), seeds=(3,), vae_steps=2, ar_steps=2, images=40, solver_steps=2,
@@ -112,7 +112,7 @@ def test_leaving_the_loop_ends_the_rest(tmp_path):
 PARENT = """
 import sys, pathlib
 from spherear.study.runner import Job, run_jobs
-code = "import os, time; from spherear.study.cell import exit_with_parent; exit_with_parent(); "
+code = "import os, time; from spherear.processes import exit_with_parent; exit_with_parent(); "
 code += "print(os.getpid(), flush=True); time.sleep(600)"
 list(run_jobs([Job("child", (sys.executable, "-c", code), pathlib.Path(sys.argv[1]))], at_once=1))
 """
@@ -126,14 +126,6 @@ def test_no_job_outlives_a_killed_parent(tmp_path):
     parent.kill()
     parent.wait()
     assert until(lambda: ended(child))
-
-
-def ended(process):
-    """Gone, or a zombie: an orphan that no one has waited for."""
-    try:
-        return process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
 
 
 @pytest.fixture(scope="module")
