@@ -242,8 +242,9 @@ def evaluate(
         count: Images to draw.
         out: Folder of samples.npz (arr_0, as the ADM evaluation suite reads it) and results.json.
         data: The data set whose held-out images and judge score offline; auto: by image size and class names.
-        reference: Real images for FID and IS (by Inception) and precision and recall (by VGG16): a folder of
-            pictures, an .npz of images, or a data set that torch-fidelity knows.
+        reference: What FID, IS, precision and recall compare with: a folder of pictures, or a data set that
+            torch-fidelity knows (FID and IS by Inception, precision and recall by VGG16); or an .npz of the ADM
+            evaluation suite, of images (arr_0), statistics (mu and sigma), or both (all by Inception).
         seed: Of the first image; image i takes seed + i.
         shard: Images drawn together.
         settings: How tokens are drawn.
@@ -257,7 +258,9 @@ def evaluate(
 
     rank, size = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
     pipeline = Pipeline.from_pretrained(run, device=pick_device(device))
-    against = Against.of(pipeline, data, reference)
+    against = (
+        Against.of(pipeline, data, reference, count) if rank == 0 else Against("")
+    )  # the others wait for the first
     work = draw_samples(out, pipeline, count, settings, seed, shard, rank, size)
     with tqdm(total=-(-count // size), desc="drawing", unit="image", disable=rank > 0) as bar:
         for drawn in work:
@@ -267,13 +270,9 @@ def evaluate(
     images = read_samples(finish_samples(out))
     scores = score_samples(images, pipeline, against, seed)
     drawn_with = {"samples": read_json(out / FACTS), "classes": list(pipeline.ar.config.classes)}
-    write_json(
-        out / "results.json", {"command": command_line(), **drawn_with, "against": against.texts, "scores": scores}
-    )
-    for features, text in against.texts.items():
-        print(f"against {text}, in features of {features}")
-    for name, value in scores.items():
-        print(f"{name:24} {value:10.4f}")
+    found = {"scores": scores.values, "against": scores.against, "absent": scores.absent}
+    write_json(out / "results.json", {"command": command_line(), **drawn_with, **found})
+    print(*scores.rows(), sep="\n")
     print(out / "results.json")
     return 0
 

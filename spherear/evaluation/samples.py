@@ -5,9 +5,13 @@ memory-mapped), a marker in `done/` for each finished shard, and in the end `sam
 format of the ADM evaluation suite. Memory does not grow with n.
 """
 
+import math
 import shutil
 import time
+import zipfile
+import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -90,25 +94,44 @@ def finish_samples(folder: Path) -> Path:
 
 
 def read_samples(path: Path) -> np.ndarray:
-    """The bytes (n, height, width, 3) of a set, memory-mapped; no pickle is read.
+    """The bytes (n, height, width, 3) of a set: memory-mapped, or read if they are compressed. No pickle is read.
 
-    A file with any other array: ValueError.
+    A file that is not complete, or with any other array: ValueError.
     """
-    import zipfile
+    require(path.is_file(), f"{path} is not a file; expected an .npz of images")
+    with unreadable_as_value_error(path, "images (arr_0)"), zipfile.ZipFile(path) as archive:
+        entry_info = archive.getinfo("arr_0.npy")
+        with archive.open(entry_info) as entry:
+            shape, fortran, dtype = _header(entry)
+            size = entry_info.file_size - entry.tell()
+            start = entry._orig_compress_start + entry.tell()  # type: ignore[attr-defined]
+    require(
+        dtype == np.uint8 and len(shape) == 4 and shape[-1] == 3 and not fortran,
+        f"arr_0 of {path} is {dtype} {shape}{', columns first' if fortran else ''}; "
+        "expected bytes (n, height, width, 3)",
+    )
+    require(size == math.prod(shape), f"{path} holds {size} bytes; expected {math.prod(shape)}")
+    with unreadable_as_value_error(path, "images (arr_0)"):
+        if entry_info.compress_type == zipfile.ZIP_STORED:
+            return np.memmap(path, np.uint8, "r", start, shape)
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+            return np.asarray(file["arr_0"])
 
-    with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as entry:
-        require(archive.getinfo("arr_0.npy").compress_type == zipfile.ZIP_STORED, f"{path} is compressed")
-        version = np.lib.format.read_magic(entry)
-        reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = reader(entry)
-        require(
-            dtype == np.uint8 and len(shape) == 4 and not fortran,
-            f"{path} holds {dtype} {shape}; expected bytes (n, height, width, 3)",
-        )
-        size = archive.getinfo("arr_0.npy").file_size - entry.tell()
-        start = entry._orig_compress_start + entry.tell()  # type: ignore[attr-defined]
-    require(size == int(np.prod(shape)), f"{path} holds {size} bytes; expected {int(np.prod(shape))}")
-    return np.memmap(path, np.uint8, "r", start, shape)
+
+@contextmanager
+def unreadable_as_value_error(path: Path, content: str) -> Iterator[None]:
+    """Whatever reading a damaged .npz raises, as a ValueError that names the file and the expected content."""
+    try:
+        yield
+    except (OSError, EOFError, LookupError, ValueError, TypeError, AttributeError, RuntimeError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} cannot be read ({error}); expected a complete .npz with {content}") from error
+
+
+def _header(entry: zipfile.ZipExtFile) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, whether columns come first, and type of an array in numpy's format."""
+    version = np.lib.format.read_magic(entry)
+    reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    return reader(entry)
 
 
 def _write_rows(path: Path, start: int, rows: np.ndarray) -> None:

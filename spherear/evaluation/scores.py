@@ -1,18 +1,16 @@
-"""Scores of a set of images against real ones, in the features of the offline judge or of Inception.
+"""Scores of a set of images against real ones, in the features of the offline judge; images are read in chunks.
 
-Images are read in chunks. Inception needs the extra `eval` (torch-fidelity, torchvision).
+For scores in Inception's features see `inception`.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from spherear.console import import_library
 from spherear.evaluation.classifier import Classifier
 from spherear.evaluation.judge import as_saved, features_of
 from spherear.evaluation.metrics import frechet_distance, inception_score, kernel_distance, precision_recall
@@ -21,6 +19,31 @@ from spherear.models.vae import VAE
 from spherear.sampling.pixels import from_uint8
 
 CHUNK = 256  # images held at a time
+
+
+@dataclass(frozen=True)
+class Scores:
+    """values: by name.  against: what each is computed against, and in which features.
+
+    absent: scores that are not computed, and why.
+    """
+
+    values: dict[str, float] = field(default_factory=dict)
+    against: dict[str, str] = field(default_factory=dict)
+    absent: dict[str, str] = field(default_factory=dict)
+
+    def __or__(self, other: "Scores") -> "Scores":
+        """Both; a name in both: ValueError, so that none replaces another."""
+        twice = sorted(self.values.keys() & other.values.keys())
+        require(not twice, f"{twice} are computed twice; expected different names")
+        return Scores(self.values | other.values, self.against | other.against, self.absent | other.absent)
+
+    def rows(self) -> Iterator[str]:
+        """A line for every score, with what it is computed against, and for every absent one."""
+        for name, value in self.values.items():
+            yield f"{name:26} {value:10.4f}  against {self.against[name]}"
+        for name, reason in self.absent.items():
+            yield f"{name:26} {'none':>10}  {reason}"
 
 
 def chunks(images: np.ndarray) -> Iterator[Float[Tensor, "n 3 size size"]]:
@@ -60,41 +83,3 @@ def reconstruction_frechet(
         reconstructed.append(as_saved(vae.decode(tokens).float()))
     real_features, features = (features_of(x, classifier) for x in (as_saved(real), torch.cat(reconstructed)))
     return frechet_distance(real_features, features)
-
-
-@dataclass(frozen=True)
-class Pictures:
-    """Images read one by one: read(index) -> bytes (height, width, 3)."""
-
-    count: int
-    read: Callable[[int], np.ndarray]
-
-
-def inception_scores(images: np.ndarray, reference: str | Pictures) -> dict[str, float]:
-    """FID and IS in Inception's features, precision and recall in VGG16's, by torch-fidelity.
-
-    reference: real images, or the name of a data set that torch-fidelity knows.
-    Without it: ModuleNotFoundError that says what to install. A score that it does not give: ValueError.
-    """
-    fidelity = import_library("torch_fidelity", "eval", "FID needs it")
-    metrics: dict[str, Any] = fidelity.calculate_metrics(
-        input1=_Bytes(Pictures(len(images), images.__getitem__)),
-        input2=reference if isinstance(reference, str) else _Bytes(reference),
-        fid=True, isc=True, prc=True, verbose=False, cuda=torch.cuda.is_available(),
-    )  # fmt: skip
-    missing = [name for name in ("frechet_inception_distance", "precision", "recall") if name not in metrics]
-    require(not missing, f"torch-fidelity gave {sorted(metrics)}, without {missing}; expected version 0.4 or newer")
-    return {name: float(value) for name, value in metrics.items()}
-
-
-class _Bytes(torch.utils.data.Dataset[Tensor]):
-    """Images in torch-fidelity's format: bytes, channels first."""
-
-    def __init__(self, pictures: Pictures) -> None:
-        self.pictures = pictures
-
-    def __len__(self) -> int:
-        return self.pictures.count
-
-    def __getitem__(self, index: int) -> Tensor:
-        return torch.from_numpy(np.array(self.pictures.read(index))).permute(2, 0, 1)

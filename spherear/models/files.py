@@ -10,6 +10,14 @@ from typing import Any
 from safetensors import SafetensorError
 
 
+def user_path(text: str | Path) -> Path:
+    """The path, with `~` and `~name` as home folders. A home that does not exist: ValueError."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"path is {str(text)!r}; expected a home folder that exists ({error})") from error
+
+
 @contextmanager
 def atomic_path(target: Path) -> Iterator[Path]:
     """A temporary path beside `target`; when the block succeeds, it is synced to disk and renamed to `target`.

@@ -1,22 +1,25 @@
 """Held-out images and the classifier to evaluate generated images with, and scores of a set of samples."""
 
-import zipfile
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.utils.data import Dataset
+from tqdm import tqdm
 
 from spherear.console import import_library
+from spherear.evaluation.adm import ADMReference, read_adm
 from spherear.evaluation.classifier import Classifier, load_classifier
+from spherear.evaluation.inception import FEWEST, FEWEST_REAL, NEED, Real, adm_scores, picture_scores, torch_fidelity
 from spherear.evaluation.judge import JudgedImages, JudgeScores, compare_images
 from spherear.evaluation.judge_inputs import JUDGE_INPUTS
 from spherear.evaluation.samples import balanced_labels
-from spherear.evaluation.scores import Pictures, inception_scores, offline_scores, reconstruction_frechet
+from spherear.evaluation.scores import Scores, offline_scores, reconstruction_frechet
 from spherear.models.config import one_of, require
+from spherear.models.files import user_path
 from spherear.models.presets import preset
 from spherear.sampling.pipeline import Pipeline
 from spherear.sampling.pixels import to_uint8
@@ -29,7 +32,7 @@ from spherear.training.data.images import AllPictures
 from spherear.training.recipes import recipes
 from spherear.training.run import keyed_generator
 
-CHECKED = 64  # pictures of a reference that are read before anything is drawn
+CHECKED = 64  # pictures of a reference read at a time
 MAX_IMAGES = 2000  # held-out images, unless a half is asked for
 HALF = 10_000  # images in a half of an unlimited data set
 JUDGED: dict[str, type[ImageData]] = {"digits": Digits, "mnist": Digits, "shapes": Shapes}
@@ -114,52 +117,55 @@ def judge_of(pipeline: Pipeline) -> str:
     return fitting[0] if len(fitting) == 1 else ""
 
 
-def checked_reference(reference: str, image_size: int) -> tuple[str | Pictures, str]:
+class PictureBytes(Dataset[Tensor]):
+    """Images of a data set as bytes, channels first, as a model is trained on them, without augmentation.
+
+    One that cannot be read any more: ValueError.
+    """
+
+    def __init__(self, data: ImageData) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> Tensor:
+        images, _ = self.data.batch(torch.tensor([index]))
+        check_broken(self.data, 0.0)
+        return to_uint8(images)[0].permute(2, 0, 1)
+
+
+def checked_reference(reference: str, image_size: int) -> tuple[Real | ADMReference, str]:
     """What Inception scores compare with, and a sentence on it. Checked here, before anything is drawn.
 
-    reference: a folder of pictures, read as training data are: cropped to the middle, resized; a file of images as the
-    ADM evaluation suite has them (`arr_0`, bytes, (n, height, width, 3)); or a data set that torch-fidelity knows.
-    Anything else, pictures that cannot be read, and a file of statistics alone (made by another network): ValueError.
+    reference: a folder of pictures, read as training data are: cropped to the middle, resized; a file of the ADM
+    evaluation suite (see `read_adm`); or a data set that torch-fidelity knows. Anything else, pictures that cannot be
+    read, and fewer than precision and recall need: ValueError. No torch-fidelity that fits: ImportError.
     """
-    path = Path(reference).expanduser()
+    torch_fidelity()
+    path = user_path(reference)
     if path.suffix == ".npz":
-        return _adm_images(path)
+        adm = read_adm(path)
+        _enough(len(adm.images) if adm.images is not None else FEWEST_REAL, str(path))
+        return adm, ""
     if path.is_dir():
         data = AllPictures(path, image_size)
-        data.batch(torch.linspace(0, len(data) - 1, min(len(data), CHECKED)).long())
+        _enough(len(data), str(path))
+        for indices in tqdm(torch.arange(len(data)).split(CHECKED), f"reading {path}", unit="batch", leave=False):
+            data.batch(indices)
         check_broken(data, 0.0)
-
-        def read(index: int) -> np.ndarray:
-            return to_uint8(data.batch(torch.tensor([index]))[0])[0].numpy()
-
-        return Pictures(len(data), read), f"{len(data)} pictures of {path}, cropped to the middle, {image_size} px"
-    known = import_library("torch_fidelity.registry", "eval", "FID needs it").DATASETS_REGISTRY
+        return PictureBytes(data), f"{len(data)} pictures of {path}, cropped to the middle, {image_size} px"
+    known = import_library("torch_fidelity.registry", "eval", NEED).DATASETS_REGISTRY
     require(
         reference in known,
-        f"reference is {reference!r}; expected a folder of pictures, an .npz of images, or one of {sorted(known)}",
+        f"reference is {reference!r}; expected a folder of pictures, an .npz of the ADM suite, or one of "
+        f"{sorted(known)}",
     )
     return reference, f"torch-fidelity's data set {reference}, at its own size"
 
 
-def _adm_images(path: Path) -> tuple[Pictures, str]:
-    """The images of a file of the ADM evaluation suite."""
-    require(path.is_file(), f"{path} is not a file; expected an .npz of images")
-    try:
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            names, images = file.files, file["arr_0"] if "arr_0" in file.files else None
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} cannot be read ({error}); expected an .npz of images") from error
-    if images is None:
-        raise ValueError(
-            f"{path} holds {names}, statistics by another network than the one here; expected images (arr_0). "
-            "The ADM evaluation suite itself compares such statistics with samples.npz"
-        )
-    require(
-        images.dtype == np.uint8 and images.ndim == 4 and images.shape[-1] == 3 and len(images) > 1,
-        f"arr_0 of {path} is {images.dtype} {images.shape}; expected bytes (n, height, width, 3)",
-    )
-    size = f"{images.shape[2]} x {images.shape[1]} px"
-    return Pictures(len(images), images.__getitem__), f"{len(images)} images of {path}, {size}"
+def _enough(count: int, name: str) -> None:
+    require(count >= FEWEST_REAL, f"{name} has {count} images; expected at least {FEWEST_REAL} to compare with")
 
 
 @dataclass(frozen=True)
@@ -167,45 +173,62 @@ class Against:
     """What a set of samples is scored against, found before anything is drawn.
 
     judge: the data set whose held-out images and classifier are used, or empty.  inception: real images, or the name
-    of a data set of torch-fidelity, or None.  texts: score -> a sentence on its real images and its features.
+    of a data set of torch-fidelity, or a file of the ADM suite, or None.  text: on these.
     """
 
     judge: str
-    inception: str | Pictures | None
-    texts: dict[str, str]
+    inception: Real | ADMReference | None = None
+    text: str = ""
 
     @classmethod
-    def of(cls, pipeline: Pipeline, data: str, reference: str | None) -> "Against":
+    def of(cls, pipeline: Pipeline, data: str, reference: str | None, count: int) -> "Against":
         """data: a row of JUDGE_INPUTS, or auto: the one with the model's image size and class names.
 
-        reference: see `checked_reference`. Neither: ValueError.
+        reference: see `checked_reference`.  count: of the images to draw. Neither data nor reference, a judge of other
+        images, or too few images to score: ValueError.
         """
-        size, texts = pipeline.vae.config.image_size, {}
+        size, config = pipeline.vae.config.image_size, pipeline.ar.config
         judge = judge_of(pipeline) if data == "auto" else data
         require(
-            judge in JUDGE_INPUTS or reference is not None,
+            judge in JUDGE_INPUTS or (judge == "" and reference is not None),
             f"data is {data!r}; expected one of {', '.join(JUDGE_INPUTS)}, or a reference for Inception: no judge is "
-            f"known for {size} px and the classes {', '.join(pipeline.ar.config.classes[:4])}",
+            f"known for {size} px and the classes {', '.join(config.classes[:4])}",
         )
-        inception: str | Pictures | None = None
-        if reference is not None:
-            inception, text = checked_reference(reference, size)
-            texts["Inception (FID, IS) and VGG16 (precision, recall)"] = text
         if judge:
-            one_of("data", judge, JUDGE_INPUTS)
-            texts["the judge of " + judge] = f"held-out images of {judge}, {size} px"
-        return cls(judge, inception, texts)
+            _check_judge(judge, size, config.num_classes)
+        fewest = FEWEST if reference is not None else FEWEST_REAL
+        require(count >= fewest, f"count is {count}; expected at least {fewest} images to score")
+        return cls(judge, *(checked_reference(reference, size) if reference is not None else ()))
 
 
-def score_samples(images: np.ndarray, pipeline: Pipeline, against: Against, seed: int) -> dict[str, float]:
-    """Inception scores, and scores of the offline classifier of a data set, as `against` says."""
-    scores: dict[str, float] = {}
-    if against.inception is not None:
-        scores |= inception_scores(images, against.inception)
-    if against.judge:
-        real = Reference.load(against.judge, pipeline.vae.config.image_size)
-        labels = balanced_labels(len(images), pipeline.ar.config.num_classes)
-        scores |= offline_scores(images, labels, real.images, real.classifier)
-        generator = keyed_generator(seed, 0, pipeline.vae.quant_proj.weight.device)
-        scores["reconstruction_frechet"] = reconstruction_frechet(pipeline.vae, real.images, real.classifier, generator)
-    return scores
+def _check_judge(name: str, size: int, classes: int) -> None:
+    """ValueError unless a judge can see images of this size and these classes."""
+    native, known = JUDGE_INPUTS[name].native, len(JUDGED[name].classes)
+    require(size >= native, f"images have {size} px; expected at least {native} for the judge of {name}")
+    require(classes == known, f"the model has {classes} classes; expected {known}, as the judge of {name} has")
+
+
+def score_samples(images: np.ndarray, pipeline: Pipeline, against: Against, seed: int) -> Scores:
+    """Scores in Inception's features, and by the offline judge of a data set, as `against` says."""
+    scores = Scores()
+    if isinstance(against.inception, ADMReference):
+        scores |= adm_scores(images, against.inception)
+    elif against.inception is not None:
+        scores |= picture_scores(images, against.inception, against.text)
+    return scores | (judge_scores(images, pipeline, against.judge, seed) if against.judge else Scores())
+
+
+def judge_scores(images: np.ndarray, pipeline: Pipeline, name: str, seed: int) -> Scores:
+    """Scores of class-balanced images (n, height, width, 3) by a data set's judge, and of the VAE's reconstructions."""
+    size, vae = pipeline.vae.config.image_size, pipeline.vae
+    real = Reference.load(name, size)
+    labels = balanced_labels(len(images), pipeline.ar.config.num_classes)
+    values = offline_scores(images, labels, real.images, real.classifier)
+    generator = keyed_generator(seed, 0, vae.quant_proj.weight.device)
+    values["reconstruction_frechet"] = reconstruction_frechet(vae, real.images, real.classifier, generator)
+    held_out, features = f"{len(real.images)} held-out images of {name}, {size} px", f"in features of the {name} judge"
+    against = dict.fromkeys(values, f"{held_out}, {features}")
+    against["accuracy"] = f"the requested labels, by the {name} judge"
+    against["inception_score"] = f"the generated images alone, by the {name} judge's classes"
+    against["reconstruction_frechet"] = f"{held_out} (their reconstructions by the VAE), {features}"
+    return Scores(values, against)

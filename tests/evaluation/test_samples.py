@@ -2,8 +2,7 @@
 
 import json
 import multiprocessing
-import sys
-from importlib.machinery import ModuleSpec
+import zipfile
 from itertools import islice
 
 import numpy as np
@@ -16,7 +15,7 @@ from spherear.evaluation.classifier import load_classifier
 from spherear.evaluation.judge import judge
 from spherear.evaluation.metrics import frechet_distance, inception_score
 from spherear.evaluation.samples import draw_samples, finish_samples, read_samples
-from spherear.evaluation.scores import chunks, inception_scores, offline_scores, reconstruction_frechet
+from spherear.evaluation.scores import chunks, offline_scores, reconstruction_frechet
 from spherear.sampling.pixels import from_uint8, to_uint8
 from spherear.training.data.catalog import load_data
 
@@ -88,6 +87,53 @@ def test_a_set_resumes_by_shard(pipeline, tmp_path, monkeypatch):
         list(draw_samples(tmp_path / "left", pipeline, 22, SETTINGS, 6, 4))
 
 
+def test_the_file_has_the_layout_of_the_adm_evaluator(pipeline, tmp_path):
+    """What its readers expect of a batch of samples, seen by zipfile and plain numpy alone, and what Pillow would show.
+
+    One member `arr_0.npy`; version 1.0 of numpy's format; bytes, (n, height, width, 3), in C order, not compressed.
+    """
+    drawn(tmp_path, pipeline)
+    path = tmp_path / "samples.npz"
+    with zipfile.ZipFile(path) as archive:
+        assert archive.namelist() == ["arr_0.npy"]
+        assert archive.testzip() is None
+        assert archive.getinfo("arr_0.npy").compress_type == zipfile.ZIP_STORED
+        with archive.open("arr_0.npy") as member:
+            assert np.lib.format.read_magic(member) == (1, 0)
+            assert np.lib.format.read_array_header_1_0(member) == ((22, 16, 16, 3), False, np.dtype("uint8"))
+    with np.load(path) as file:  # as users call it: without options
+        images = file["arr_0"]
+    assert (images.dtype, images.flags.c_contiguous) == (np.dtype("uint8"), True)
+    for index in (0, 21):
+        (image,) = pipeline.sample([index % 10], SETTINGS, seeds=[5 + index])
+        assert np.array_equal(images[index], to_uint8(image[None])[0].numpy())
+        red = (127.5 * image[0] + 128).clamp(0, 255)  # channels last: the first of each pixel
+        assert np.array_equal(images[index][..., 0], red.numpy().astype(np.uint8))
+    np.savez_compressed(tmp_path / "packed.npz", arr_0=images)
+    assert np.array_equal(read_samples(tmp_path / "packed.npz"), images)
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda path, x: path.write_bytes(path.read_bytes()[:-1]), "cannot be read"),
+        (lambda path, x: path.write_bytes(b"PK\x03\x04 cut"), "cannot be read"),
+        (lambda path, x: path.write_bytes(b""), "cannot be read"),
+        (lambda path, x: path.unlink(), "is not a file"),
+        (lambda path, x: np.savez(path, images=x), "cannot be read .*arr_0"),
+        (lambda path, x: np.savez(path, arr_0=x / 2), r"is float64 \(3, 8, 8, 3\); expected bytes"),
+        (lambda path, x: np.savez(path, arr_0=x.transpose(0, 3, 1, 2).copy()), r"\(3, 3, 8, 8\); expected bytes"),
+        (lambda path, x: np.savez(path, arr_0=np.asfortranarray(x)), "columns first; expected bytes"),
+    ],
+)
+def test_what_is_no_set_of_images_is_refused(tmp_path, write, message):
+    path, images = tmp_path / "x.npz", np.zeros((3, 8, 8, 3), np.uint8)
+    np.savez(path, arr_0=images)
+    write(path, images)
+    with pytest.raises(ValueError, match=message):
+        read_samples(path)
+
+
 def test_a_pickled_array_is_refused(tmp_path):
     np.savez(tmp_path / "x.npz", arr_0=np.array([{}], dtype=object))
     with pytest.raises(ValueError, match="expected bytes"):
@@ -118,32 +164,6 @@ def test_reconstructions_are_scored(tiny_vae):
         images = tiny_vae.decode(tiny_vae.encode(real, torch.Generator().manual_seed(3)).sample)
         saved = [classifier.features(from_uint8(to_uint8(x))) for x in (real, images)]  # as PNG files hold them
         assert_close(found, frechet_distance(*saved))
-
-
-def test_inception_by_torch_fidelity(monkeypatch):
-    """Called with bytes, channels first; without it, the error says what to install."""
-    images = np.zeros((3, 8, 8, 3), dtype=np.uint8)
-    images[1, 2, 3, 1] = 7
-    monkeypatch.setitem(sys.modules, "torch_fidelity", None)
-    with pytest.raises(ModuleNotFoundError, match=r"FID needs it: pip install .*spherear\[eval\]"):
-        inception_scores(images, "folder")
-
-    rest = {"precision": 0.5, "recall": 0.25}
-
-    class Stand:
-        __spec__ = ModuleSpec("torch_fidelity", None)
-
-        @staticmethod
-        def calculate_metrics(input1, input2, fid, isc, prc, verbose, cuda):
-            assert (input2, fid, isc, prc) == ("folder", True, True, True)
-            assert input1[1].shape == (3, 8, 8)
-            return {"frechet_inception_distance": float(input1[1][1, 2, 3]) + len(input1), **rest}
-
-    monkeypatch.setitem(sys.modules, "torch_fidelity", Stand)
-    assert inception_scores(images, "folder") == {"frechet_inception_distance": 10.0, **rest}
-    del rest["recall"]
-    with pytest.raises(ValueError, match=r"without \['recall'\]; expected version 0.4"):
-        inception_scores(images, "folder")
 
 
 def test_evaluate_files_what_it_measured(tmp_path, capsys):

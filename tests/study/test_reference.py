@@ -3,21 +3,23 @@
 import json
 import sys
 from dataclasses import replace
-from importlib.machinery import ModuleSpec
-from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
 
 from spherear import VAE, Pipeline, cli
-from spherear.evaluation.scores import Pictures
+from spherear.evaluation.adm import ADMReference
+from spherear.evaluation.inception import FEWEST
 from spherear.models.ar import SphereAR
 from spherear.models.layers import seeded
-from spherear.study.reference import Against, checked_reference, judge_of
+from spherear.study.reference import Against, PictureBytes, checked_reference, judge_of
 from spherear.training.data.catalog import Digits, Shapes, load_data
 from tests.conftest import TINY_AR, TINY_VAE
+from tests.evaluation import stand_ins
 from tests.training.test_photographs import jpeg, picture
+
+QUICK = ["--count", "20", "--steps", "2", "--solver", "euler", "--shard", "20"]
 
 
 @pytest.fixture
@@ -27,14 +29,9 @@ def fidelity(monkeypatch):
 
     def calculate_metrics(**options):
         calls.append(options)
-        return {"frechet_inception_distance": 1.0, "precision": 0.5, "recall": 0.25}
+        return stand_ins.metrics(**options)
 
-    for name in ("torch_fidelity", "torch_fidelity.registry"):
-        module = ModuleType(name)
-        module.__spec__ = ModuleSpec(name, None)
-        monkeypatch.setitem(sys.modules, name, module)
-    sys.modules["torch_fidelity"].calculate_metrics = calculate_metrics
-    sys.modules["torch_fidelity.registry"].DATASETS_REGISTRY = {"cifar10-train": None}
+    stand_ins.install(monkeypatch, calculate=calculate_metrics)
     return calls
 
 
@@ -42,36 +39,46 @@ def fidelity(monkeypatch):
 def pictures(tmp_path):
     """Class folders, mixed sizes and formats."""
     root = tmp_path / "real"
-    for kind, size, ending in (("cat", (40, 30), "webp"), ("dog", (20, 50), "png"), ("dog", (16, 16), "jpg")):
+    kinds = (("cat", (40, 30), "webp"), ("dog", (20, 50), "png"), ("dog", (16, 16), "jpg"), ("cat", (17, 33), "bmp"))
+    for kind, size, ending in kinds:
         (root / kind).mkdir(parents=True, exist_ok=True)
         picture(len(ending), size=size).save(root / kind / f"{ending}.{ending}")
     return root
 
 
-def test_pictures_of_a_reference_are_cropped_as_training_data_are(pictures):
+def evaluate(tmp_path, *args):
+    return cli.main(["evaluate", "digits-power_spherical", *QUICK, "--out", str(tmp_path / "out"), *args])
+
+
+def test_pictures_of_a_reference_are_cropped_as_training_data_are(pictures, fidelity):
     found, text = checked_reference(str(pictures), 16)
     trained = load_data(f"folder:{pictures}", 16)
-    assert isinstance(found, Pictures)
-    assert found.count == len(trained) == 3
-    for index in range(3):
+    assert isinstance(found, PictureBytes)
+    assert len(found) == len(trained) == 4
+    for index in range(4):
         (image,), _ = trained.batch(torch.tensor([index]))
-        assert np.array_equal(found.read(index), np.asarray(((image + 1) * 127.5).round().permute(1, 2, 0)))
-    assert text == f"3 pictures of {pictures}, cropped to the middle, 16 px"
+        assert np.array_equal(found[index], np.asarray(((image + 1) * 127.5).round()))
+    assert text == f"4 pictures of {pictures}, cropped to the middle, 16 px"
+    (pictures / "cat" / "webp.webp").write_bytes(b"cut")
+    with pytest.raises(ValueError, match=r"cat/webp.webp: cannot identify"):
+        found[1]
 
 
-def test_images_of_the_adm_suite_are_a_reference_and_its_statistics_are_not(tmp_path):
+def test_files_of_the_adm_suite_are_a_reference(tmp_path, fidelity):
     images = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), dtype=np.uint8)
     np.savez(tmp_path / "images.npz", images)
-    found, text = checked_reference(str(tmp_path / "images.npz"), 16)
-    assert isinstance(found, Pictures)
-    assert np.array_equal(found.read(3), images[3])
-    assert text.startswith("5 images of ")
-    np.savez(tmp_path / "statistics.npz", mu=np.zeros(8), sigma=np.eye(8), mu_s=np.zeros(4), sigma_s=np.eye(4))
+    found, _ = checked_reference(str(tmp_path / "images.npz"), 16)
+    assert isinstance(found, ADMReference)
+    assert np.array_equal(found.images[3], images[3])
+    assert found.describe_images() == f"5 images of {tmp_path / 'images.npz'}, 16 x 16 px"
+    np.savez(tmp_path / "statistics.npz", mu=np.zeros(9), sigma=np.eye(9), mu_s=np.zeros(4), sigma_s=np.eye(4))
     np.savez(tmp_path / "floats.npz", images / 255.0)
+    np.savez(tmp_path / "few.npz", images[:3])
     (tmp_path / "cut.npz").write_bytes(b"PK\x03\x04 cut")
     for name, message in (
-        ("statistics", r"holds \['mu', 'sigma', 'mu_s', 'sigma_s'\], statistics by another network"),
+        ("statistics", r"holds mu \(9,\) and sigma \(9, 9\).*statistics of another network"),
         ("floats", r"is float64 \(5, 16, 16, 3\); expected bytes"),
+        ("few", "few.npz has 3 images; expected at least 4"),
         ("cut", "cannot be read"),
         ("none", "is not a file"),
     ):
@@ -79,28 +86,74 @@ def test_images_of_the_adm_suite_are_a_reference_and_its_statistics_are_not(tmp_
             checked_reference(str(tmp_path / f"{name}.npz"), 16)
 
 
-def test_a_bad_reference_stops_before_anything_is_drawn(tmp_path, pictures, fidelity, capsys):
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--reference", "{real}"], "cat/cut.png"),
+        (["--reference", "cifar1-train"], "one of ['cifar10-train']"),
+        (["--reference", "{real}/dog"], "real/dog has 2 images; expected at least 4"),
+        (["--reference", "{real}/empty"], "has no images"),
+        (["--reference", "{real}/nowhere.npz"], "nowhere.npz is not a file"),
+        (["--reference", "~nobody-has-this-name/x"], "expected a home folder that exists"),
+        (["--reference", "cifar10-train", "--count", "9"], f"count is 9; expected at least {FEWEST} images to score"),
+        (["--count", "3"], "count is 3; expected at least 4 images to score"),
+        (["--data", "shapes"], "images have 16 px; expected at least 32 for the judge of shapes"),
+    ],
+)
+def test_a_bad_reference_stops_before_anything_is_drawn(
+    tmp_path, pictures, fidelity, capsys, monkeypatch, args, message
+):
+    monkeypatch.setattr(Pipeline, "sample", lambda *args: pytest.fail("an image was drawn"))
     (pictures / "cat" / "cut.png").write_bytes(jpeg(1)[:100])
-    args = ["evaluate", "digits-power_spherical", "--count", "20", "--out", str(tmp_path / "out")]
-    for reference, message in ((str(pictures), "cat/cut.png"), ("cifar1-train", "one of ['cifar10-train']")):
-        assert cli.main([*args, "--reference", reference]) == 2
-        assert message in capsys.readouterr().err
-        assert not (tmp_path / "out").exists()
+    (pictures / "empty").mkdir()
+    assert evaluate(tmp_path, *(arg.format(real=pictures) for arg in args)) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
     assert fidelity == []
 
 
-def test_results_say_what_they_were_computed_against(tmp_path, pictures, fidelity, capsys):
-    args = ["evaluate", "digits-power_spherical", "--count", "20", "--out", str(tmp_path / "out"), "--steps", "2",
-            "--solver", "euler", "--reference", str(pictures)]  # fmt: skip
-    assert cli.main(args) == 0
-    results = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert results["against"] == {
-        "Inception (FID, IS) and VGG16 (precision, recall)": f"3 pictures of {pictures}, cropped to the middle, 16 px",
-        "the judge of digits": "held-out images of digits, 16 px",
-    }
-    assert "against held-out images of digits" in capsys.readouterr().out
-    assert len(fidelity[0]["input2"]) == 3
+@pytest.mark.parametrize(
+    ("version", "message"), [(None, "FID needs it"), ("0.3.0", "torch-fidelity is 0.3.0; expected 0.4")]
+)
+def test_without_a_torch_fidelity_that_fits_nothing_is_drawn(tmp_path, pictures, capsys, monkeypatch, version, message):
+    monkeypatch.setattr(Pipeline, "sample", lambda *args: pytest.fail("an image was drawn"))
+    if version is None:
+        monkeypatch.setitem(sys.modules, "torch_fidelity", None)
+    else:
+        stand_ins.install(monkeypatch, version)
+    assert evaluate(tmp_path, "--reference", str(pictures)) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_every_score_says_against_what(tmp_path, pictures, fidelity, capsys):
+    assert evaluate(tmp_path, "--reference", str(pictures)) == 0
+    results, out = json.loads((tmp_path / "out" / "results.json").read_text()), capsys.readouterr().out
+    scores, against = results["scores"], results["against"]
+    assert scores.keys() == against.keys()
+    assert (scores["vgg16_precision"], scores["vgg16_recall"]) == (0.25, 0.75)
+    assert 0 <= scores["precision"] <= 1  # the judge's own, under the plain name
+    real = f"4 pictures of {pictures}, cropped to the middle, 16 px"
+    assert against["vgg16_recall"] == f"{real}, in features of VGG16 (torch-fidelity's vgg16)"
+    assert against["frechet_inception_distance"].startswith(f"{real}, in features of Inception")
+    assert against["precision"] == "355 held-out images of digits, 16 px, in features of the digits judge"
+    assert against["accuracy"] == "the requested labels, by the digits judge"
+    assert "their reconstructions" in against["reconstruction_frechet"]
+    for name, text in against.items():
+        assert any(line.startswith(name) and line.endswith(f"against {text}") for line in out.splitlines()), name
+    assert len(fidelity[0]["input2"]) == 4
     assert fidelity[0]["input2"][0].shape == (3, 16, 16)
+
+
+def test_statistics_of_the_adm_suite_and_what_they_do_not_give(tmp_path, fidelity, capsys):
+    width = stand_ins.WIDTH
+    np.savez(tmp_path / "ref.npz", mu=np.zeros(width), sigma=np.eye(width))
+    assert evaluate(tmp_path, "--reference", str(tmp_path / "ref.npz")) == 0
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["absent"].keys() == {"sfid", "inception_precision, inception_recall"}
+    assert {"frechet_inception_distance", "inception_score_mean", "precision"} <= results["scores"].keys()
+    assert "mu and sigma of" in results["against"]["frechet_inception_distance"]
+    assert "run its evaluator on this file and samples.npz" in capsys.readouterr().out
 
 
 def test_the_judge_is_that_of_the_models_classes():
@@ -115,4 +168,10 @@ def test_the_judge_is_that_of_the_models_classes():
     assert [judge_of(pipeline(32, names)) for names in (digits, tuple(shapes), ())] == ["mnist", "shapes", ""]
     cats = tuple(f"cat {i}" for i in range(10))
     with pytest.raises(ValueError, match="no judge is known for 32 px and the classes cat 0, cat 1"):
-        Against.of(pipeline(32, cats), "auto", None)
+        Against.of(pipeline(32, cats), "auto", None, 20)
+
+
+def test_a_model_of_other_classes_is_not_judged(tiny_vae):
+    pipeline = Pipeline(tiny_vae, SphereAR(replace(TINY_AR, num_classes=7)))
+    with pytest.raises(ValueError, match="the model has 7 classes; expected 10, as the judge of digits has"):
+        Against.of(pipeline, "digits", None, 20)
