@@ -58,6 +58,9 @@ def demo(
     from spherear.training.build import pick_device
     from spherear.training.progress import watch
 
+    require(len(guidance) > 0, "guidance is empty; expected at least one scale")
+    for scale in guidance:
+        SamplingSettings(guidance_scale=scale)  # refused before anything is trained
     began, part = time.monotonic(), itertools.count(1)
     pipeline = train_digits(
         run,
@@ -216,6 +219,7 @@ def bench(
     from spherear.bench import command
     from spherear.training.build import pick_device
 
+    require(threads >= 0, f"threads is {threads}; expected 0 or more")
     if threads:
         torch.set_num_threads(threads)
     request = command.Request(presets, batches, dtypes, tokens, steps, repeats, compiled, pick_device(device))

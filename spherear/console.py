@@ -1,5 +1,6 @@
 """Helpers of every command: exit statuses, one-line error messages, missing libraries, Markdown tables."""
 
+import errno
 import importlib
 import importlib.util
 import os
@@ -10,6 +11,12 @@ from importlib.metadata import version
 from typing import Any
 
 INTERRUPTED = 130  # exit status after Ctrl-C
+UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOENT}
+HOME_FOLDERS = {
+    "huggingface": "HF_HOME", "torch": "TORCH_HOME", "matplotlib": "MPLCONFIGDIR", "jupyter": "JUPYTER_DATA_DIR",
+    ".jupyter": "JUPYTER_CONFIG_DIR", ".ipython": "IPYTHONDIR", "spherear": "XDG_CACHE_HOME",
+}  # fmt: skip
+"""Folders below the home folder, and the variable that moves each."""
 
 
 def print_rank_zero(text: str) -> None:
@@ -23,11 +30,29 @@ def exit_status(work: Callable[[], int]) -> int:
     try:
         return work()
     except (ValueError, OSError, ArithmeticError, ImportError) as error:
+        print(f"error: {error}{home_hint(error)}", file=sys.stderr)
+        return 2
+    except TypeError as error:
+        if "; expected " not in str(error):  # a value of the wrong type says what was expected; a mistake here does not
+            raise
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
+
+
+def home_hint(error: Exception) -> str:
+    """For a file below the home folder that cannot be written: the variable that moves it. Otherwise empty."""
+    name = getattr(error, "filename", None)
+    if not isinstance(error, OSError) or error.errno not in UNWRITABLE or not isinstance(name, str):
+        return ""
+    home = os.path.expanduser("~")
+    if not name.startswith(os.path.join(home, "")):
+        return ""
+    parts = os.path.relpath(name, home).split(os.sep)
+    variable = next((HOME_FOLDERS[part] for part in parts if part in HOME_FOLDERS), "HOME")
+    return f"; set {variable} to a folder that can be written"
 
 
 def command_line() -> str:

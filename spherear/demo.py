@@ -47,8 +47,12 @@ def train_digits(
     """
     sizes, plan = preset(PRESET, bottleneck), recipes(PRESET)
     data = load_data(plan.data, sizes.vae.image_size)
-    vae_recipe = replace(plan.vae, seed=seed, steps=steps[0] or plan.vae.steps)
-    ar_recipe = replace(plan.ar, seed=seed, steps=steps[1] or plan.ar.steps)
+    vae_steps, ar_steps = (
+        default if given is None else given
+        for given, default in zip(steps, (plan.vae.steps, plan.ar.steps), strict=True)
+    )
+    vae_recipe = replace(plan.vae, seed=seed, steps=vae_steps)
+    ar_recipe = replace(plan.ar, seed=seed, steps=ar_steps)
     return train_pipeline(sizes, data, (vae_recipe, ar_recipe), folder, device, watch)
 
 

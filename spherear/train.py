@@ -242,7 +242,8 @@ def ar_states(job: ARJob) -> Generator[TrainState, None, None]:
 
 def dry_run(job: VAEJob | ARJob) -> str:
     """Estimated cost of a job, as lines of text; ValueError if its data, VAE or sizes do not fit."""
-    device = pick_device(job.device)
+    teraflops, device = job.teraflops, pick_device(job.device)
+    require(0 < teraflops < math.inf, f"teraflops is {teraflops}; expected a finite number above 0")
     if isinstance(job, VAEJob):
         config, data = _vae_inputs(job)
         model, step = vae_step(config, job.recipe, job.execution, device)
@@ -268,6 +269,8 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _run(job: VAEJob | ARJob) -> int:
+    if job.execution.average_on:
+        pick_device(job.execution.average_on)
     if job.dry_run:
         print_rank_zero(dry_run(job))
         return 0

@@ -100,6 +100,20 @@ def test_sample_writes_the_sheet_that_python_draws(run, tmp_path):
             "data is 'cats'; expected one of 'digits', 'folder', 'hub', 'mnist', 'shapes', 'tar'",
         ),
         (["train", "ar", "--vae", "nowhere"], "'nowhere' is not a folder here"),
+        (["demo", "--guidance", "1", "nan"], "guidance_scale is nan; expected a finite number"),
+        (["demo", "--guidance"], "guidance is empty; expected at least one scale"),
+        (["demo", "--vae-steps", "0"], "steps is 0; expected at least 1"),
+        (["bench", "decode", "--threads", "-1"], "threads is -1; expected 0 or more"),
+        (["lab", "mine", "--port", "70000"], "port is 70000; expected 0 (any that is free) to 65535"),
+        (["page", "--port", "-1"], "port is -1; expected 0"),
+        (["evaluate", "digits-vq", "--seed", "-1"], "seed is -1; expected 0 to 2^64"),
+        (["evaluate", "~nobody-has-this-name/x"], "path is '~nobody-has-this-name/x'; expected a home that exists"),
+        (["train", "vae", "--dry-run", "--teraflops", "0"], "teraflops is 0.0; expected a finite number above 0"),
+        (["train", "vae", "--average-on", "zz"], "device is 'zz'"),
+        (
+            ["train", "vae", "--data", "folder:~nobody-has-this-name"],
+            "path is '~nobody-has-this-name'; expected a home",
+        ),
     ],
 )
 def test_what_a_person_can_mend_is_one_line(run, args, message, tmp_path, monkeypatch, capsys):

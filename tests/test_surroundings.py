@@ -1,10 +1,12 @@
 """Surroundings in which nothing may crash or change: autocast, numpy's integers, narrow encodings, wrappers."""
 
+import errno
 import os
 import subprocess
 import sys
 from dataclasses import replace
 from importlib.machinery import ModuleSpec
+from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -12,8 +14,9 @@ import pytest
 import torch
 
 from spherear import VAE, Pipeline, SamplingSettings, cli
-from spherear.console import import_library
+from spherear.console import exit_status, home_hint, import_library
 from spherear.models.ar import SphereAR
+from spherear.models.files import user_path
 from spherear.models.layers import seeded
 from spherear.models.pretrained import shipped
 from spherear.models.published_weights import load_parts, to_published
@@ -131,3 +134,52 @@ def test_a_home_that_is_a_file_names_the_variable(tmp_path, monkeypatch):
 def test_a_broken_command_is_still_one_line(capsys):
     assert cli.main(["sample", "--run", "nowhere"]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "variable"),
+    [
+        ("{home}/.cache/huggingface/hub", "HF_HOME"), ("{home}/.cache/torch/hub/checkpoints", "TORCH_HOME"),
+        ("{home}/.cache/spherear", "XDG_CACHE_HOME"), ("{home}/.jupyter/lab", "JUPYTER_CONFIG_DIR"),
+        ("{home}/.ipython", "IPYTHONDIR"), ("{home}/elsewhere", "HOME"), ("{home}-of-another/x", ""),
+        ("/somewhere", ""),
+    ],
+)  # fmt: skip
+def test_the_variable_that_cures_it(monkeypatch, capsys, path, variable):
+    monkeypatch.setenv("HOME", "/home/someone")
+    error = PermissionError(errno.EACCES, "Permission denied", path.format(home="/home/someone"))
+
+    def work():
+        raise error
+
+    assert exit_status(work) == 2
+    hint = f"; set {variable} to a folder that can be written" if variable else ""
+    assert capsys.readouterr().err == f"error: {error}{hint}\n"
+    assert home_hint(OSError(errno.ENOSPC, "No space left", path.format(home="/home/someone"))) == ""
+
+
+@pytest.mark.slow
+def test_a_model_of_the_hub_with_a_home_that_is_a_file(tmp_path):
+    (tmp_path / "home").write_text("a file")
+    hidden = ("HF_HOME", "HF_HUB_CACHE", "XDG_CACHE_HOME")
+    surroundings = {k: v for k, v in os.environ.items() if k not in hidden} | {"HOME": str(tmp_path / "home")}
+    command = [sys.executable, "-m", "spherear.cli", "sample", "--run", "some/body"]
+    done = subprocess.run(command, capture_output=True, env=surroundings | {"HF_HUB_OFFLINE": "0"}, check=False)
+    assert done.returncode == 2
+    assert b"Traceback" not in done.stderr
+
+
+def test_a_value_of_the_wrong_type_is_one_line_and_a_mistake_is_not(capsys):
+    def refuse():
+        raise TypeError("ARConfig.layers is 'x'; expected int")
+
+    assert exit_status(refuse) == 2
+    assert capsys.readouterr().err == "error: ARConfig.layers is 'x'; expected int\n"
+    with pytest.raises(TypeError, match="unsupported operand"):
+        exit_status(lambda: 1 + None)
+
+
+def test_a_home_that_is_nobodys():
+    with pytest.raises(ValueError, match="path is '~nobody-has-this-name/x'; expected a home that exists"):
+        user_path("~nobody-has-this-name/x")
+    assert user_path("~/x") == Path(os.path.expanduser("~")) / "x"

@@ -43,7 +43,7 @@ def read_adm(path: Path) -> ADMReference:
     """
     require(path.is_file(), f"{path} is not a file; expected an .npz with {CONTENT}")
     with (
-        unreadable_as_value_error(path, CONTENT),
+        unreadable_as_value_error(path, f"a complete .npz with {CONTENT}"),
         path.open("rb") as opened,
         np.load(opened, allow_pickle=False) as file,
     ):

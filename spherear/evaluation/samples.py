@@ -9,7 +9,6 @@ import math
 import shutil
 import time
 import zipfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,6 +60,7 @@ def draw_samples(
     """
     require(min(count, shard, size) >= 1, f"count, shard, size are {count}, {shard}, {size}; expected at least 1")
     require(0 <= rank < size, f"rank is {rank}; expected 0 to {size - 1}")
+    require(0 <= seed <= 2**64 - count, f"seed is {seed}; expected 0 to 2^64 - {count}, the number of images")
     facts = sample_facts(pipeline, count, settings, seed, shard)
     if (folder / FACTS).exists():
         require(read_json(folder / FACTS) == facts, f"{folder} holds other images; expected the same set, or none")
@@ -99,7 +99,7 @@ def read_samples(path: Path) -> np.ndarray:
     A file that is not complete, or with any other array: ValueError.
     """
     require(path.is_file(), f"{path} is not a file; expected an .npz of images")
-    with unreadable_as_value_error(path, "images (arr_0)"), zipfile.ZipFile(path) as archive:
+    with unreadable_as_value_error(path, "a complete .npz with images (arr_0)"), zipfile.ZipFile(path) as archive:
         entry_info = archive.getinfo("arr_0.npy")
         with archive.open(entry_info) as entry:
             shape, fortran, dtype = _header(entry)
@@ -111,7 +111,7 @@ def read_samples(path: Path) -> np.ndarray:
         "expected bytes (n, height, width, 3)",
     )
     require(size == math.prod(shape), f"{path} holds {size} bytes; expected {math.prod(shape)}")
-    with unreadable_as_value_error(path, "images (arr_0)"):
+    with unreadable_as_value_error(path, "a complete .npz with images (arr_0)"):
         if entry_info.compress_type == zipfile.ZIP_STORED:
             return np.memmap(path, np.uint8, "r", start, shape)
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
@@ -119,15 +119,15 @@ def read_samples(path: Path) -> np.ndarray:
 
 
 @contextmanager
-def unreadable_as_value_error(path: Path, content: str) -> Iterator[None]:
-    """Whatever reading a damaged .npz raises, as a ValueError that names the file and the expected content."""
+def unreadable_as_value_error(path: Path, expected: str) -> Iterator[None]:
+    """Whatever reading a damaged file of arrays raises, as a ValueError that names the file and what was expected."""
     try:
         yield
-    except (OSError, EOFError, LookupError, ValueError, TypeError, AttributeError, RuntimeError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} cannot be read ({error}); expected a complete .npz with {content}") from error
+    except Exception as error:  # zipfile and numpy fail in any way on damaged bytes
+        raise ValueError(f"{path} cannot be read ({error}); expected {expected}") from error
 
 
-def _header(entry: zipfile.ZipExtFile) -> tuple[tuple[int, ...], bool, np.dtype]:
+def _header(entry: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
     """Shape, whether columns come first, and type of an array in numpy's format."""
     version = np.lib.format.read_magic(entry)
     reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
@@ -136,9 +136,10 @@ def _header(entry: zipfile.ZipExtFile) -> tuple[tuple[int, ...], bool, np.dtype]
 
 def _write_rows(path: Path, start: int, rows: np.ndarray) -> None:
     """Write rows of the array; it is closed afterwards, because Windows removes no file that is open."""
-    array = np.lib.format.open_memmap(path, "r+")
-    array[start : start + len(rows)] = rows
-    array.flush()
+    with unreadable_as_value_error(path, "the array of this set of images, as it was begun"):
+        array = np.lib.format.open_memmap(path, "r+")
+        array[start : start + len(rows)] = rows
+        array.flush()
 
 
 def _create_array(folder: Path, facts: dict[str, Any], pipeline: Pipeline, rank: int) -> None:

@@ -33,10 +33,12 @@ def lab(folder: tyro.conf.Positional[Path] = Path("spherear-notebooks"), port: i
         port: Of the server; the next free one if it is taken.
         browser: Open a browser. Without one, the address (with its token) is printed.
     """
+    _check_port(port)
     for library in ("jupyterlab", "ipywidgets", "anywidget", "plotly", "matplotlib"):
         require_installed(library)
-    from spherear.live.server import copy_notebooks, lab_command, run_lab
+    from spherear.live.server import check_jupyter_folders, copy_notebooks, lab_command, run_lab
 
+    check_jupyter_folders()
     copied = copy_notebooks(folder)
     print(f"{folder}: {len(copied.new)} files copied, {len(copied.same)} there already")
     for path in copied.edited:
@@ -58,14 +60,20 @@ def page(port: int = 8866, host: str = "localhost", browser: bool = True, visits
         visits: How many at once; further ones are refused, with the reason, until a place is free.
         idle: Minutes after which the process of an open page that is not used ends.
     """
+    _check_port(port)
     for library in ("voila", "ipywidgets", "anywidget", "plotly", "matplotlib"):
         require_installed(library, "page")
-    from spherear.live.server import page_command, run_lab
+    from spherear.live.server import check_jupyter_folders, page_command, run_lab
 
+    check_jupyter_folders()
     with tempfile.TemporaryDirectory() as folder:
         command = page_command(Path(folder), port=port, host=host, browser=browser, visits=visits, idle=idle)
         print(f"at most {visits} visits at once, of about 0.5 GB each")
         return run_lab(command)
+
+
+def _check_port(port: int) -> None:
+    require(0 <= port < 2**16, f"port is {port}; expected 0 (any that is free) to 65535")
 
 
 def notebooks(folder: Path = Path("notebooks"), refresh: bool = False, only: str = "") -> int:

@@ -21,7 +21,7 @@ from spherear.live.model_column import GuidanceRequest, ModelColumn
 from spherear.live.parts.download import Download
 from spherear.live.picture import Picture, free_path, paint, png_bytes, progress, read_picture, sheet, shown
 from spherear.models.config import require
-from spherear.models.files import atomic_path
+from spherear.models.files import atomic_path, user_path
 from spherear.models.pretrained import shipped_families, shipped_name
 from spherear.sampling.pipeline import cached_pipeline
 from spherear.sampling.settings import NAMED_SETTINGS, SCHEDULES, SamplingSettings
@@ -63,7 +63,7 @@ class GuidanceExplorer(controls.Panel[GuidanceRequest]):
         self.preset, self.count, self._random = preset, images, random.Random(seed)
         self.classes = cached_pipeline(shipped_name(family, preset)).ar.config.num_classes
         self.model_columns = (ModelColumn(0), ModelColumn(1))
-        self.folder = None if folder is None else Path(folder).expanduser().resolve()
+        self.folder = None if folder is None else user_path(folder).resolve()
         self.download = Download() if folder is None else None
         self._last: tuple[Picture, list[Canvas]] | None = None
         self._make_controls(family, compare, label, settings, seed)

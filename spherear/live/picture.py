@@ -147,7 +147,14 @@ def read_picture(png: bytes) -> Picture:
         values = json.loads(str(text))
         require(isinstance(values, dict), f"the settings inside are {values!r}; expected a JSON object")
         return Picture.from_dict(values)
-    except (OSError, SyntaxError, TypeError, json.JSONDecodeError, Image.DecompressionBombError) as error:
+    except (
+        OSError,
+        SyntaxError,
+        TypeError,
+        json.JSONDecodeError,
+        RecursionError,
+        Image.DecompressionBombError,
+    ) as error:
         raise ValueError(f"the file holds no settings ({error}); expected a PNG that a panel saved") from error
 
 

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,6 +118,29 @@ def write_notebook(path: Path, cells: Sequence[str]) -> None:
     ]
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     write_json(path, {"cells": code_cells, "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5})
+
+
+def check_jupyter_folders() -> None:
+    """OSError, which names the variable that moves it, if a folder in which Jupyter keeps its state cannot be written.
+
+    Jupyter itself would say so in a traceback, the page only at the first visit.
+    """
+    from jupyter_core import paths
+
+    places = {
+        "JUPYTER_CONFIG_DIR": paths.jupyter_config_dir(), "JUPYTER_DATA_DIR": paths.jupyter_data_dir(),
+        "JUPYTER_RUNTIME_DIR": paths.jupyter_runtime_dir(),
+    }  # fmt: skip
+    for variable, folder in places.items():
+        try:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise OSError(
+                f"{folder} cannot be written ({error.strerror}), and Jupyter keeps its state there; "
+                f"expected a folder that can be written: {variable} names another, HOME moves all"
+            ) from error
 
 
 def lab_environment(environment: Mapping[str, str]) -> dict[str, str]:

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from spherear.models.categorical import CategoricalHead
-from spherear.models.config import Config, one_of, require
+from spherear.models.config import LARGEST, MOST_LAYERS, Config, one_of, require
 from spherear.models.head import VelocityHead
 from spherear.models.layers import Block, KVCache, Past, RMSNorm, Rotary, init_normal
 from spherear.models.pretrained import Pretrained
@@ -45,8 +45,11 @@ class ARConfig(Config):
 
     def check(self) -> None:
         for name, value in self.to_dict().items():
-            minimum = 0 if name == "codes" else 1
-            require(name == "classes" or value >= minimum, f"{name} is {value}; expected at least {minimum}")
+            if name == "classes":
+                continue
+            minimum, most = 0 if name == "codes" else 1, MOST_LAYERS if name in ("layers", "head_depth") else LARGEST
+            require(value >= minimum, f"{name} is {value}; expected at least {minimum}")
+            require(value <= most, f"{name} is {value}; expected at most {most}")
         require(
             len(self.classes) in (0, self.num_classes) and len(set(self.classes)) == len(self.classes),
             f"there are {len(self.classes)} names of classes; expected {self.num_classes} different ones, or none",

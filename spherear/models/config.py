@@ -7,6 +7,8 @@ from difflib import get_close_matches
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 ConfigT = TypeVar("ConfigT", bound="Config")
+LARGEST, MOST_LAYERS = 2**24, 2**12
+"""Sizes beyond these are mistakes, and would take long to fail."""
 
 
 def require(condition: bool, message: str) -> None:
@@ -33,9 +35,9 @@ def _fits(value: object, annotation: Any) -> bool:
         item = get_args(annotation)[0]
         return isinstance(value, tuple) and all(_fits(v, item) for v in value)
     if annotation is float:
-        return isinstance(value, float | int) and not isinstance(value, bool)
+        return isinstance(value, float) or _fits(value, int)
     if annotation is int:
-        return isinstance(value, int) and not isinstance(value, bool)
+        return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
     return isinstance(value, annotation)
 
 
@@ -60,8 +62,11 @@ class Config:
 
     @classmethod
     def from_dict(cls: type[ConfigT], values: dict[str, Any]) -> ConfigT:
-        """The inverse of `to_dict`. Missing fields take their defaults; unknown ones raise ValueError."""
+        """The inverse of `to_dict`. Missing fields take their defaults; without one, or unknown ones: ValueError."""
         known = {field.name for field in dataclasses.fields(cls)}
         unknown = sorted(set(values) - known)
         require(not unknown, f"{cls.__name__} has no field {unknown}; its fields are {sorted(known)}")
+        needed = {f.name for f in dataclasses.fields(cls) if f.default is f.default_factory is dataclasses.MISSING}
+        missing = sorted(needed - set(values))
+        require(not missing, f"{cls.__name__} lacks {missing}; expected all of {sorted(needed)}")
         return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})

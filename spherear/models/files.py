@@ -15,7 +15,7 @@ def user_path(text: str | Path) -> Path:
     try:
         return Path(text).expanduser()
     except RuntimeError as error:
-        raise ValueError(f"path is {str(text)!r}; expected a home folder that exists ({error})") from error
+        raise ValueError(f"path is {str(text)!r}; expected a home that exists (HOME): {error}") from error
 
 
 @contextmanager
@@ -62,11 +62,18 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object. FileNotFoundError for a missing file, ValueError for other contents."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        content = path.read_bytes()
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} does not exist; expected a JSON file there") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not JSON ({error})") from error
+    return parse_object(content, str(path))
+
+
+def parse_object(text: str | bytes, name: str) -> dict[str, Any]:
+    """A JSON object, in UTF-8. Other contents: ValueError that begins with `name`."""
+    try:
+        values = json.loads(text if isinstance(text, str) else text.decode())
+    except (ValueError, RecursionError) as error:  # no UTF-8, no JSON, a number too long, or nested too deeply
+        raise ValueError(f"{name} is not JSON ({error})") from error
     if not isinstance(values, dict):
-        raise ValueError(f"{path} holds a {type(values).__name__}; expected a JSON object")
+        raise ValueError(f"{name} holds a {type(values).__name__}; expected a JSON object")
     return values

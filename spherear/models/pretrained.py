@@ -16,7 +16,7 @@ from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, R
 from torch import Tensor, nn
 
 from spherear.models.config import Config
-from spherear.models.files import read_json, write_json
+from spherear.models.files import read_json, user_path, write_json
 from spherear.models.tensor_files import read_tensors, write_tensors
 from spherear.sphere.families import FAMILIES
 
@@ -50,7 +50,7 @@ def find_folder(name_or_path: str | Path, revision: str | None = None) -> Path:
 
     revision: branch, tag or commit, for the hub only. FileNotFoundError if there is no such model.
     """
-    folder = Path(name_or_path).expanduser()
+    folder = user_path(name_or_path)
     if folder.is_dir():
         return folder
     name = str(name_or_path)

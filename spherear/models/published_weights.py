@@ -4,7 +4,6 @@ This project's own format is in `pretrained`; `sampling.pipeline.load_published`
 """
 
 import argparse
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -99,7 +98,9 @@ def _read(source: str | Path, revision: str | None) -> Any:
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # bytes that are no checkpoint fail in any way while they are unpickled
         raise ValueError(f"{path} is not a complete checkpoint of plain tensors ({error})") from error
 
 
@@ -108,7 +109,8 @@ def _unwrap(content: Any) -> dict[str, Tensor]:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
             break
-    if not isinstance(content, Mapping) or not all(isinstance(v, Tensor) for v in content.values()):
+    named = isinstance(content, Mapping) and all(isinstance(key, str) for key in content)
+    if not named or not all(isinstance(v, Tensor) for v in content.values()):
         raise ValueError(f"the checkpoint holds a {type(content).__name__}; expected a dict of tensors")
     return unwrapped(content)
 
@@ -127,25 +129,30 @@ def _count(weights: Mapping[str, Tensor], prefix: str) -> int:
     return len({k[len(prefix) :].split(".")[0] for k in weights if k.startswith(prefix)})
 
 
-def _shape(weights: Mapping[str, Tensor], name: str) -> torch.Size:
+def _shape(weights: Mapping[str, Tensor], name: str, axes: int) -> torch.Size:
     require(name in weights, f"{name} is not in the checkpoint; expected it in a published model")
-    return weights[name].shape
+    shape = weights[name].shape
+    require(
+        len(shape) == axes and min(shape) > 0,
+        f"{name} has shape {tuple(shape)}; expected {axes} axes, none of them empty",
+    )
+    return shape
 
 
 def vae_config(weights: Mapping[str, Tensor], ar_weights: Mapping[str, Tensor] | None = None) -> VAEConfig:
     """Infer a VAE's config from its shapes, and the number of tokens from its RoPE table or its AR model."""
     blocks = _count(weights, "encoder.patchify.0.net.")
-    stem = _shape(weights, "encoder.conv_in.weight")[0]
-    downs = [_shape(weights, f"encoder.patchify.0.net.{i}.block.2.weight")[0] for i in range(blocks)]
-    channels = _shape(weights, "quant_proj.weight")[0]
-    registers = _shape(weights, "encoder.register_token.weight")[0]
+    stem = _shape(weights, "encoder.conv_in.weight", 4)[0]
+    downs = [_shape(weights, f"encoder.patchify.0.net.{i}.block.2.weight", 4)[0] for i in range(blocks)]
+    channels = _shape(weights, "quant_proj.weight", 2)[0]
+    registers = _shape(weights, "encoder.register_token.weight", 2)[0]
     if "encoder.freqs_cis" in weights:
-        tokens = weights["encoder.freqs_cis"].shape[0] - registers
+        tokens = _shape(weights, "encoder.freqs_cis", 3)[0] - registers
     elif ar_weights:
-        tokens = _shape(ar_weights, "pos_for_diff.weight")[0]
+        tokens = _shape(ar_weights, "pos_for_diff.weight", 2)[0]
     else:
         raise ValueError("encoder.freqs_cis is not in the checkpoint; expected it, to read the number of tokens")
-    latent_dim = _shape(weights, "post_quant_proj.weight")[1]
+    latent_dim = _shape(weights, "post_quant_proj.weight", 2)[1]
     return VAEConfig(
         bottleneck="power_spherical" if channels == latent_dim + 1 else "gaussian",
         latent_dim=latent_dim,
@@ -160,17 +167,17 @@ def vae_config(weights: Mapping[str, Tensor], ar_weights: Mapping[str, Tensor] |
 
 def ar_config(weights: Mapping[str, Tensor]) -> ARConfig:
     """Infer an AR model's config from its shapes."""
-    width, latent_dim = _shape(weights, "proj_in.weight")
-    classes, embedded = _shape(weights, "cls_embedding.weight")
+    width, latent_dim = _shape(weights, "proj_in.weight", 2)
+    classes, embedded = _shape(weights, "cls_embedding.weight", 2)
     return ARConfig(
         latent_dim=latent_dim,
-        tokens=_shape(weights, "pos_for_diff.weight")[0],
+        tokens=_shape(weights, "pos_for_diff.weight", 2)[0],
         num_classes=classes - 1,
         class_tokens=embedded // width,
         width=width,
         layers=_count(weights, "layers."),
         heads=width // HEAD_WIDTH,
-        head_width=_shape(weights, "head.net.input_proj.weight")[0],
+        head_width=_shape(weights, "head.net.input_proj.weight", 2)[0],
         head_depth=_count(weights, "head.net.res_blocks."),
         head_groups=_count(weights, "head.net.ada_ln_blocks."),
     )

@@ -12,7 +12,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from spherear.models.config import Config, one_of, require
+from spherear.models.config import LARGEST, MOST_LAYERS, Config, one_of, require
 from spherear.models.layers import NORM_EPS, Block, RMSNorm, Rotary, init_normal
 from spherear.models.pretrained import Pretrained
 from spherear.sphere.bottlenecks import BOTTLENECKS, Latent, VectorQuantizedBottleneck, bottleneck
@@ -64,6 +64,10 @@ class VAEConfig(Config):
             f"layers and registers are {self.encoder_layers}, {self.decoder_layers}, {self.registers}; "
             "expected none below 0",
         )
+        most = max(self.image_size, self.latent_dim, self.codes, self.registers, *self.widths)
+        require(most <= LARGEST, f"a size is {most}; expected at most {LARGEST}")
+        layers = max(self.encoder_layers, self.decoder_layers)
+        require(layers <= MOST_LAYERS, f"there are {layers} layers; expected at most {MOST_LAYERS}")
         for name in ("noise_scale", "concentration_gain", "latent_scale"):
             value = getattr(self, name)
             require(0 < value < math.inf, f"{name} is {value}; expected a finite number above 0")

@@ -10,6 +10,7 @@ from spherear.models.config import Config, one_of, require
 from spherear.models.files import read_json, write_json
 from spherear.sampling.solvers import SOLVERS, SPACINGS, Solver
 
+MOST_STEPS = 100_000  # of a solver for one token; more is a mistake, and would take long to fail
 Schedule = Callable[[float, int, int], float]
 
 
@@ -54,6 +55,7 @@ class SamplingSettings(Config):
         scale, temperature = self.guidance_scale, self.temperature
         require(0 <= scale < float("inf"), f"guidance_scale is {scale}; expected a finite number, 0 or more")
         require(self.steps >= 1, f"steps is {self.steps}; expected at least 1")
+        require(self.steps <= MOST_STEPS, f"steps is {self.steps}; expected at most {MOST_STEPS}")
         require(0 < self.last_step < 1, f"last_step is {self.last_step}; expected a number between 0 and 1")
         require(
             0 <= temperature < float("inf"),
@@ -98,7 +100,7 @@ class SamplingSettings(Config):
         """The inverse of `to_json`. ValueError for any other text."""
         try:
             values = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"settings are {text!r}; expected JSON ({error})") from error
         require(isinstance(values, dict), f"settings are {text!r}; expected a JSON object")
         return cls.from_dict(values)

@@ -14,7 +14,7 @@ import torch
 from spherear import __version__
 from spherear.bench.machine import processor
 from spherear.models.config import Config, ConfigT, require
-from spherear.models.files import write_text
+from spherear.models.files import parse_object, write_text
 
 RESULTS = Path(__file__).parent / "results" / "full.jsonl"
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -70,16 +70,17 @@ def read_lines(path: str | Path, kind: type[ConfigT]) -> list[ConfigT]:
 
 def _parsed(path: str | Path, parse: Callable[[dict[str, Any]], ResultT]) -> list[ResultT]:
     parsed = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(Path(path).read_bytes().splitlines(), start=1):
         try:
-            parsed.append(parse(json.loads(line)))
-        except (TypeError, ValueError, KeyError, AttributeError) as error:
+            parsed.append(parse(parse_object(line, "it")))
+        except (TypeError, ValueError, KeyError) as error:
             raise ValueError(f"{path}, line {number} is not a record: {error}") from error
     return parsed
 
 
 def _of_line(line: dict[str, Any]) -> list[Record]:
     values = line.pop("values")
+    require(isinstance(values, dict), f"values are {values!r}; expected a JSON object")
     return [Record.from_dict({**line, "metric": metric, "value": value}) for metric, value in values.items()]
 
 

@@ -151,7 +151,9 @@ def checked_reference(reference: str, image_size: int) -> tuple[Real | ADMRefere
     if path.is_dir():
         data = AllPictures(path, image_size)
         _enough(len(data), str(path))
-        for indices in tqdm(torch.arange(len(data)).split(CHECKED), f"reading {path}", unit="batch", leave=False):
+        for indices in tqdm(
+            torch.arange(len(data)).split(CHECKED), f"reading {path}", unit="batch", leave=False, disable=None
+        ):
             data.batch(indices)
         check_broken(data, 0.0)
         return PictureBytes(data), f"{len(data)} pictures of {path}, cropped to the middle, {image_size} px"

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, Union
 
+from spherear.models.config import require
 from spherear.sphere.families import FAMILIES
 from spherear.training.recipes import RECIPES, ARRecipe, VAERecipe, recipes
 
@@ -34,6 +35,10 @@ class Execution:
     """Write TensorBoard logs to the run's folder."""
     override: bool = False
     """Resume even if the folder's run was started with another recipe or other data."""
+
+    def __post_init__(self) -> None:
+        for name in ("workers", "preview_every"):
+            require(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}; expected 0 or more")
 
 
 PLAIN = Execution()

@@ -67,6 +67,8 @@ class Recipe(Config):
         for name in ("ema_decay", "beta1", "beta2"):
             value = getattr(self, name)
             require(0 <= value < 1, f"{name} is {value}; expected 0 or more and below 1")
+        decay = self.weight_decay
+        require(0 <= decay < math.inf, f"weight_decay is {decay}; expected a finite number, 0 or more")
         require(self.warmup_steps >= 0, f"warmup_steps is {self.warmup_steps}; expected 0 or more")
         require(0 <= self.seed < 2**63, f"seed is {self.seed}; expected an integer from 0 to 2^63 - 1")
         one_of("precision", self.precision, PRECISIONS)
@@ -77,8 +79,8 @@ class Recipe(Config):
         require(0 <= self.max_broken <= 1, f"max_broken is {self.max_broken}; expected a share from 0 to 1")
         require(1 <= self.crop < math.inf, f"crop is {self.crop}; expected a finite number, 1 or more")
         require(
-            self.fade_start < self.fade_end or self.fade_start == self.fade_end == -1,
-            f"crops fade from epoch {self.fade_start} to {self.fade_end}; expected the first to be smaller",
+            0 <= self.fade_start < self.fade_end or self.fade_start == self.fade_end == -1,
+            f"crops fade from epoch {self.fade_start} to {self.fade_end}; expected the first to be smaller, or both -1",
         )
 
     def learning_rate_at(self, step: int) -> float:

@@ -134,6 +134,18 @@ def test_what_is_no_set_of_images_is_refused(tmp_path, write, message):
         read_samples(path)
 
 
+def test_a_damaged_array_and_seeds_that_no_stream_has_are_refused(pipeline, tmp_path):
+    next(draw_samples(tmp_path / "left", pipeline, 22, SETTINGS, 5, 4))
+    array = tmp_path / "left" / "samples.npy"
+    array.write_bytes(array.read_bytes()[:60])
+    with pytest.raises(ValueError, match=r"samples\.npy cannot be read .*expected the array of this set of images"):
+        list(draw_samples(tmp_path / "left", pipeline, 22, SETTINGS, 5, 4))
+    for seed in (-1, 2**64 - 21):
+        with pytest.raises(ValueError, match=f"seed is {seed}; expected 0 to 2\\^64 - 22"):
+            list(draw_samples(tmp_path / "none", pipeline, 22, SETTINGS, seed, 4))
+    assert not (tmp_path / "none").exists()
+
+
 def test_a_pickled_array_is_refused(tmp_path):
     np.savez(tmp_path / "x.npz", arr_0=np.array([{}], dtype=object))
     with pytest.raises(ValueError, match="expected bytes"):

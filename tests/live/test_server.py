@@ -108,6 +108,31 @@ def test_the_help_says_how_many_visits_there_are_and_where_pictures_go(capsys):
         assert part in said
 
 
+@pytest.mark.parametrize("command", ["lab", "page"])
+def test_a_home_that_cannot_be_written_names_what_cures_it(command, tmp_path, monkeypatch, capsys):
+    """Jupyter would end in a traceback, the page only at the first visit. Each variable cures its own folder."""
+    started = []
+    monkeypatch.setattr(launch, "run_lab", lambda command: started.append(command) or 0)
+    (tmp_path / "home").write_text("a file")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    variables = ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR")
+    for variable in ("XDG_DATA_HOME", "XDG_CONFIG_HOME", *variables):
+        monkeypatch.delenv(variable, raising=False)
+    for variable in variables:
+        if variable == "JUPYTER_RUNTIME_DIR":  # below the data folder, unless it is named
+            monkeypatch.setenv(variable, str(tmp_path / "home" / "run"))
+        assert cli.main([command, *([str(tmp_path / "mine")] if command == "lab" else []), "--no-browser"]) == 2
+        error = capsys.readouterr().err
+        assert f"{variable} names another, HOME moves all" in error
+        assert "cannot be written" in error
+        assert len(error.splitlines()) == 1
+        assert not (tmp_path / "mine").exists()
+        monkeypatch.setenv(variable, str(tmp_path / variable))
+    assert started == []
+    assert cli.main([command, *([str(tmp_path / "mine")] if command == "lab" else []), "--no-browser"]) == 0
+    assert len(started) == 1
+
+
 def read_cells(path):
     return [cell["source"] for cell in json.loads(Path(path).read_text())["cells"]]
 

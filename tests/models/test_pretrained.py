@@ -236,6 +236,39 @@ def test_published_weights_that_miss_a_part(published):
 # --- files --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"vae.quant_proj.weight": torch.zeros(2)}, r"quant_proj.weight has shape \(2,\); expected 2 axes"),
+        ({"vae.encoder.conv_in.weight": torch.zeros(())}, r"conv_in.weight has shape \(\); expected 4 axes"),
+        ({"vae.post_quant_proj.weight": torch.zeros(0, 4)}, r"has shape \(0, 4\); expected 2 axes, none of them empty"),
+        ({"cls_embedding.weight": torch.zeros(3, 3, 3)}, r"has shape \(3, 3, 3\); expected 2 axes"),
+        ({1: torch.zeros(1)}, "the checkpoint holds a dict; expected a dict of tensors"),
+    ],
+)
+def test_published_weights_of_other_shapes(published, change, message, as_users_do):
+    with pytest.raises(ValueError, match=message):
+        load_published({**published[2], **published[3], **change})
+
+
+def test_sizes_that_no_model_has_are_refused_before_they_are_built(as_users_do):
+    for config, field, message in (
+        (TINY_AR, "width", "width is 1073741824; expected at most 16777216"),
+        (TINY_AR, "layers", "layers is 1073741824; expected at most 4096"),
+        (TINY_VAE, "latent_dim", "a size is 1073741824; expected at most"),
+        (TINY_VAE, "encoder_layers", "there are 1073741824 layers; expected at most 4096"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            replace(config, **{field: 2**30})
+
+
+def test_json_nested_too_deeply_is_no_object(tmp_path):
+    for text in ("[" * 99_000, '{"a": ' + "9" * 5000 + "}", "\ufeff{}"):
+        (tmp_path / "x.json").write_text(text, encoding="utf-8")
+        with pytest.raises(ValueError, match=r"x\.json is not JSON"):
+            read_json(tmp_path / "x.json")
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "f.json"
     write_json(path, {"a": 1})

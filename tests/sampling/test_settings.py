@@ -47,6 +47,9 @@ def test_file_round_trip(tmp_path):
         ('{"schedule": "cosine"}', "schedule is 'cosine'; expected one of 'constant', 'linear'"),
         ('{"solver": "rk4"}', "solver is 'rk4'; expected one of 'adams_bashforth', 'euler', 'euler_maruyama', 'heun'"),
         ('{"steps": 0}', "steps is 0; expected at least 1"),
+        ('{"steps": 1000000000000}', "steps is 1000000000000; expected at most 100000"),
+        ('{"steps": ' + "9" * 5000 + "}", "expected JSON"),
+        ("[" * 99_000, "expected JSON"),
         ('{"last_step": 0.0}', "last_step is 0.0; expected a number between 0 and 1"),
         ('{"temperature": -0.5}', "temperature is -0.5"),
         ('{"cfg": 2}', r"SamplingSettings has no field \['cfg'\]"),
@@ -62,6 +65,9 @@ def test_bad_settings(text, message, as_users_do):
 def test_wrong_types_are_type_errors(as_users_do):
     with pytest.raises(TypeError, match="SamplingSettings.steps is 2.5; expected int"):
         SamplingSettings.from_json('{"steps": 2.5}')
+    for name in ("steps", "guidance_scale"):  # beyond 64 bits, which no tensor holds
+        with pytest.raises(TypeError, match=f"SamplingSettings.{name} is 10000000"):
+            SamplingSettings.from_json(f'{{"{name}": {10**30}}}')
 
 
 def test_the_defaults_are_the_published_settings():

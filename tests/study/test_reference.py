@@ -94,7 +94,7 @@ def test_files_of_the_adm_suite_are_a_reference(tmp_path, fidelity):
         (["--reference", "{real}/dog"], "real/dog has 2 images; expected at least 4"),
         (["--reference", "{real}/empty"], "has no images"),
         (["--reference", "{real}/nowhere.npz"], "nowhere.npz is not a file"),
-        (["--reference", "~nobody-has-this-name/x"], "expected a home folder that exists"),
+        (["--reference", "~nobody-has-this-name/x"], "expected a home that exists"),
         (["--reference", "cifar10-train", "--count", "9"], f"count is 9; expected at least {FEWEST} images to score"),
         (["--count", "3"], "count is 3; expected at least 4 images to score"),
         (["--data", "shapes"], "images have 16 px; expected at least 32 for the judge of shapes"),

@@ -19,7 +19,7 @@ from spherear.sphere.families import BY_LETTER, FAMILIES
 from spherear.study import cell
 from spherear.study.cell import CELL_FILE, cell_folder, loss_slope, measure_point, sampling_seed, sizes_of
 from spherear.study.design import GRIDS, Grid, Point, Variant
-from spherear.study.records import read_records, select, write_records
+from spherear.study.records import read_records, select, shipped_records, write_records
 from spherear.study.reference import Reference
 from spherear.study.runner import RESULTS_FILE, Job, open_study, run_jobs, run_study, waiting_cells, within_budget
 from tests.conftest import ended, until
@@ -273,6 +273,41 @@ def test_a_file_that_is_no_records(tmp_path):
         read_records(path)
     write_records(path, [])
     assert read_records(path) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b"3", "line 2 is not a record: it holds a int; expected a JSON object"),
+        (b"\xff\xfe", "line 2 is not a record: it is not JSON"),
+        (b"[" * 99_000, "line 2 is not a record: it is not JSON"),
+        (b'{"values": 3}', "line 2 is not a record: values are 3; expected a JSON object"),
+        (b'{"values": {"a": 1.0}, "seed": 0}', r"line 2 is not a record: Record lacks \['command', 'commit', 'data'"),
+        (b"{}", "line 2 is not a record: 'values'"),
+    ],
+)
+def test_a_line_that_is_no_record_is_named(tmp_path, line, message):
+    write_records(tmp_path / "results.jsonl", shipped_records()[:1])
+    with (tmp_path / "results.jsonl").open("ab") as file:
+        file.write(line)
+    with pytest.raises(ValueError, match=message):
+        read_records(tmp_path / "results.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"grid": 3}', "holds the grid 3; expected a JSON object"),
+        ('{"command": "x"}', "holds the grid None; expected a JSON object"),
+        ('{"grid": {"name": "quick"}}', r"Grid lacks \['ar_steps', 'images', 'preset', 'scales'"),
+        ("{", "grid.json is not JSON"),
+    ],
+)
+def test_a_grid_that_is_none_is_refused(tmp_path, text, message):
+    (tmp_path / "grid.json").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        open_study(GRIDS["quick"], tmp_path, "x")
+    assert (tmp_path / "grid.json").read_text() == text
 
 
 def test_records_of_one_setting_share_a_line(tmp_path, study):

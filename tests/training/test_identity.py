@@ -79,6 +79,15 @@ def test_cached_posteriors_of_other_pictures_are_refused(root, tmp_path, change)
         encode_all(vae, load_data(f"folder:{root}", 16), folder=tmp_path / "cache")
 
 
+def test_a_cache_with_a_fact_more_is_another(root, tmp_path):
+    data, vae = load_data(f"folder:{root}", 16), VAE(TINY_VAE)
+    encode_all(vae, data, folder=tmp_path / "cache")
+    path = tmp_path / "cache" / "posteriors.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "crop": None}))
+    with pytest.raises(ValueError, match=r"holds other posteriors \(crop differ\)"):
+        encode_all(vae, data, folder=tmp_path / "cache")
+
+
 def test_a_run_goes_on_with_the_pictures_it_began_with(root, tmp_path):
     run = tmp_path / "run"
     states = train_vae(TINY_VAE, load_data(f"folder:{root}", 16), VAE_RECIPE, run)

@@ -1,10 +1,12 @@
 """The numbers of the recipes: the paper's, and those by which the small models are trained."""
 
 import math
+from dataclasses import replace
 
 import pytest
 from torch.testing import assert_close
 
+from spherear.training.jobs import Execution
 from spherear.training.recipes import Recipe, recipes
 
 
@@ -52,3 +54,23 @@ def test_crops_fade_linearly_from_the_first_epoch_to_the_last():
         assert augmentation.crop == pytest.approx(1 + 0.25 * weight)
         assert augmentation.spread == pytest.approx(weight)
         assert augmentation.flip
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"weight_decay": -0.1}, "weight_decay is -0.1; expected a finite number, 0 or more"),
+        ({"weight_decay": math.nan}, "weight_decay is nan"),
+        ({"fade_start": -7, "fade_end": 3}, "crops fade from epoch -7 to 3; expected the first to be smaller, or both"),
+        ({"fade_start": 3, "fade_end": 3}, "crops fade from epoch 3 to 3"),
+    ],
+)
+def test_recipes_that_cannot_be(change, message, as_users_do):
+    with pytest.raises(ValueError, match=message):
+        replace(recipes("digits").vae, **change)
+
+
+@pytest.mark.parametrize("name", ["workers", "preview_every"])
+def test_executions_that_cannot_be(name):
+    with pytest.raises(ValueError, match=f"{name} is -1; expected 0 or more"):
+        Execution(**{name: -1})

@@ -83,7 +83,8 @@ def encode_all(
         if not (folder / "posteriors.json").exists():
             _write(folder, facts, vae, data, copies, device, augmentation_at)
     stored = read_json(folder / "posteriors.json")
-    differ = [name for name in sorted(stored.keys() | facts.keys()) if stored.get(name) != facts.get(name)]
+    names = sorted(stored.keys() | facts.keys())
+    differ = [name for name in names if name not in stored or name not in facts or stored[name] != facts[name]]
     require(not differ, f"{folder} holds other posteriors ({', '.join(differ)} differ); expected the same, or none")
     features = _mapped(folder / "features.bin", shape, dtype)
     return Posteriors(data, features, _mapped(folder / "labels.bin", shape[:1], torch.int64))

@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from spherear.models.config import one_of, require
+from spherear.models.files import user_path
 from spherear.training.augment import Augmentation
 from spherear.training.data.dataset import TEST_START, ImageData
 from spherear.training.data.hub import load_hub
@@ -108,11 +109,11 @@ class Shapes(ImageData):
 
 
 def _folder(path: str, spec: str, image_size: int) -> ImageData:
-    return Folder(Path(path).expanduser(), spec, image_size)
+    return Folder(user_path(path), spec, image_size)
 
 
 def _tar(path: str, spec: str, image_size: int) -> ImageData:
-    return Tar(Path(path).expanduser(), spec, image_size)
+    return Tar(user_path(path), spec, image_size)
 
 
 def _hub(name: str, spec: str, image_size: int) -> ImageData:

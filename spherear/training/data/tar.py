@@ -21,12 +21,14 @@ from filelock import FileLock
 from torch import Tensor
 
 from spherear.models.config import require
+from spherear.models.files import user_path
 from spherear.models.tensor_files import read_tensors, write_tensors
+from spherear.training.data.dataset import hashed
 from spherear.training.data.images import Photographs, all_with_images
 from spherear.training.data.pixels import is_hidden, is_picture
 
 SUFFIX = ".index.safetensors"
-FORMAT = "layouts"  # of an index; one of another format is built again
+FORMAT = "layouts, hashed"  # of an index; one of another format is built again
 LABEL, LONGEST_LABEL = ".cls", 1000  # bytes
 TEXTS = ("names", "classes", "others")
 
@@ -47,7 +49,7 @@ class Index:
 
 
 def read_index(path: Path) -> Index:
-    """The index of a tar file, built if there is none or if the tar has changed since.
+    """The index of a tar file, built if there is none that is whole or if the tar has changed since.
 
     Not a tar, a truncated one, two layouts at once, or a class without an image: ValueError.
     """
@@ -59,17 +61,25 @@ def read_index(path: Path) -> Index:
         index = _stored(index_path, identity)
         if index is None:
             index = build_index(path)
-            write_tensors(index_path, _packed(index), {"of": identity})
+            packed = _packed(index)
+            write_tensors(index_path, packed, _facts(identity, packed))
     return index
 
 
 def _stored(path: Path, identity: str) -> Index | None:
-    """The index in a file, if it is that of this tar; copied, because Windows does not replace a mapped file."""
-    if path.is_file():
+    """The index in a file, if it is whole and that of this tar; copied, as Windows does not replace a mapped file."""
+    try:
         tensors, metadata = read_tensors(path)
-        if metadata.get("of") == identity:
-            return _unpacked({name: tensor.clone() for name, tensor in tensors.items()})
-    return None
+    except (FileNotFoundError, ValueError):
+        return None
+    tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+    return _unpacked(tensors) if metadata == _facts(identity, tensors) else None
+
+
+def _facts(identity: str, tensors: dict[str, Tensor]) -> dict[str, str]:
+    """What an index says of itself: of which tar it is, and a hash of its tensors."""
+    parts = (part for name in sorted(tensors) for part in (name, tensors[name].numpy().tobytes()))
+    return {"of": identity, "content": hashed(parts)}
 
 
 def build_index(path: Path) -> Index:
@@ -189,7 +199,7 @@ def _index_path(path: Path) -> Path:
     if beside.is_file() or os.access(path.parent, os.W_OK):
         return beside
     key = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "spherear"
+    cache = user_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "spherear"
     try:
         cache.mkdir(parents=True, exist_ok=True)
     except OSError as error:
