@@ -146,74 +146,134 @@ def test_classes_are_sorted_character_by_character(tmp_path):
     assert load_data(f"folder:{root}", 16).classes == ("10", "9", "Zoo", "ant")
 
 
+CLASSES = ["ant", "Bee", "10", "9", "cow pie", "Ärger", "漢字", "a#b@c?d", "n.o.t.e", "x.png"]
+FORMATS = {
+    "PNG": (("png", "PNG"), ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")),
+    "JPEG": (("jpg", "JPEG", "jfif", "jpe"), ("L", "RGB", "CMYK")),
+    "WEBP": (("webp",), ("RGB", "RGBA")),
+    "TIFF": (("tif", "tiff"), ("1", "L", "RGB", "RGBA", "CMYK", "I;16", "I", "F")),
+    "GIF": (("gif",), ("P", "L")),
+    "BMP": (("bmp",), ("1", "L", "P", "RGB")),
+    "PPM": (("ppm",), ("RGB",)),
+}
+"""Format -> its endings, and the modes that Pillow writes."""
+WITH_EXIF = ("PNG", "JPEG", "WEBP", "TIFF")
+JUNK = ("{0}/.x.png", ".cache/y.png", "__MACOSX/{0}/z.png", "{0}/._1.png", ".DS_Store", "{0}/.ipynb_checkpoints/1.png")
+OTHERS = ("{0}/notes.txt", "table.csv", "cover.png", "{0}/deep/labels.cls.json")
+
+
+def random_image(rng, mode):
+    """A picture of a mode, of any shape; transparent pixels are wholly so."""
+    size = (16, 16) if rng.random() < 0.3 else tuple(int(side) for side in rng.integers(9, 60, 2))
+    image = picture(int(rng.integers(1000)), size=size)
+    if mode in ("I;16", "I"):
+        return Image.fromarray(np.asarray(image.convert("L")).astype({"I;16": np.uint16, "I": np.int32}[mode]) * 257)
+    if mode == "F":
+        return Image.fromarray(np.asarray(image.convert("L")).astype(np.float32) / 255)
+    if mode in ("RGBA", "LA"):
+        image.putalpha(Image.fromarray(rng.choice([0, 255], size[::-1]).astype(np.uint8)))
+    return image.convert(mode)
+
+
+def random_picture(rng):
+    """-> (ending, the bytes of a picture, whether its mode has a range of values)."""
+    kind = str(rng.choice(sorted(FORMATS)))
+    endings, modes = FORMATS[kind]
+    mode, options, file = str(rng.choice(modes)), {}, io.BytesIO()
+    if kind in WITH_EXIF and rng.random() < 0.6:
+        options["exif"] = Image.Exif()
+        options["exif"][0x0112] = int(rng.integers(1, 9))
+    if mode == "P" and kind in ("PNG", "GIF") and rng.random() < 0.5:
+        options["transparency"] = int(rng.integers(0, 40))
+    if kind == "WEBP":
+        options |= {"lossless": True, "exact": True}
+    random_image(rng, mode).save(file, format=kind, **options)
+    return str(rng.choice(endings)), file.getvalue(), mode not in ("I", "F")
+
+
 def random_tree(root, rng):
-    """A folder with everything that people have in theirs; returns how each picture should be seen."""
-    expected = {}
-    for kind in rng.permutation(["ant", "Bee", "10", "cow pie"])[: rng.integers(2, 5)]:
-        for number in range(rng.integers(2, 5)):
-            deep = rng.choice(["", "day/", "day/late/", "n.o.t.e/"])
-            mode = rng.choice(["RGB", "L", "RGBA", "P", "LA", "1", "I;16"])
-            ending, file_kind = [("png", "PNG"), ("PNG", "PNG"), ("tiff", "TIFF"), ("gif", "GIF")][rng.integers(4)]
-            mode = "RGB" if file_kind != "PNG" else str(mode)
-            image, options = picture(int(rng.integers(1000)), size=(16, 16)), {}
-            if mode == "I;16":
-                image = Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
-            elif mode in ("RGBA", "LA"):
-                image.putalpha(Image.fromarray(rng.choice([0, 255], (16, 16)).astype(np.uint8)))
-                image = image.convert(mode)
-            else:
-                image = image.convert(mode)
-            if file_kind == "PNG" and rng.random() < 0.5:
-                options["exif"] = Image.Exif()
-                options["exif"][0x0112] = int(rng.integers(1, 9))
-            file = io.BytesIO()
-            image.save(file, format=file_kind, **options)
-            name = f"{kind}/{deep}{number}.{ending}"
-            write(root, {name: file.getvalue()})
-            expected[name] = (str(kind), file.getvalue())
-    junk = ["{0}/.x.png", ".cache/y.png", "__MACOSX/{0}/z.png", "{0}/._1.png"]
-    write(root, {str(rng.choice(junk)).format(next(iter(expected)).split("/")[0]): b"junk" for _ in range(2)})
-    first = next(iter(expected)).split("/")[0]
-    if rng.random() < 0.5 and os.name == "posix":
-        link = root / first / "again.png"
-        link.symlink_to(root / next(iter(expected)))
-        expected[f"{first}/again.png"] = (first, link.read_bytes())
+    """A folder with everything that people have in theirs.
+
+    Returns name -> (class, content, or nothing if it cannot be read), and the names of what is no picture of a class.
+    """
+    expected: dict[str, tuple[str, bytes]] = {}
+    classes = [str(kind) for kind in rng.permutation(CLASSES)[: rng.integers(2, 5)]]
+    for kind in classes:
+        expected[f"{kind}/plain.png"] = (kind, png(int(rng.integers(1000))))
+        for number in range(rng.integers(1, 6)):
+            deep = rng.choice(["", "day/", "day/late/", "n.o.t.e/", "sp ace/"])
+            ending, content, ranged = random_picture(rng)
+            expected[f"{kind}/{deep}{number}.{ending}"] = (kind, content if ranged else b"")
+            write(root, {f"{kind}/{deep}{number}.{ending}": content})
+    write(root, {name: content for name, (_, content) in expected.items() if content})
     if rng.random() < 0.5:
-        write(root, {f"{first}/cut.png": b"\x89PNG\r\n\x1a\ncut"})
-        expected[f"{first}/cut.png"] = (first, b"")
-    return expected
+        expected[f"{classes[0]}/cut.png"] = (classes[0], b"")
+        write(root, {f"{classes[0]}/cut.png": b"\x89PNG\r\n\x1a\ncut"})
+    write(root, {str(rng.choice(JUNK)).format(classes[0]): b"junk" for _ in range(2)})
+    others = {str(rng.choice(OTHERS)).format(classes[1]) for _ in range(2)}
+    write(root, dict.fromkeys(others, b"x"))
+    return expected, sorted(others)
+
+
+def add_links(root, expected, rng):
+    """A linked picture, a linked folder of them, and a link to nowhere -> expected, and the names of the latter two."""
+    kind = sorted(expected)[0].split("/")[0]
+    elsewhere = write(root.with_name("elsewhere"), {"far.png": png(5), ".hidden.png": b"junk"})
+    (root / kind / "again.png").symlink_to(root / kind / "plain.png")
+    (root / kind / "linked").symlink_to(elsewhere)
+    (root / kind / "gone.png").symlink_to(root / "nowhere.png")
+    expected[f"{kind}/again.png"] = expected[f"{kind}/plain.png"]
+    expected[f"{kind}/linked/far.png"], expected[f"{kind}/gone.png"] = (kind, png(5)), (kind, b"")
+    return {f"{kind}/linked/far.png", f"{kind}/gone.png"}
 
 
 def independent(content):
-    """A picture as Pillow's documentation reads it, with the arithmetic written out."""
+    """A picture as Pillow's documentation reads it, with the arithmetic written out; cropped by Pillow's `fit`."""
     image = ImageOps.exif_transpose(Image.open(io.BytesIO(content)))
     if image.mode.startswith("I"):
-        return np.repeat((np.asarray(image).astype(np.int64) // 257)[..., None], 3, axis=2)
-    rgba = np.asarray(image.convert("RGBA")).astype(np.int64)
-    alpha = rgba[..., 3:] / 255
-    return np.rint(rgba[..., :3] * alpha + 255 * (1 - alpha))
+        values = np.repeat((np.asarray(image).astype(np.int64) // 257)[..., None], 3, axis=2)
+    elif image.mode == "CMYK":
+        values = np.asarray(image.convert("RGB"))
+    else:
+        rgba = np.asarray(image.convert("RGBA")).astype(np.int64)
+        alpha = rgba[..., 3:] / 255
+        values = np.rint(rgba[..., :3] * alpha + 255 * (1 - alpha))
+    return np.asarray(ImageOps.fit(Image.fromarray(values.astype(np.uint8)), (16, 16), Image.Resampling.LANCZOS), int)
 
 
-@pytest.mark.parametrize("seed", range(25))
+def check_reading(spec, expected, others):
+    """The labels, classes and pixels of a data set are those of the independent reading, or the file is named."""
+    data = load_data(spec, 16)
+    assert classes_of(data) == {name: kind for name, (kind, _) in expected.items()}
+    assert list(data.classes) == sorted({kind for kind, _ in expected.values()})
+    assert list(data.others) == others
+    images, labels = data.batch(torch.arange(len(data)))
+    for index in range(len(data)):
+        name = data.name_of(index)
+        kind, content = expected[name]
+        if not content:
+            assert name in data.broken
+            continue
+        assert data.classes[int(labels[index])] == kind
+        seen = np.asarray((images[index].permute(1, 2, 0) + 1) * 127.5)
+        assert np.abs(seen - independent(content)).max() <= 1, name  # a rounding
+    assert sorted(data.broken) == sorted(name for name, (_, content) in expected.items() if not content)
+
+
+@pytest.mark.parametrize("seed", range(40))
 def test_generated_folders_are_read_as_an_independent_reading_says(tmp_path, seed):
-    rng = np.random.default_rng(seed)
-    expected = random_tree(tmp_path / "data", rng)
-    specs = [f"folder:{tmp_path / 'data'}", f"tar:{pack(tmp_path / 'data', tmp_path / 'x.tar')}"]
-    for spec in specs:
-        data = load_data(spec, 16)
-        assert classes_of(data) == {name: kind for name, (kind, _) in expected.items()}
-        assert list(data.classes) == sorted({kind for kind, _ in expected.values()})
-        images, labels = data.batch(torch.arange(len(data)))
-        for index in range(len(data)):
-            name = data.name_of(index)
-            kind, content = expected[name]
-            if not content:
-                assert name in data.broken
-                continue
-            assert data.classes[int(labels[index])] == kind
-            seen = np.asarray((images[index].permute(1, 2, 0) + 1) * 127.5)
-            assert np.abs(seen - independent(content)).max() <= 1  # a rounding
-        assert sorted(data.broken) == sorted(name for name, (_, content) in expected.items() if not content)
+    rng, root = np.random.default_rng(seed), tmp_path / "data"
+    expected, others = random_tree(root, rng)
+    beyond = add_links(root, expected, rng) if os.name == "posix" and rng.random() < 0.5 else set()
+    check_reading(f"folder:{root}", expected, others)
+    packed = {name: value for name, value in expected.items() if name not in beyond}  # a tar holds no such links
+    check_reading(f"tar:{pack(root, tmp_path / 'x.tar')}", packed, others)
+    empty = str(rng.choice(["Zebra", "äpfel", "0"]))
+    (root / empty).mkdir()
+    if rng.random() < 0.5:
+        write(root, {f"{empty}/.hidden.png": png(1), f"{empty}/notes.txt": b"x"})
+    with pytest.raises(ValueError, match=f"has no picture of '{empty}'"):
+        load_data(f"folder:{root}", 16)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="links need rights on Windows")
