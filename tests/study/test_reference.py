@@ -7,13 +7,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch.testing import assert_close
 
-from spherear import VAE, Pipeline, cli
+from spherear import VAE, Pipeline, SamplingSettings, cli, demo
 from spherear.evaluation.adm import ADMReference
+from spherear.evaluation.classifier import Classifier
 from spherear.evaluation.inception import FEWEST
+from spherear.evaluation.samples import read_samples
 from spherear.models.ar import SphereAR
 from spherear.models.layers import seeded
-from spherear.study.reference import Against, PictureBytes, checked_reference, judge_of
+from spherear.study.cell import measure_point, measure_vae
+from spherear.study.design import GRIDS, Point
+from spherear.study.reference import Against, PictureBytes, Reference, checked_reference, judge_of
+from spherear.study.solvers import sweep
 from spherear.training.data.catalog import Digits, Shapes, load_data
 from tests.conftest import TINY_AR, TINY_VAE
 from tests.evaluation import stand_ins
@@ -175,3 +181,65 @@ def test_a_model_of_other_classes_is_not_judged(tiny_vae):
     pipeline = Pipeline(tiny_vae, SphereAR(replace(TINY_AR, num_classes=7)))
     with pytest.raises(ValueError, match="the model has 7 classes; expected 10, as the judge of digits has"):
         Against.of(pipeline, "digits", None, 20)
+
+
+def _seen_by_judges(monkeypatch):
+    """Every batch of images that a classifier is given from now on."""
+    seen, features = [], Classifier.features
+
+    def watched(self, images):
+        seen.append(images.clone())
+        return features(self, images)
+
+    monkeypatch.setattr(Classifier, "features", watched)
+    return seen
+
+
+def judged_by_evaluate(pipeline, folder):
+    pipeline.save_pretrained(folder / "model")
+    args = ["evaluate", str(folder / "model"), "--data", "digits", *QUICK, "--out", str(folder / "out")]
+    assert cli.main(args) == 0
+    return read_samples(folder / "out" / "samples.npz")
+
+
+def judged_by_study(pipeline, folder):
+    grid, real = replace(GRIDS["full"], images=20, solver_steps=1), Reference.of("digits")
+    measure_point(grid, pipeline, Point(2.0), real, torch.randn(20, 16, 4), 7)
+    measure_vae(pipeline.vae, real, 0)
+
+
+def judged_by_demo(pipeline, folder):
+    list(demo.sample_and_judge(pipeline, (1.0,), 0))
+
+
+def judged_by_sweep(pipeline, folder):
+    next(sweep("x", pipeline, Reference.of("digits"), set(), "test", images=20))
+
+
+@pytest.mark.parametrize("path", [judged_by_evaluate, judged_by_study, judged_by_demo, judged_by_sweep])
+def test_scores_see_bytes_whoever_scores(path, tmp_path, monkeypatch, tiny_vae, tiny_ar):
+    """What a file would hold: from 0 to 255, whole numbers. The model's own images are far outside of [-1, 1]."""
+    with torch.no_grad():
+        tiny_vae.decoder.output[-1].weight *= 30
+    pipeline, drawn, images = Pipeline(tiny_vae, tiny_ar), [], Pipeline.images
+
+    def watched(self, tokens):
+        drawn.append(images(self, tokens))
+        return drawn[-1]
+
+    monkeypatch.setattr(Pipeline, "images", watched)
+    monkeypatch.setattr(demo, "SamplingSettings", lambda guidance_scale: SamplingSettings(guidance_scale, steps=1))
+    seen = _seen_by_judges(monkeypatch)
+    filed = path(pipeline, tmp_path)
+    assert torch.cat(drawn).abs().max() > 1.5
+    for batch in seen:
+        levels = 127.5 * batch.double() + 127.5
+        assert_close(levels, levels.round(), rtol=0, atol=1e-4)
+        assert levels.min() >= -1e-4
+        assert levels.max() <= 255 + 1e-4
+    shown = torch.cat([batch for batch in seen if batch.shape[2:] == (16, 16)])
+    bytes_ = (127.5 * torch.cat(drawn).double() + 128).clamp(0, 255).floor()  # as `evaluate` files them
+    rows = {tuple(row) for row in (127.5 * shown.double() + 127.5).round().flatten(1).tolist()}
+    assert {tuple(row) for row in bytes_.flatten(1).tolist()} <= rows
+    if filed is not None:
+        assert {tuple(row) for row in torch.from_numpy(filed.copy()).permute(0, 3, 1, 2).flatten(1).tolist()} <= rows
