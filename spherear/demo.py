@@ -70,8 +70,10 @@ def sample_and_judge(pipeline: Pipeline, scales: tuple[float, ...], seed: int) -
 def save_results(folder: Path, sheets: list[Sheet], command: str) -> None:
     """Write `results.json`, and `samples.png` with real held-out digits next to the generated ones."""
     results = [{"guidance_scale": sheet.scale, **asdict(sheet.judgement)} for sheet in sheets]
-    write_json(folder / "results.json", {"command": command, "images": len(LABELS), "results": results})
     real = Reference.of(PRESET)
+    against = f"{len(real.images)} held-out images of {recipes(PRESET).data}, in features of its judge"
+    facts = {"command": command, "images": len(LABELS), "against": against}
+    write_json(folder / "results.json", {**facts, "results": results})
     rows = [real.images[real.labels == digit][:PER_CLASS] for digit in range(10)]
     panels, captions = {"real": torch.cat(rows)}, {"real": "held out of all training"}
     for sheet in sheets:

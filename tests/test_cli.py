@@ -12,10 +12,11 @@ from dataclasses import replace
 import pytest
 from PIL import Image
 
-from spherear import VAE, Pipeline, cli, train
+from spherear import VAE, Pipeline, SphereAR, cli, train
 from spherear.models.files import read_json
 from spherear.study.design import GRIDS
 from spherear.training.jobs import parse_job
+from tests.conftest import TINY_AR, randomise
 
 SHORT = ["--vae-steps", "4", "--ar-steps", "4", "--guidance", "3"]
 
@@ -38,6 +39,7 @@ def test_demo_leaves_a_run_a_figure_and_a_table(run):
     results = read_json(folder / "results.json")
     assert results["command"].endswith(f"demo --run {folder} {' '.join(SHORT)}")
     assert [row["guidance_scale"] for row in results["results"]] == [3.0]
+    assert results["against"] == "355 held-out images of digits, in features of its judge"
     assert set(results["results"][0]) == {
         "guidance_scale", "accuracy", "frechet", "kernel", "inception_score", "precision", "recall", "diversity",
         "saturation_shift", "contrast_shift",
@@ -124,6 +126,19 @@ def test_what_a_person_can_mend_is_one_line(run, args, message, tmp_path, monkey
     errors = capsys.readouterr().err
     assert f"error: {message}" in errors
     assert list(tmp_path.iterdir()) == []
+
+
+def test_classes_are_requested_and_told_by_name(tmp_path, capsys, tiny_vae):
+    names = tuple(["cat", "dog", "cow", "hen", "pig", "owl", "rat", "ant", "bee", "fox"])
+    Pipeline(tiny_vae, randomise(SphereAR(replace(TINY_AR, classes=names)))).save_pretrained(tmp_path / "model")
+    args = ["sample", "--run", str(tmp_path / "model"), "--steps", "2", "--zoom", "1"]
+    for labels, path in ((("fox", "cat"), "names.png"), (("9", "#0"), "numbers.png")):
+        assert cli.main([*args, "--labels", *labels, "--out", str(tmp_path / path)]) == 0
+        assert capsys.readouterr().out == f"{tmp_path / path}: fox, cat\n"
+    assert (tmp_path / "names.png").read_bytes() == (tmp_path / "numbers.png").read_bytes()
+    assert cli.main([*args, "--labels", "cats", "--out", str(tmp_path / "x.png")]) == 2
+    assert "class is 'cats'; expected one of 'cat'" in capsys.readouterr().err
+    assert not (tmp_path / "x.png").exists()
 
 
 def test_a_recipe_that_cannot_be_is_refused(capsys):

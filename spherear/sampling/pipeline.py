@@ -13,8 +13,9 @@ from torch import Tensor
 
 from spherear.models.ar import SphereAR, check_labels
 from spherear.models.config import require
+from spherear.models.files import read_json
 from spherear.models.presets import check_pair
-from spherear.models.pretrained import find_folder
+from spherear.models.pretrained import find_folder, fingerprint
 from spherear.models.published_weights import load_parts
 from spherear.models.vae import VAE
 from spherear.sampling.decode import EAGER, Step, decode, trace
@@ -47,9 +48,19 @@ class Pipeline:
     def from_pretrained(
         cls, name_or_path: str | Path, *, revision: str | None = None, device: torch.device | str = "cpu"
     ) -> "Pipeline":
-        """Load a folder that `save_pretrained` wrote, a hub repository 'owner/name', or a shipped model by name."""
+        """Load a folder that `save_pretrained` wrote, a hub repository 'owner/name', or a shipped model by name.
+
+        In a folder of runs, a VAE that was trained again since the AR model learnt its tokens: ValueError.
+        """
         folder = find_folder(name_or_path, revision)
         vae = VAE.from_pretrained(folder, subfolder="vae", device=device)
+        run = folder / "ar" / "run.json"
+        trained_on = read_json(run).get("vae") if run.is_file() else None
+        require(
+            trained_on in (None, fingerprint(vae)),
+            f"the AR model of {folder} was trained on the tokens of another VAE ({trained_on}); "
+            f"expected the one beside it, {fingerprint(vae)}: train the AR model again",
+        )
         return cls(vae, SphereAR.from_pretrained(folder, subfolder="ar", device=device))
 
     def save_pretrained(self, path: str | Path, dtype: torch.dtype | None = None) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from filelock import BaseFileLock, FileLock, Timeout
 
+from spherear.models.config import require
 from spherear.models.files import read_json, write_json, write_text
 
 RUN_FILE = "run.json"
@@ -47,12 +48,23 @@ def check_facts(folder: Path, facts: Mapping[str, Any], override: bool = False) 
     missing = {name for name in requested if name.startswith("recipe.") and name not in stored}
     differ = sorted(k for k in (stored.keys() | requested.keys()) - missing if stored.get(k) != requested.get(k))
     refused = [name for name in differ if not override or name.startswith(IMMUTABLE)]
-    if refused:
-        listed = "; ".join(
-            f"{k}: expected {_short(stored.get(k))}, got {_short(requested.get(k))}" for k in refused[:4]
-        )
-        raise ValueError(f"{folder} holds another run ({listed}); expected the same run, or an empty folder")
+    listed = _listed(refused, stored, requested)
+    require(not refused, f"{folder} holds another run ({listed}); expected the same run, or an empty folder")
     return differ
+
+
+def differences(stored: Mapping[str, Any], requested: Mapping[str, Any]) -> str:
+    """The facts that differ, the first four of them with both values; empty if none does."""
+    old, new = _flat(stored), _flat(requested)
+    differ = [k for k in sorted(old.keys() | new.keys()) if k not in old or k not in new or old[k] != new[k]]
+    return _listed(differ, old, new)
+
+
+def _listed(names: list[str], stored: Mapping[str, Any], requested: Mapping[str, Any]) -> str:
+    def value(facts: Mapping[str, Any], name: str) -> str:
+        return _short(facts[name]) if name in facts else "nothing"
+
+    return "; ".join(f"{name}: expected {value(stored, name)}, got {value(requested, name)}" for name in names[:4])
 
 
 def _short(value: object) -> str:

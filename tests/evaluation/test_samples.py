@@ -185,6 +185,7 @@ def test_evaluate_files_what_it_measured(tmp_path, capsys):
     assert "frechet" in capsys.readouterr().out
     found = json.loads((tmp_path / "results.json").read_text())
     assert found["samples"]["images"] == 40
+    assert found["classes"] == list(Pipeline.from_pretrained("digits-power_spherical").ar.config.classes)
     assert found["command"].startswith("spherear")
     assert found["samples"]["settings"]["steps"] == 2
     assert len(found["samples"]["ar"]) == 16

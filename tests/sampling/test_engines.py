@@ -148,6 +148,8 @@ from spherear.sampling.engines import engine_named
 ar, engine = randomise(SphereAR(TINY_AR), seed=1), engine_named("compiled")
 for settings in (QUICK, replace(QUICK, guidance_scale=2.5)):
     expected = tokens(ar, engine_named("eager"), settings)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert_close(tokens(ar, engine, settings), expected, atol=2e-3, rtol=0)
     assert_close(tokens(ar, engine, settings), expected, atol=2e-3, rtol=0)
 print("equal")
 """

@@ -109,7 +109,7 @@ def test_kept_posteriors_are_found_again_and_no_others(digits, tmp_path, monkeyp
     other.rescale(0.5)
     with torch.no_grad():
         other.quant_proj.bias.add_(1)
-    with pytest.raises(ValueError, match=r"holds other posteriors \(vae differ\)"):
+    with pytest.raises(ValueError, match=r"holds other posteriors \(vae: expected '\w{16}', got '\w{16}'\)"):
         next(train_ar(TINY_AR, other, digits, recipe, execution=execution))
     (tmp_path / "kept" / "features.bin").write_bytes(b"short")
     with pytest.raises(ValueError, match="features.bin has 5 bytes; expected"):

@@ -75,7 +75,9 @@ def test_cached_posteriors_of_other_pictures_are_refused(root, tmp_path, change)
     again = encode_all(vae, load_data(f"folder:{root}", 16), folder=tmp_path / "cache")
     assert torch.equal(first.features, again.features)
     CHANGES[change](root)
-    with pytest.raises(ValueError, match=r"cache holds other posteriors \(data differ\)"):
+    with pytest.raises(
+        ValueError, match=r"cache holds other posteriors \(data.fingerprint: expected '\w{16}', got '\w{16}'\)"
+    ):
         encode_all(vae, load_data(f"folder:{root}", 16), folder=tmp_path / "cache")
 
 
@@ -84,7 +86,7 @@ def test_a_cache_with_a_fact_more_is_another(root, tmp_path):
     encode_all(vae, data, folder=tmp_path / "cache")
     path = tmp_path / "cache" / "posteriors.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "crop": None}))
-    with pytest.raises(ValueError, match=r"holds other posteriors \(crop differ\)"):
+    with pytest.raises(ValueError, match=r"holds other posteriors \(crop: expected None, got nothing\)"):
         encode_all(vae, data, folder=tmp_path / "cache")
 
 
@@ -118,6 +120,19 @@ def test_names_of_classes_stay_with_run_model_and_images(root, tmp_path):
         pipeline.sample(["bb"])
     with pytest.raises(ValueError, match="class is 'a'; expected a number: this model has no names"):
         Pipeline.from_pretrained("digits-gaussian").sample(["a"])
+
+
+def test_an_ar_model_of_another_vae_is_no_pipeline(root, tmp_path):
+    """A VAE that was trained on after its AR model: the tokens that the AR model knows are no longer its own."""
+    data = load_data(f"folder:{root}", 16)
+    (*_,) = train_vae(TINY_VAE, data, VAE_RECIPE, tmp_path / "vae")
+    (*_,) = train_ar(AR3, VAE.from_pretrained(tmp_path / "vae"), data, AR_RECIPE, tmp_path / "ar")
+    Pipeline.from_pretrained(tmp_path).save_pretrained(tmp_path / "copy", torch.bfloat16)
+    Pipeline.from_pretrained(tmp_path / "copy")  # of other precision, and no run
+    longer = replace(VAE_RECIPE, steps=VAE_RECIPE.steps + 2)
+    (*_,) = train_vae(TINY_VAE, data, longer, tmp_path / "vae", execution=Execution(override=True))
+    with pytest.raises(ValueError, match=r"was trained on the tokens of another VAE \(\w{16}\); expected the one"):
+        Pipeline.from_pretrained(tmp_path)
 
 
 def test_a_number_that_names_another_class_has_to_say_which(as_users_do):

@@ -129,16 +129,20 @@ def test_pictures_without_a_class_and_two_layouts_at_once(tmp_path):
         load_data(f"tar:{path}", 16)
 
 
-def test_a_damaged_index_is_made_again(tmp_path):
-    """A bit of a label, an index cut short, and one of another format; the index is a file that was derived."""
+def test_a_changed_index_is_made_again_and_another_file_is_refused(tmp_path):
+    """A bit of a label, then files that are no whole index."""
     path = pack(write(tmp_path / "data", FILES), tmp_path / "x.tar")
     expected, index = classes_of(load_data(f"tar:{path}", 16)), path.with_name("x.tar.index.safetensors")
     whole = index.read_bytes()
     place = whole.rindex(np.array([0, 0, 1, 1]).tobytes())  # the labels of the four pictures
-    for content in (whole[:place] + b"\x01" + whole[place + 1 :], whole[:-9], b"", b"x" * 999):
+    index.write_bytes(whole[:place] + b"\x01" + whole[place + 1 :])
+    assert classes_of(load_data(f"tar:{path}", 16)) == expected
+    assert len(index.read_bytes()) == len(whole)  # the order of its facts may differ
+    for content in (whole[:-9], b"", b"x" * 999):
         index.write_bytes(content)
-        assert classes_of(load_data(f"tar:{path}", 16)) == expected
-        assert len(index.read_bytes()) == len(whole)  # the order of its facts may differ
+        with pytest.raises(ValueError, match=r"x.tar.index.safetensors is not .*without that file it is made again"):
+            load_data(f"tar:{path}", 16)
+        assert index.read_bytes() == content
 
 
 def test_classes_are_sorted_character_by_character(tmp_path):

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch.testing import assert_close
 
 import spherear
@@ -21,7 +21,7 @@ from spherear.train import train_ar, train_vae
 from spherear.training.augment import Augmentation
 from spherear.training.data import tar as tar_module
 from spherear.training.data.catalog import load_data
-from spherear.training.data.images import seen
+from spherear.training.data.images import as_tensor, seen
 from spherear.training.jobs import Execution
 from spherear.training.recipes import recipes
 from tests.conftest import TINY_AR, TINY_VAE
@@ -243,7 +243,10 @@ def test_places_that_are_not_there(spec, message):
 
 def test_the_hubs_formats_are_read_by_index_and_as_a_stream(folder, tmp_path, monkeypatch):
     datasets = pytest.importorskip("datasets")
-    asked = {}
+    exif, asked = Image.Exif(), {}
+    exif[0x0112] = 6
+    picture(20, size=(60, 20)).save(folder / "dog" / "1.png", exif=exif)  # stored on its side
+    Image.new("RGBA", (20, 20), (0, 0, 0, 0)).save(folder / "cat" / "0.png")  # nothing, on black
     real = datasets.load_dataset
 
     def local(name, split, revision, streaming):
@@ -270,6 +273,10 @@ def test_the_hubs_formats_are_read_by_index_and_as_a_stream(folder, tmp_path, mo
     order = torch.tensor([4, 0, 3])
     for ours, theirs in zip(data.batch(order), direct.batch(order), strict=True):
         assert_close(ours, theirs, atol=0, rtol=0)
+    assert (data.batch(order)[0][1] == 1).all()  # nothing is white
+    upright = picture(20, size=(60, 20)).transpose(Image.Transpose.ROTATE_270)
+    seen = as_tensor(ImageOps.fit(upright, (16, 16), Image.Resampling.LANCZOS))
+    assert_close(data.batch(order)[0][0], seen, atol=1.01 / 127.5, rtol=0)
     stream = load_data("hub:some/body#train?stream", 16)
     assert asked["streaming"]
     for ours, theirs in zip(stream.batch(order), direct.batch(order), strict=True):

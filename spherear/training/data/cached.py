@@ -20,6 +20,7 @@ from spherear.models.vae import VAE
 from spherear.training.augment import PLAIN_VIEW, Augmentation
 from spherear.training.data.dataset import ImageData
 from spherear.training.data.tar import locked
+from spherear.training.run_file import differences
 
 CHUNK = 128  # images encoded at a time
 DTYPES = {"torch.float32": torch.float32, "torch.bfloat16": torch.bfloat16}
@@ -83,9 +84,8 @@ def encode_all(
         if not (folder / "posteriors.json").exists():
             _write(folder, facts, vae, data, copies, device, augmentation_at)
     stored = read_json(folder / "posteriors.json")
-    names = sorted(stored.keys() | facts.keys())
-    differ = [name for name in names if name not in stored or name not in facts or stored[name] != facts[name]]
-    require(not differ, f"{folder} holds other posteriors ({', '.join(differ)} differ); expected the same, or none")
+    differ = differences(stored, facts)
+    require(not differ, f"{folder} holds other posteriors ({differ}); expected the same, or an empty folder")
     features = _mapped(folder / "features.bin", shape, dtype)
     return Posteriors(data, features, _mapped(folder / "labels.bin", shape[:1], torch.int64))
 

@@ -67,11 +67,16 @@ def read_index(path: Path) -> Index:
 
 
 def _stored(path: Path, identity: str) -> Index | None:
-    """The index in a file, if it is whole and that of this tar; copied, as Windows does not replace a mapped file."""
+    """The index in a file, if it is unchanged and that of this tar; copied, as Windows does not replace a mapped file.
+
+    A file of another format: ValueError.
+    """
+    if not path.is_file():
+        return None
     try:
         tensors, metadata = read_tensors(path)
-    except (FileNotFoundError, ValueError):
-        return None
+    except ValueError as error:
+        raise ValueError(f"{error}; expected the index of a tar: without that file it is made again") from error
     tensors = {name: tensor.clone() for name, tensor in tensors.items()}
     return _unpacked(tensors) if metadata == _facts(identity, tensors) else None
 
