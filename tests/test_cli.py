@@ -129,7 +129,7 @@ def test_what_a_person_can_mend_is_one_line(run, args, message, tmp_path, monkey
 
 
 def test_classes_are_requested_and_told_by_name(tmp_path, capsys, tiny_vae):
-    names = tuple(["cat", "dog", "cow", "hen", "pig", "owl", "rat", "ant", "bee", "fox"])
+    names = ("cat", "dog", "cow", "hen", "pig", "owl", "rat", "ant", "bee", "fox")
     Pipeline(tiny_vae, randomise(SphereAR(replace(TINY_AR, classes=names)))).save_pretrained(tmp_path / "model")
     args = ["sample", "--run", str(tmp_path / "model"), "--steps", "2", "--zoom", "1"]
     for labels, path in ((("fox", "cat"), "names.png"), (("9", "#0"), "numbers.png")):

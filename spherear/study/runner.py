@@ -97,7 +97,8 @@ def open_study(grid: Grid, folder: Path, command: str) -> Grid:
         write_json(path, {"command": command, "grid": grid.to_dict()})
         return grid
     values = read_json(path).get("grid")
-    require(isinstance(values, dict), f"{path} holds the grid {values!r}; expected a JSON object")
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds the grid {values!r}; expected a JSON object")
     stored = Grid.from_dict(values)
     require(stored.name == grid.name, f"{folder} holds the study {stored.name!r}; expected {grid.name!r}")
     return stored

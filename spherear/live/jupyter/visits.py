@@ -52,11 +52,15 @@ class Visits(AsyncMappingKernelManager):
         """A page was closed: from now on its kernel is idle."""
         super().notify_disconnect(kernel_id)
         if kernel_id in self:
-            self.get_kernel(kernel_id).last_activity = datetime.now(UTC)
+            self._kernel(kernel_id).last_activity = datetime.now(UTC)
+
+    def _kernel(self, kernel_id: str) -> Any:
+        """A kernel; jupyter_client's types do not know that its server gives it `last_activity`."""
+        return self.get_kernel(kernel_id)
 
     async def cull_kernel_if_idle(self, kernel_id: str) -> None:
         """End a kernel that was idle for too long; one without a page much sooner."""
-        model, kernel = self.kernel_model(kernel_id), self.get_kernel(kernel_id)
+        model, kernel = self.kernel_model(kernel_id), self._kernel(kernel_id)
         idle = model["execution_state"] == "idle" and datetime.now(UTC) - kernel.last_activity > timedelta(
             seconds=self.closed
         )

@@ -15,7 +15,7 @@ _panels: dict[str, list[tuple[object, Callable[[], None]]]] = {}
 
 def register(panel: object, close: Callable[[], None]) -> None:
     """Call `close` before the running cell runs again, and forget the panel. Outside of cells this does nothing."""
-    shell = get_ipython()
+    shell: Any = get_ipython()
     cell = _running_cell(shell)
     if cell is not None:
         _panels.setdefault(cell, []).append((panel, close))
