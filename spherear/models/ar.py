@@ -128,7 +128,8 @@ class SphereAR(nn.Module, Pretrained[ARConfig]):
         """Teacher forcing: all tokens and labels -> the condition of every token.
 
         The condition of token i depends only on the label and on the tokens before i. ValueError for wrong
-        shapes, and for labels out of range if they are on the CPU (elsewhere the check would wait for the device).
+        shapes, and for labels out of range if they are on the CPU (elsewhere the check would wait for the device) and
+        the call is neither compiled nor exported.
         """
         self._check(tokens, labels)
         inputs = torch.cat((self._classes(labels), self._inputs(tokens[:, :-1])), dim=1)
@@ -206,10 +207,10 @@ class SphereAR(nn.Module, Pretrained[ARConfig]):
 
     def _check(self, tokens: Tensor, labels: Tensor) -> None:
         expected = (self.config.tokens, self.config.latent_dim)
-        require(
-            tuple(tokens.shape[1:]) == expected and len(tokens) == len(labels),
-            f"tokens have shape {tuple(tokens.shape)}; expected ({len(labels)}, {expected[0]}, {expected[1]})",
-        )
+        if tuple(tokens.shape[1:]) != expected or tokens.shape[0] != labels.shape[0]:  # no `len`: it fixes the batch
+            raise ValueError(
+                f"tokens have shape {tuple(tokens.shape)}; expected ({len(labels)}, {expected[0]}, {expected[1]})"
+            )
         if labels.device.type == "cpu":
             check_labels(labels, self.config.num_classes + 1)
 
@@ -220,7 +221,9 @@ def _head(config: ARConfig) -> VelocityHead | CategoricalHead:
 
 
 def check_labels(labels: Int[Tensor, " batch"], num_classes: int) -> None:
-    """ValueError for labels outside 0 .. num_classes - 1; it names the first one."""
+    """ValueError for labels outside 0 .. num_classes - 1; it names the first one. Not checked in compiled code."""
+    if torch.compiler.is_compiling():  # a graph cannot depend on values
+        return
     bad = (labels < 0) | (labels >= num_classes)
     if bad.any():
         raise ValueError(f"label {int(labels[bad][0])} is out of range; expected 0 to {num_classes - 1}")
