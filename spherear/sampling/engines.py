@@ -128,15 +128,19 @@ class Packed(Engine):
 
 @dataclass
 class Compiled(Engine):
-    """`torch.compile` on the head's evaluation and on the transformer's step; needs a compiler."""
+    """`torch.compile` on the head's evaluation and on the transformer's step; needs a compiler.
 
+    backend: of `torch.compile`.
+    """
+
+    backend: str = "inductor"
     kept: Kept = field(default_factory=lambda: Kept(limit=4), init=False, repr=False)
 
     def session(self, ar: SphereAR, rows: int, cache: KVCache | None = None) -> AbstractContextManager[Session]:
         """A session with compiled functions, kept per model and kind of weights."""
         kinds = tuple((x.shape, x.dtype, x.device, x.requires_grad) for x in tensors_of(ar))
-        functions = self.kept.get(ar, kinds, lambda: (CompiledPerShape(evaluate), CompiledPerShape(SphereAR.advance)))
-        token, advance = functions
+        both = (evaluate, SphereAR.advance)
+        token, advance = self.kept.get(ar, kinds, lambda: [CompiledPerShape(f, self.backend) for f in both])
         return nullcontext(Session(ar, cache or ar.kv_cache(rows), partial(sample_token, evaluate=token), advance))
 
 
@@ -149,8 +153,8 @@ class CompiledPerShape:
 
     numbers = count()
 
-    def __init__(self, function: Callable[..., Tensor]) -> None:
-        self.function = function
+    def __init__(self, function: Callable[..., Tensor], backend: str) -> None:
+        self.function, self.backend = function, backend
         self.compiled: dict[Any, Callable[..., Tensor]] = {}
         self.lock = RLock()
 
@@ -159,7 +163,7 @@ class CompiledPerShape:
         with self.lock:
             if key not in self.compiled:
                 own = _with_own_code(self.function, next(self.numbers))
-                self.compiled[key] = torch.compile(own, fullgraph=True, dynamic=False)
+                self.compiled[key] = torch.compile(own, fullgraph=True, dynamic=False, backend=self.backend)
             with _explain_compiler_errors():
                 return self.compiled[key](*inputs)
 
