@@ -15,10 +15,10 @@ from spherear.sampling.head_sampling import guide
 from spherear.sampling.noise import seeded_noise
 from spherear.sampling.pipeline import Pipeline
 from spherear.sampling.settings import SamplingSettings
-from spherear.sampling.solvers import Velocity
+from spherear.sampling.solvers import Solver, Velocity
 
 
-def record(velocity: Velocity, noise: Tensor, settings: SamplingSettings) -> Float[Tensor, "points batch dim"]:
+def record(velocity: Velocity, noise: Tensor, solver: Solver, times: list[float]) -> Float[Tensor, "points batch dim"]:
     """The states of a solver on its time grid: the last state evaluated at each time, and the final state."""
     states: dict[float, Tensor] = {}
 
@@ -26,8 +26,8 @@ def record(velocity: Velocity, noise: Tensor, settings: SamplingSettings) -> Flo
         states[t] = x
         return velocity(x, t)
 
-    times = settings.times()
-    end = settings.method.integrate(recorded, noise, times)
+    end = solver(recorded, noise, times)
+    require(states.keys() >= set(times[:-1]), "the solver skips times of its grid; expected an evaluation at each")
     return torch.stack([*(states[t] for t in times[:-1]), end])
 
 
@@ -47,7 +47,7 @@ class TokenPath:
     times: n + 1 times, from 0 to 1.  points: states at those times; the last is the raw token.
     conditional, null, guided: velocities at the first n points, guided = null + scale (conditional - null).
     token: the last point after projection.  unguided: the path from the same noise and past without guidance.
-    scale: guidance scale at this position.
+    scale: guidance scale at this position, the mean over times.
     """
 
     times: Float[Tensor, " points"]
@@ -79,21 +79,24 @@ def token_path(
     conditions = _conditions(pipeline, label, position, settings, seed, stopped)  # (2, width)
     if conditions is None:
         return None
-    noise = seeded_noise([seed])(position, (settings.draws, 1, head.final_linear.out_features))
+    times = settings.times(position, tokens)
+    noise = seeded_noise([seed])(position, (settings.method.draws_for(times), 1, head.final_linear.out_features))
     noise = noise.to(conditions.device, head.state_dtype) * settings.temperature
 
     def velocities(x: Tensor, t: float) -> Tensor:
         return head(x.expand(2, -1), x.new_full((2,), t), conditions)  # conditional, null
 
-    points = record(lambda x, t: guide(velocities(x, t), scale), noise, settings)[:, 0]
-    unguided = record(lambda x, t: velocities(x, t)[:1], noise, settings)[:, 0]
-    times = settings.times()
+    def scale_at(t: float) -> float:
+        return settings.scale_at(position, tokens, t)
+
+    points = record(lambda x, t: guide(velocities(x, t), scale_at(t)), noise, settings.method, times)[:, 0]
+    unguided = record(lambda x, t: velocities(x, t)[:1], noise, settings.method, times)[:, 0]
     both = torch.stack([velocities(x[None], t) for x, t in zip(points[:-1], times, strict=False)])  # (n, 2, dim)
     conditional, null = both[:, 0], both[:, 1]
     token = pipeline.vae.project(points[-1]) if settings.project else points[-1]
-    return TokenPath(
-        torch.tensor(times), points, conditional, null, null + scale * (conditional - null), token, unguided, scale
-    )
+    scales = torch.tensor([[scale_at(t)] for t in times[:-1]], dtype=null.dtype, device=null.device)
+    guided = null + scales * (conditional - null)
+    return TokenPath(torch.tensor(times), points, conditional, null, guided, token, unguided, scale)
 
 
 def _conditions(
@@ -107,13 +110,14 @@ def _conditions(
     ar = pipeline.ar
     shape = (2, ar.config.tokens, ar.config.latent_dim)
     past = torch.zeros(shape, device=ar.proj_in.weight.device, dtype=ar.head.state_dtype)
-    unguided = replace(settings, guidance_scale=1.0)
+    unguided = replace(settings, guidance_scale=1.0, schedule="linear")
     branches = pipeline.steps([label], settings, seed), pipeline.steps([ar.null_label], unguided, seed)
     for conditional, null in islice(zip(*branches, strict=True), position):
         if stopped():
             return None
         past[0, conditional.index] = conditional.token[0]
-        past[1, conditional.index] = null.token[0] if conditional.guidance_scale == 1.0 else conditional.token[0]
+        guided = settings.guided_at(conditional.index, ar.config.tokens)
+        past[1, conditional.index] = conditional.token[0] if guided else null.token[0]
     labels = torch.tensor([label, ar.null_label], device=past.device)
     return ar(past, labels)[:, position]
 
@@ -158,7 +162,7 @@ def trajectories(
         return guide(head(x.repeat(2, 1), torch.full((len(rows),), t), rows), scale)
 
     times = torch.tensor(settings.times())
-    return Trajectories(times, record(velocity, noise, settings), pipeline.vae.bottleneck.radius)
+    return Trajectories(times, record(velocity, noise, settings.method, times.tolist()), pipeline.vae.bottleneck.radius)
 
 
 @dataclass(frozen=True)
@@ -214,4 +218,4 @@ def _path(head: VelocityHead, condition: Tensor, noise: Tensor, settings: Sampli
     times = settings.times()
     embedded_times = dict(zip(times, head.embed_time(torch.tensor(times, dtype=head.state_dtype)), strict=True))
     embedded = head.embed_condition(condition)
-    return record(lambda x, t: head.velocity(x, embedded_times[t], embedded), noise, settings)[:, 0]
+    return record(lambda x, t: head.velocity(x, embedded_times[t], embedded), noise, settings.method, times)[:, 0]

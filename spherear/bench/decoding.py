@@ -1,12 +1,9 @@
 """Decoding benchmarks: the plain reference and every engine on the same random weights, labels and noise."""
 
-import importlib.util
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -23,10 +20,10 @@ from spherear.sampling.decode import EAGER, Step, decode
 from spherear.sampling.engines import Engine, engine_named
 from spherear.sampling.noise import Noise, seeded_noise
 from spherear.sampling.packed import can_pack_bfloat16
+from spherear.sampling.reference import reference_steps
 from spherear.sampling.settings import SamplingSettings
 from spherear.sphere.geometry import project
 
-REFERENCE_FILE = Path(__file__).parents[2] / "tests" / "reference_decoder.py"
 PATHS = {
     "cpu": ("reference", "eager", "packed"),
     "cuda": ("reference", "eager", "cuda_graphs"),
@@ -54,18 +51,6 @@ class DecodeRow:
     first: Timing
     speedup: float
     of_floor: float
-
-
-def reference_module() -> ModuleType | None:
-    """The plain reference decoder from the tests; None if the tests are not there."""
-    if not REFERENCE_FILE.exists():
-        return None
-    spec = importlib.util.spec_from_file_location("reference_decoder", REFERENCE_FILE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def random_model(config: ARConfig, dtype: torch.dtype, device: torch.device) -> SphereAR:
@@ -104,7 +89,7 @@ Run = Callable[[int], list[Tensor]]
 
 def runs(ar: SphereAR, batch: int, settings: SamplingSettings, compiled: bool) -> Iterator[tuple[str, Run]]:
     """Every path of the model's device, as a function that draws the first n tokens of a batch."""
-    device, reference = ar.proj_in.weight.device, reference_module()
+    device = ar.proj_in.weight.device
 
     def engine_run(name: str) -> Run:
         engine = engine_named(name)
@@ -115,12 +100,10 @@ def runs(ar: SphereAR, batch: int, settings: SamplingSettings, compiled: bool) -
         return run
 
     def reference_run(**options: Any) -> Run:
-        assert reference is not None
-
         @torch.no_grad()
         def run(tokens: int) -> list[Tensor]:
             labels, noise, radius = _inputs(ar, batch)
-            steps = reference.reference_steps(ar, labels, settings, noise, radius, **options)
+            steps = reference_steps(ar, labels, settings, noise, radius, **options)
             return list(islice(steps, tokens))
 
         return run
@@ -130,7 +113,7 @@ def runs(ar: SphereAR, batch: int, settings: SamplingSettings, compiled: bool) -
             continue
         if not path.startswith("reference"):
             yield path, engine_run(path)
-        elif reference is not None:
+        else:
             yield path, reference_run(**({"transform": torch.compile} if "compiled" in path else {}))
 
 
@@ -144,9 +127,23 @@ def bench_decode(
     repeats: int,
     compiled: bool,
 ) -> Iterator[DecodeRow]:
-    """One row per path, the reference first. More tokens than an image has: ValueError."""
+    """One row per path, the reference first. ValueError, when called, for more tokens than an image has."""
     config = preset(name).ar
     require(1 <= tokens <= config.tokens, f"tokens is {tokens}; expected 1 to {config.tokens}")
+    return _rows(name, batch, dtype, device, settings, tokens, repeats, compiled)
+
+
+def _rows(
+    name: str,
+    batch: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    settings: SamplingSettings,
+    tokens: int,
+    repeats: int,
+    compiled: bool,
+) -> Iterator[DecodeRow]:
+    config = preset(name).ar
     rows = batch * (1 if settings.guidance_scale == 1.0 else 2)
     ar = random_model(config, dtype, device)
     floor = tokens * floor_seconds(config, rows, settings.evaluations, tokens // 2, dtype, device)

@@ -5,6 +5,7 @@ It runs with teacher forcing, or one token at a time with a KV cache. Guidance, 
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from spherear.models.categorical import CategoricalHead
 from spherear.models.config import LARGEST, MOST_LAYERS, Config, one_of, require
 from spherear.models.head import VelocityHead
-from spherear.models.layers import Block, KVCache, Past, RMSNorm, Rotary, init_normal
+from spherear.models.layers import Block, KVCache, RMSNorm, Rotary, Update, init_normal
 from spherear.models.pretrained import Pretrained
 
 LABEL_DROPOUT = 0.1  # of the published training
@@ -130,11 +131,13 @@ class SphereAR(nn.Module, Pretrained[ARConfig]):
         """Teacher forcing: all tokens and labels -> the condition of every token.
 
         The condition of token i depends only on the label and on the tokens before i. ValueError for wrong
-        shapes, and for labels out of range if they are on the CPU (elsewhere the check would wait for the device).
+        shapes, and for labels out of range if they are on the CPU (elsewhere the check would wait for the device) and
+        the call is neither compiled nor exported.
         """
         self._check(tokens, labels)
         inputs = torch.cat((self._classes(labels), self._inputs(tokens[:, :-1])), dim=1)
-        x = self._transform(inputs, None)[:, -self.config.tokens :]  # (batch, tokens, width)
+        uncached = [None] * len(self.layers)
+        x = self._transform(inputs, self.rotary(inputs.shape[1]), uncached)[:, -self.config.tokens :]
         return self.norm(x) + self.pos_for_diff.weight
 
     def loss(
@@ -170,19 +173,24 @@ class SphereAR(nn.Module, Pretrained[ARConfig]):
 
     def start(self, labels: Int[Tensor, " batch"], kv_cache: KVCache) -> Float[Tensor, "batch width"]:
         """Labels -> the condition of the first token; fills the cache with the class tokens."""
-        return self._next(self._classes(labels), kv_cache.extend(self.config.class_tokens))
+        index = kv_cache.reserve(self.config.class_tokens)
+        return self._next(self._classes(labels), kv_cache, index, kv_cache.span)
 
     def step(self, token: Float[Tensor, "batch dim"], kv_cache: KVCache) -> Float[Tensor, "batch width"]:
         """The newest token -> the condition of the next one; fills one position of the cache."""
-        return self.advance(token, kv_cache.extend(1))
+        index = kv_cache.reserve(1)
+        return self.advance(token, kv_cache, index, kv_cache.span)
 
-    def advance(self, token: Float[Tensor, "batch dim"], past: Past) -> Float[Tensor, "batch width"]:
+    def advance(
+        self, token: Float[Tensor, "batch dim"], kv_cache: KVCache, index: Int[Tensor, " 1"], span: int
+    ) -> Float[Tensor, "batch width"]:
         """`step` at a given position of a cache, which is a tensor: so the call can be compiled or captured."""
-        return self._next(self._inputs(token[:, None]), past)
+        return self._next(self._inputs(token[:, None]), kv_cache, index, span)
 
-    def _next(self, inputs: Tensor, past: Past) -> Tensor:
-        x = self._transform(inputs, past)[:, -1]  # (batch, width)
-        predicted = past.index[-1:] - (self.config.class_tokens - 1)
+    def _next(self, inputs: Tensor, kv_cache: KVCache, index: Tensor, span: int) -> Tensor:
+        updates, mask = kv_cache.updates(index, span), kv_cache.mask(index, span)
+        x = self._transform(inputs, self.rotary.at(index), updates, mask)[:, -1]  # (batch, width)
+        predicted = index[-1:] - (self.config.class_tokens - 1)
         return self.norm(x) + self.pos_for_diff.weight.index_select(0, predicted)
 
     def _classes(self, labels: Tensor) -> Tensor:
@@ -192,19 +200,20 @@ class SphereAR(nn.Module, Pretrained[ARConfig]):
     def _inputs(self, tokens: Tensor) -> Tensor:
         return self.proj_in(tokens.to(self.proj_in.weight.dtype))
 
-    def _transform(self, inputs: Tensor, past: Past | None) -> Tensor:
-        rope = self.rotary(inputs.shape[1]) if past is None else self.rotary.at(past.index)
+    def _transform(
+        self, inputs: Tensor, rope: Tensor, updates: Sequence[Update | None], mask: Tensor | None = None
+    ) -> Tensor:
         x = self.emb_norm(inputs)
-        for layer, layer_past in zip(self.layers, past.layers if past else [None] * len(self.layers), strict=True):
-            x = layer(x, rope, causal=True, past=layer_past)
+        for layer, update in zip(self.layers, updates, strict=True):
+            x = layer(x, rope, causal=True, update=update, mask=mask)
         return x
 
     def _check(self, tokens: Tensor, labels: Tensor) -> None:
         expected = (self.config.tokens, self.config.latent_dim)
-        require(
-            tuple(tokens.shape[1:]) == expected and len(tokens) == len(labels),
-            f"tokens have shape {tuple(tokens.shape)}; expected ({len(labels)}, {expected[0]}, {expected[1]})",
-        )
+        if tuple(tokens.shape[1:]) != expected or tokens.shape[0] != labels.shape[0]:  # no `len`: it fixes the batch
+            raise ValueError(
+                f"tokens have shape {tuple(tokens.shape)}; expected ({len(labels)}, {expected[0]}, {expected[1]})"
+            )
         if labels.device.type == "cpu":
             check_labels(labels, self.config.num_classes + 1)
 
@@ -215,7 +224,9 @@ def _head(config: ARConfig) -> VelocityHead | CategoricalHead:
 
 
 def check_labels(labels: Int[Tensor, " batch"], num_classes: int) -> None:
-    """ValueError for labels outside 0 .. num_classes - 1; it names the first one."""
+    """ValueError for labels outside 0 .. num_classes - 1; it names the first one. Not checked in compiled code."""
+    if torch.compiler.is_compiling():  # a graph cannot depend on values
+        return
     bad = (labels < 0) | (labels >= num_classes)
     if bad.any():
         raise ValueError(f"label {int(labels[bad][0])} is out of range; expected 0 to {num_classes - 1}")

@@ -29,8 +29,8 @@ def _fits(value: object, annotation: Any) -> bool:
     origin = get_origin(annotation)
     if origin in (Union, types.UnionType):
         return any(_fits(value, option) for option in get_args(annotation))
-    if origin is Literal:  # names from a table; `check` validates them
-        return isinstance(value, str)
+    if origin is Literal:  # names from a table, or functions in their place; `check` validates them
+        return isinstance(value, str) or callable(value)
     if origin is tuple:
         item = get_args(annotation)[0]
         return isinstance(value, tuple) and all(_fits(v, item) for v in value)
@@ -39,6 +39,19 @@ def _fits(value: object, annotation: Any) -> bool:
     if annotation is int:
         return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
     return isinstance(value, annotation)
+
+
+def _plain(value: Any) -> Any:
+    """A field's value for JSON; a config in it converts itself."""
+    if isinstance(value, Config):
+        return value.to_dict()
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    if isinstance(value, tuple | list):
+        return type(value)(_plain(item) for item in value)
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +71,7 @@ class Config:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain Python values, ready for JSON."""
-        return dataclasses.asdict(self)
+        return {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
 
     @classmethod
     def from_dict(cls: type[ConfigT], values: dict[str, Any]) -> ConfigT:

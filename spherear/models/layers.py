@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 NORM_EPS = 1e-6
@@ -57,8 +57,10 @@ class Rotary(nn.Module):
         return rope_table(*self.shape, device=device)[: self.length]
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Any:
+        before = self.table
         super()._apply(fn, recurse)
-        self.table = self._build(self.table.device)
+        moved = self.table.device != before.device
+        self.table = self._build(self.table.device) if moved else before  # same device: same memory
         return self
 
     def forward(self, count: int) -> Float[Tensor, "count pairs 2"]:
@@ -80,37 +82,14 @@ def rotate(
     return torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1).flatten(-2).to(x.dtype)
 
 
-@dataclass(frozen=True)
-class LayerPast:
-    """One layer's part of the KV cache. keys, values: (batch, heads, length, head width), preallocated.
-
-    index: (new,), positions of the new tokens.  mask: (new, span), which of the first `span` positions each attends to.
-    """
-
-    keys: Tensor
-    values: Tensor
-    index: Tensor
-    mask: Tensor
-
-    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Write the new tokens' keys and values in place; returns those of the first `span` positions."""
-        self.keys.index_copy_(2, self.index, keys)
-        self.values.index_copy_(2, self.index, values)
-        span = self.mask.shape[-1]
-        return self.keys[:, :, :span], self.values[:, :, :span]
-
-
-@dataclass(frozen=True)
-class Past:
-    """A cache extended by new tokens. layers: one `LayerPast` per layer.  index: (new,), their positions."""
-
-    layers: list[LayerPast]
-    index: Tensor
+Update = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""One layer's part of a KV cache: new keys and values -> those of all positions that are read, with the new ones."""
 
 
 class KVCache:
     """The KV cache of a causal transformer: keys and values of every layer, preallocated in the compute dtype.
 
+    keys, values: one tensor per layer, (batch, heads, length, head width).  filled: positions that hold a token.
     Its size is fixed: new tokens are written at an index that is a tensor, and attention reads the first `span`
     positions, a multiple of SPAN, with a mask. So a decode has few shapes and can be compiled or captured.
     """
@@ -137,29 +116,47 @@ class KVCache:
         """Memory of keys and values, in bytes."""
         return sum(tensor.nbytes for tensor in (*self.keys, *self.values))
 
-    def span(self, filled: int) -> int:
-        """Number of positions that attention reads when `filled` are filled."""
-        return min(len(self.positions), SPAN * math.ceil(filled / SPAN))
+    @property
+    def span(self) -> int:
+        """Number of positions that attention reads now: those that are filled, rounded up to a multiple of SPAN."""
+        return min(len(self.positions), SPAN * math.ceil(self.filled / SPAN))
 
-    def extend(self, count: int) -> Past:
-        """Reserve the next `count` positions. ValueError if the cache is too short."""
+    def clear(self) -> None:
+        """Empty the cache. Its numbers become 0: attention multiplies masked positions by 0, and 0 x nan is nan."""
+        for tensor in (*self.keys, *self.values):
+            tensor.zero_()
+        self.filled = 0
+
+    def reserve(self, count: int) -> Int[Tensor, " count"]:
+        """The positions of the next `count` tokens, now filled. ValueError if the cache is too short."""
         end = self.filled + count
         if end > len(self.positions):
             raise ValueError(f"the KV cache has {len(self.positions)} positions; expected {end} or more")
         index, self.filled = self.positions[self.filled : end], end
-        return self.at(index, self.span(end))
+        return index
 
-    def at(self, index: Int[Tensor, " new"], span: int) -> Past:
-        """New tokens at `index`; each attends to itself and to earlier positions among the first `span`."""
-        mask = self.positions[:span] <= index[:, None]  # (new, span)
-        pairs = zip(self.keys, self.values, strict=True)
-        return Past([LayerPast(keys, values, index, mask) for keys, values in pairs], index)
+    def mask(self, index: Int[Tensor, " new"], span: int) -> Bool[Tensor, "new span"]:
+        """Which of the first `span` positions each token at `index` attends to: itself and earlier ones."""
+        return self.positions[:span] <= index[:, None]
+
+    def update(
+        self, layer: int, index: Int[Tensor, " new"], span: int, keys: Tensor, values: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Write the new tokens' keys and values in place; returns those of the layer's first `span` positions."""
+        self.keys[layer].index_copy_(2, index, keys)
+        self.values[layer].index_copy_(2, index, values)
+        return self.keys[layer][:, :, :span], self.values[layer][:, :, :span]
+
+    def updates(self, index: Int[Tensor, " new"], span: int) -> list[Update]:
+        """`update` for new tokens at `index`, one function per layer."""
+        return [partial(self.update, layer, index, span) for layer in range(len(self.keys))]
 
 
 class Attention(nn.Module):
     """Multi-head attention with a fused, bias-free query-key-value projection and rotary positions.
 
-    With a past, new tokens attend to it; without one, `causal` chooses between causal and full attention.
+    update: adds the keys and values of earlier tokens, from a KV cache; then `mask` says who attends to whom. Without
+    it, `causal` chooses between causal and full attention.
     """
 
     def __init__(self, width: int, heads: int) -> None:
@@ -173,7 +170,8 @@ class Attention(nn.Module):
         x: Float[Tensor, "batch tokens width"],
         rope: Float[Tensor, "tokens pairs 2"],
         causal: bool = False,
-        past: LayerPast | None = None,
+        update: Update | None = None,
+        mask: Bool[Tensor, "tokens span"] | None = None,
     ) -> Float[Tensor, "batch tokens width"]:
         q, k, v = rearrange(
             self.wqkv(x),
@@ -182,9 +180,9 @@ class Attention(nn.Module):
             heads=self.heads,
         )
         q, k = rotate(q, rope), rotate(k, rope)
-        if past is not None:
-            k, v = past.append(k, v)
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask=past.mask)
+        if update is not None:
+            k, v = update(k, v)
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         else:
             out = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
         return self.wo(rearrange(out, "batch heads tokens w -> batch tokens (heads w)"))
@@ -234,9 +232,10 @@ class Block(nn.Module):
         x: Float[Tensor, "batch tokens width"],
         rope: Float[Tensor, "tokens pairs 2"],
         causal: bool = False,
-        past: LayerPast | None = None,
+        update: Update | None = None,
+        mask: Bool[Tensor, "tokens span"] | None = None,
     ) -> Float[Tensor, "batch tokens width"]:
-        x = x + self.attention(self.attention_norm(x), rope, causal, past)
+        x = x + self.attention(self.attention_norm(x), rope, causal, update, mask)
         return x + self.feed_forward(self.ffn_norm(x))
 
 

@@ -4,6 +4,7 @@ How one token is drawn is in `draw`. The loop does not know the VAE: the project
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
@@ -11,8 +12,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from spherear.models.ar import SphereAR, check_labels
+from spherear.models.categorical import CategoricalHead
 from spherear.models.config import require
-from spherear.sampling.engines import DecodeState, Engine, own_precision
+from spherear.sampling.engines import Engine, own_precision
+from spherear.sampling.head_sampling import Times
 from spherear.sampling.noise import Noise
 from spherear.sampling.settings import SamplingSettings
 
@@ -23,12 +26,49 @@ EAGER = Engine()
 
 @dataclass(frozen=True)
 class Step:
-    """One drawn token. raw: the solver's result.  token: after projection, as it is fed back; both (batch, dim)."""
+    """One drawn token. raw: the solver's result.  token: after projection, as it is fed back; both (batch, dim).
+
+    guidance_scale: of this token; where it depends on the solver's time, the mean over it.
+    """
 
     index: int
     raw: Float[Tensor, "batch dim"]
     token: Float[Tensor, "batch dim"]
     guidance_scale: float
+
+
+@dataclass(frozen=True)
+class TokenPlan:
+    """How one token is drawn. grid: the solver's times.  scales: one guidance scale, or one per evaluation time.
+
+    scale: the mean one.
+    """
+
+    grid: tuple[float, ...]
+    scales: tuple[float, ...]
+    scale: float
+
+    @property
+    def own(self) -> bool:
+        """Whether the token is not guided: each branch then draws its own."""
+        return all(scale == 1.0 for scale in self.scales)
+
+
+def plan_tokens(ar: SphereAR, settings: SamplingSettings) -> list[TokenPlan]:
+    """How every token is drawn. ValueError for times or scales that cannot be."""
+    tokens = ar.config.tokens
+    continuous = not isinstance(ar.head, CategoricalHead)
+    require(
+        continuous or not settings.scale_varies_in_time,
+        "the guidance schedule depends on t, and a categorical head has no solver; expected one of index and tokens",
+    )
+    grids = [tuple(settings.times(0, tokens))] * tokens
+    if continuous and not settings.same_times:
+        grids = [tuple(settings.times(index, tokens)) for index in range(tokens)]
+    return [
+        TokenPlan(grid, settings.scales_at(index, tokens), settings.scale_at(index, tokens))
+        for index, grid in enumerate(grids)
+    ]
 
 
 def decode(
@@ -46,47 +86,72 @@ def decode(
         branches share it.
     project: applied to every token before it is fed back (ignored if `settings.project` is False). It sees one row
         per image. It is called once per token, in order, and once more where each branch draws its own token.
-    null_labels: labels of the unconditional branch; the null class by default. Without guidance (scale 1)
-        this branch is not computed.
+    null_labels: labels of the unconditional branch; the null class by default. Without guidance (scale 1 at every
+        token) this branch is not computed.
     engine: how the repeated computations are run (see `sampling.engines`); the tokens are the same.
 
     A token at scale 1 (the first, with the linear schedule) is not guided: each branch then draws its own token
     from the same noise and feeds it back, as in the published model. Every other token is fed back to both
-    branches. Tokens are float32 or better whatever the model's dtype. ValueError for labels out of range, and for
-    noise or a projection of the wrong shape.
+    branches. Tokens are float32 or better whatever the model's dtype. ValueError when called, for labels out of range,
+    for settings that the head cannot use and for a model that the engine cannot run; while it draws, for noise or a
+    projection of the wrong shape.
     """
     device = ar.proj_in.weight.device
     labels = labels.to(device)
     check_labels(labels, ar.config.num_classes + 1)
-    branches = 1 if settings.guidance_scale == 1.0 else 2
-    rows = labels if branches == 1 else torch.cat((labels, _null_rows(ar, labels, null_labels)))
-    with engine.state(ar, settings, len(rows)) as state:
+    nulls = _null_rows(ar, labels, null_labels)
+    engine.check(ar)
+    plans = plan_tokens(ar, settings)
+    branches = 1 if all(plan.own for plan in plans) else 2
+    rows = labels if branches == 1 else torch.cat((labels, nulls))
+    return _decode(ar, rows, branches, settings, plans, noise, project if settings.project else None, engine)
+
+
+def _decode(
+    ar: SphereAR,
+    rows: Tensor,
+    branches: int,
+    settings: SamplingSettings,
+    plans: list[TokenPlan],
+    noise: Noise,
+    project: Projection | None,
+    engine: Engine,
+) -> Iterator[Step]:
+    device, batch, head = ar.proj_in.weight.device, len(rows) // branches, ar.head
+    with ExitStack() as stack:
         with own_precision(device):
-            condition = ar.start(rows, state.cache)  # (rows, width)
-        shape = (state.draws, len(labels), ar.config.latent_dim)
-        for index in range(ar.config.tokens):
-            scale = settings.scale_at(index, ar.config.tokens)
-            token_noise = _move(noise(index, shape), device, ar.head.state_dtype)
-            require(tuple(token_noise.shape) == shape, f"noise has shape {tuple(token_noise.shape)}; expected {shape}")
+            session = stack.enter_context(engine.session(ar, len(rows)))
+            condition = ar.start(rows, session.cache)  # (rows, width)
+            times = {plan.grid: Times.of(head, settings.method, plan.grid) for plan in plans}
+        for index, plan in enumerate(plans):
+            shape = (times[plan.grid].rows_of_noise(head), batch, ar.config.latent_dim)
+            drawn = _move(noise(index, shape), device, head.state_dtype)
+            require(tuple(drawn.shape) == shape, f"noise has shape {tuple(drawn.shape)}; expected {shape}")
             with own_precision(device):
-                raw = _sample_token(state, condition, token_noise, scale, branches)  # (batch or rows, dim)
-                token = _projected(raw, project, len(labels)) if settings.project else raw
-            yield Step(index, raw[: len(labels)], token[: len(labels)], scale)
-            if index + 1 < ar.config.tokens:
+                scale = None if plan.own else _on_device(plan.scales, drawn)
+                drawn = drawn.repeat(1, branches, 1) if plan.own else drawn
+                raw = session.sample_token(
+                    session.ar.head, condition, drawn, times[plan.grid], scale, settings.temperature
+                )  # (batch or rows, dim)
+                token = raw if project is None else _projected(raw, project, batch)
+            yield Step(index, raw[:batch], token[:batch], plan.scale)
+            if index + 1 < len(plans):
                 with own_precision(device):
-                    condition = state.step(token if len(token) == len(rows) else token.repeat(branches, 1))
+                    condition = session.step(token if len(token) == len(rows) else token.repeat(branches, 1))
 
 
-def _sample_token(state: DecodeState, condition: Tensor, noise: Tensor, scale: float, branches: int) -> Tensor:
-    """One token; at scale 1, one per branch, from the same noise."""
-    if scale == 1.0:
-        return state.sample_token(condition, noise.repeat(1, branches, 1), None)
-    return state.sample_token(condition, noise, torch.full((), scale, dtype=noise.dtype, device=noise.device))
+def _on_device(scales: tuple[float, ...], like: Tensor) -> Tensor:
+    """The scales in the dtype and on the device of `like`; a single one without waiting for a GPU."""
+    if len(scales) == 1:
+        return like.new_full((1,), scales[0])
+    return like.new_tensor(scales)
 
 
 def branches_at(settings: SamplingSettings, index: int, tokens: int) -> int:
     """How many tokens of one image are drawn at `index`: 2 if each guidance branch draws its own, otherwise 1."""
-    return 2 if settings.guidance_scale != 1.0 and settings.scale_at(index, tokens) == 1.0 else 1
+    if settings.guided_at(index, tokens):
+        return 1
+    return 2 if any(settings.guided_at(other, tokens) for other in range(tokens)) else 1
 
 
 def _projected(raw: Tensor, project: Projection, batch: int) -> Tensor:

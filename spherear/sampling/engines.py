@@ -1,129 +1,188 @@
-"""Engines run the two repeated computations of a decode: eager, with packed weights, compiled, or as CUDA graphs.
+"""Engines run the two repeated computations of a decode: as written, with packed weights, compiled, or as CUDA graphs.
 
-These computations are the draw of a token and the step of the transformer, as functions of tensors with fixed
-shapes. One decode at a time uses a `DecodeState` of an engine. Engines with expensive preparation (packed weights,
-compiled code, graphs) cache their states for the next decode with the same model, settings and batch.
+The computations are two functions: `sample_token` draws a token, and `SphereAR.advance` is the transformer's step. An
+engine wraps them for one decode in a `Session`. What it keeps between decodes (packed weights, compiled code, graphs)
+depends on the model's weights and shapes alone, never on an earlier decode, and ends with the model.
 """
 
+import types
+import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import count
+from threading import RLock
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from spherear.models.ar import SphereAR
-from spherear.models.config import one_of, require
+from spherear.models.config import one_of
 from spherear.models.layers import KVCache
-from spherear.sampling.head_sampling import Transform, identity, token_sampler
-from spherear.sampling.packed import packed_copy
-from spherear.sampling.settings import SamplingSettings
+from spherear.sampling.head_sampling import evaluate, sample_token
+from spherear.sampling.packed import PackedLinear, Swap, check_packable, swap_linears
 
-AdvanceFunction = Callable[[Tensor, Tensor, int], Tensor]
+TokenFunction = Callable[..., Tensor]
+"""`sample_token`, or a function that gives the same tokens for the same arguments."""
+AdvanceFunction = Callable[[SphereAR, Tensor, KVCache, Tensor, int], Tensor]
+"""`SphereAR.advance`, or a function that gives the same conditions for the same arguments."""
 
 
 @dataclass(frozen=True)
-class DecodeState:
-    """Cache and functions of a decode. draws: rows of noise per token.
+class Session:
+    """One decode's model, empty KV cache and functions."""
 
-    sample_token(condition, noise, scale or None) -> tokens.
-    advance(token, index, span) -> condition: the transformer's step at position `index` of the cache.
-    """
-
+    ar: SphereAR
     cache: KVCache
-    draws: int
-    sample_token: Callable[[Tensor, Tensor, Tensor | None], Tensor]
-    advance: AdvanceFunction
+    sample_token: TokenFunction = sample_token
+    advance: AdvanceFunction = SphereAR.advance
 
     def step(self, token: Tensor) -> Tensor:
         """The newest token -> the condition of the next one."""
-        index = self.cache.extend(1).index
-        return self.advance(token, index, self.cache.span(self.cache.filled))
+        index = self.cache.reserve(1)
+        return self.advance(self.ar, token, self.cache, index, self.cache.span)
 
 
 @contextmanager
 def own_precision(device: torch.device) -> Iterator[None]:
-    """No gradients, and the dtypes of the weights whatever autocast surrounds it.
+    """No gradients, ordinary tensors, and the dtypes of the weights, whatever surrounds it (autocast, inference mode).
 
     Never around a yield, or it would also apply to the caller's code.
     """
-    with torch.no_grad(), torch.autocast(device.type, enabled=False):
+    with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
         yield
 
 
-def build(ar: SphereAR, settings: SamplingSettings, rows: int, transform: Transform = identity) -> DecodeState:
-    """A state for `rows` conditions, with `transform` applied to its repeated functions."""
-    cache = ar.kv_cache(rows)
-    with own_precision(ar.proj_in.weight.device):
-        sampler = token_sampler(ar.head, settings, transform)
-
-    def advance(token: Tensor, index: Tensor, span: int) -> Tensor:
-        return ar.advance(token, cache.at(index, span))
-
-    return DecodeState(cache, sampler.draws, sampler.sample, transform(advance))
-
-
 class Engine:
-    """Eager: nothing is prepared or cached. The base class of the others."""
+    """As written: nothing is prepared or kept. The base class of the others."""
 
-    @contextmanager
-    def state(self, ar: SphereAR, settings: SamplingSettings, rows: int) -> Iterator[DecodeState]:
-        """A state with an empty cache, for a decode of `rows` conditions at once."""
-        yield build(ar, settings, rows)
+    def check(self, ar: SphereAR) -> None:
+        """ValueError for a model that this engine cannot run."""
+
+    def session(self, ar: SphereAR, rows: int, cache: KVCache | None = None) -> AbstractContextManager[Session]:
+        """A session for a decode of `rows` conditions at once. Enter it within `own_precision`.
+
+        cache: an empty one for as many rows, to use instead of a new one.
+        """
+        return nullcontext(Session(ar, cache or ar.kv_cache(rows)))
+
+
+class Kept:
+    """What an engine keeps for a model while the model lives, one value per key, made when first asked for.
+
+    At most `limit` per model: then the one not used for longest is dropped. Values must not refer to the model.
+    """
+
+    def __init__(self, limit: int = 8) -> None:
+        self.limit, self.lock = limit, RLock()
+        self.of_model: weakref.WeakKeyDictionary[SphereAR, OrderedDict[Any, Any]] = weakref.WeakKeyDictionary()
+
+    def get(self, ar: SphereAR, key: Any, make: Callable[[], Any]) -> Any:
+        """The value for this key."""
+        with self.lock:
+            values = self.of_model.setdefault(ar, OrderedDict())
+            if key not in values:
+                values[key] = make()
+            values.move_to_end(key)
+            while len(values) > self.limit:
+                values.popitem(last=False)
+            return values[key]
+
+    def take(self, ar: SphereAR, key: Any) -> Any:
+        """The value for this key, which is then no longer kept; None if there is none."""
+        with self.lock:
+            return self.of_model.get(ar, OrderedDict()).pop(key, None)
+
+
+def tensors_of(ar: SphereAR) -> list[Tensor]:
+    """All parameters and buffers."""
+    return [*ar.parameters(), *ar.buffers()]
 
 
 @dataclass
-class CachingEngine(Engine):
-    """An engine whose states are expensive to make: they are cached and reused when they are free."""
+class Packed(Engine):
+    """On the CPU, with large weights in another layout (see `sampling.packed`): one copy per model, for all settings.
 
-    free: dict[Any, list[DecodeState]] = field(default_factory=dict, init=False, repr=False)
+    swap: makes the layer that stands for a large linear one.
+    """
 
-    @contextmanager
-    def state(self, ar: SphereAR, settings: SamplingSettings, rows: int) -> Iterator[DecodeState]:
-        """A free state with the same model, settings and rows, or a new one; its cache is empty."""
-        weight = ar.proj_in.weight
-        # A state does not depend on guidance scale, schedule or projection.
-        key_settings = replace(settings, guidance_scale=1.0, schedule="linear", project=True)
-        states = self.free.setdefault((ar, weight.data_ptr(), weight.dtype, key_settings, rows), [])
-        state = states.pop() if states else self.make(ar, settings, rows)
-        state.cache.filled = 0
-        try:
-            yield state
-        finally:
-            states.append(state)
+    swap: Swap = PackedLinear
+    kept: Kept = field(default_factory=lambda: Kept(limit=1), init=False, repr=False)
 
-    def make(self, ar: SphereAR, settings: SamplingSettings, rows: int) -> DecodeState:
-        """A new state."""
-        return build(ar, settings, rows, self.transform)
+    def check(self, ar: SphereAR) -> None:
+        """ValueError for a model that cannot be packed."""
+        check_packable(ar)
 
-    def transform(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        """Applied to the head's evaluation and the transformer's step; no change here."""
-        return function
+    def session(self, ar: SphereAR, rows: int, cache: KVCache | None = None) -> AbstractContextManager[Session]:
+        """A session with the packed model; it is packed anew if any weight has changed."""
+        with self.kept.lock:
+            copy = self.kept.get(ar, "copy", lambda: swap_linears(ar, self.swap))
+            if not copy.is_of(ar):
+                self.kept.take(ar, "copy")
+                copy = self.kept.get(ar, "copy", lambda: swap_linears(ar, self.swap))
+        return nullcontext(Session(copy.ar, cache or ar.kv_cache(rows)))
 
 
 @dataclass
-class Packed(CachingEngine):
-    """Eager, on the CPU, with large weights in a layout for few rows (see `sampling.packed`)."""
+class Compiled(Engine):
+    """`torch.compile` on the head's evaluation and on the transformer's step; needs a compiler.
 
-    def make(self, ar: SphereAR, settings: SamplingSettings, rows: int) -> DecodeState:
-        """A state of a packed copy of the AR model."""
-        return build(packed_copy(ar, rows), settings, rows)
+    backend: of `torch.compile`.
+    """
+
+    backend: str = "inductor"
+    kept: Kept = field(default_factory=lambda: Kept(limit=4), init=False, repr=False)
+
+    def session(self, ar: SphereAR, rows: int, cache: KVCache | None = None) -> AbstractContextManager[Session]:
+        """A session with compiled functions, kept per model and kind of weights."""
+        kinds = tuple((x.shape, x.dtype, x.device, x.requires_grad) for x in tensors_of(ar))
+        both = (evaluate, SphereAR.advance)
+        token, advance = self.kept.get(ar, kinds, lambda: [CompiledPerShape(f, self.backend) for f in both])
+        return nullcontext(Session(ar, cache or ar.kv_cache(rows), partial(sample_token, evaluate=token), advance))
 
 
-@dataclass
-class Compiled(CachingEngine):
-    """`torch.compile` on the head's evaluation and on the transformer's step; needs a compiler."""
+class CompiledPerShape:
+    """A function compiled once per combination of shapes and constants, each apart from the others.
 
-    def transform(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        """Compiled, one version per shape; RuntimeError when called if that fails."""
-        compiled = torch.compile(function, fullgraph=True, dynamic=False)
+    The compiler counts how often a piece of code is compiled anew, and gives up at eight; so every combination has a
+    piece of code of its own.
+    """
 
-        def run(*inputs: Any) -> Tensor:
+    numbers = count()
+
+    def __init__(self, function: Callable[..., Tensor], backend: str) -> None:
+        self.function, self.backend = function, backend
+        self.compiled: dict[Any, Callable[..., Tensor]] = {}
+        self.lock = RLock()
+
+    def __call__(self, *inputs: Any) -> Tensor:
+        key = tuple(map(_kind, inputs))
+        with self.lock:
+            if key not in self.compiled:
+                own = _with_own_code(self.function, next(self.numbers))
+                self.compiled[key] = torch.compile(own, fullgraph=True, dynamic=False, backend=self.backend)
             with _explain_compiler_errors():
-                return compiled(*inputs)
+                return self.compiled[key](*inputs)
 
-        return run
+
+def _kind(value: Any) -> Any:
+    """What compiled code depends on: shapes, dtypes and constants; of a cache the shape of its tensors."""
+    if isinstance(value, Tensor):
+        return value.shape, value.stride(), value.dtype, value.device
+    if isinstance(value, KVCache):
+        return _kind(value.keys[0])
+    return value if isinstance(value, int | float | None) else type(value)
+
+
+def _with_own_code(function: Any, number: int) -> Callable[..., Tensor]:
+    """A copy of a function whose code is an object of its own."""
+    code = function.__code__.replace(co_name=f"{function.__name__}_{number}")
+    return types.FunctionType(
+        code, function.__globals__, function.__name__, function.__defaults__, function.__closure__
+    )
 
 
 @contextmanager
@@ -141,66 +200,18 @@ def _explain_compiler_errors() -> Iterator[None]:
         raise
 
 
-@dataclass
-class CudaGraphs(CachingEngine):
-    """The whole solver loop of a token captured as one CUDA graph, and the transformer's step as another.
+def _cuda_graphs(compiled: bool = False) -> Engine:
+    from spherear.sampling.cuda_graphs import CudaGraphs
 
-    compiled: capture compiled code instead of eager code. ValueError if the AR model is not on a CUDA device.
-    """
-
-    compiled: bool = False
-    inner: CachingEngine = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        self.inner = Compiled() if self.compiled else CachingEngine()
-
-    def make(self, ar: SphereAR, settings: SamplingSettings, rows: int) -> DecodeState:
-        """A new state; its graphs are captured on first use."""
-        device = ar.proj_in.weight.device
-        require(device.type == "cuda", f"the AR model is on {device}; expected cuda for CUDA graphs")
-        state = self.inner.make(ar, settings, rows)
-        return replace(state, sample_token=Captured(state.sample_token), advance=Captured(state.advance))
-
-
-class Captured:
-    """A function of tensors as CUDA graphs: captured once per combination of shapes and constants, then replayed."""
-
-    def __init__(self, function: Callable[..., Tensor]) -> None:
-        self.function = function
-        self.graphs: dict[tuple[Any, ...], tuple[torch.cuda.CUDAGraph, list[Any], Tensor]] = {}
-
-    def __call__(self, *inputs: Tensor | int | None) -> Tensor:
-        key = tuple((x.shape, x.dtype) if isinstance(x, Tensor) else x for x in inputs)
-        if key not in self.graphs:
-            self.graphs[key] = self._capture(inputs)
-        graph, captured, out = self.graphs[key]
-        for target, source in zip(captured, inputs, strict=True):
-            if isinstance(source, Tensor):
-                target.copy_(source)
-        graph.replay()
-        return out.clone()
-
-    def _capture(self, inputs: tuple[Tensor | int | None, ...]) -> tuple[torch.cuda.CUDAGraph, list[Any], Tensor]:
-        """Capture the function, after two warm-up runs on a side stream (library set-up, compilation)."""
-        captured = [x.clone() if isinstance(x, Tensor) else x for x in inputs]
-        side_stream = torch.cuda.Stream()
-        side_stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side_stream):
-            for _ in range(2):
-                self.function(*captured)
-        torch.cuda.current_stream().wait_stream(side_stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            out = self.function(*captured)
-        return graph, captured, out
+    return CudaGraphs(Compiled() if compiled else Engine())
 
 
 ENGINES: dict[str, Callable[[], Engine]] = {
     "eager": Engine,
     "packed": Packed,
     "compiled": Compiled,
-    "cuda_graphs": CudaGraphs,
-    "compiled_cuda_graphs": lambda: CudaGraphs(compiled=True),
+    "cuda_graphs": _cuda_graphs,
+    "compiled_cuda_graphs": partial(_cuda_graphs, compiled=True),
 }
 
 

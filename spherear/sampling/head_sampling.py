@@ -1,4 +1,4 @@
-"""TokenSampler one token from its condition: by integrating a velocity, or from a codebook. (Paper section 3.2.)
+"""Sample one token from its condition: by integrating a velocity, or from a codebook. (Paper section 3.2.)
 
 Guidance is applied here. The token loop and projection are in `decode`.
 """
@@ -11,29 +11,42 @@ from jaxtyping import Float
 from torch import Tensor
 
 from spherear.models.categorical import CategoricalHead
+from spherear.models.config import require
 from spherear.models.head import VelocityHead
-from spherear.sampling.settings import SamplingSettings
+from spherear.sampling.solvers import Solver, evaluation_times
+
+Head = VelocityHead | CategoricalHead
+NO_SCALE = "expected the same times for every token where the guidance scale depends on them"
 
 
 @dataclass(frozen=True)
-class TokenSampler:
-    """sample(condition, noise, scale) -> raw tokens, from noise of (draws, batch, dim).
+class Times:
+    """The times of one token. solver: integrates over `grid`.  points: the times at which it evaluates the velocity.
 
-    Without a scale there is one token per row of the condition. With a scale (a scalar tensor), conditional rows
-    are followed by as many null rows, and there is one guided token per pair.
+    embedded: the head's embeddings of `points`, (points, width); they do not depend on the token.
     """
 
-    draws: int
-    sample: Callable[[Tensor, Tensor, Tensor | None], Tensor]
+    solver: Solver
+    grid: tuple[float, ...]
+    points: tuple[float, ...]
+    embedded: Tensor
+
+    @classmethod
+    def of(cls, head: Head, solver: Solver, grid: tuple[float, ...]) -> "Times":
+        """The times of a grid. A categorical head uses none."""
+        points = () if isinstance(head, CategoricalHead) else tuple(dict.fromkeys(evaluation_times(solver, grid)))
+        return cls(solver, grid, points, embed_times(head, points))
+
+    def rows_of_noise(self, head: Head) -> int:
+        """Rows of noise that one token takes."""
+        return 1 if isinstance(head, CategoricalHead) else self.solver.draws_for(self.grid)
 
 
-Transform = Callable[[Callable[..., Tensor]], Callable[..., Tensor]]
-"""An engine's transform of a function of tensors: it returns the function itself or a compiled one."""
-
-
-def identity(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The function, unchanged."""
-    return function
+def embed_times(head: Head, points: tuple[float, ...]) -> Float[Tensor, "points width"]:
+    """The head's embeddings of times; (0, 0) for a categorical head."""
+    if isinstance(head, CategoricalHead):
+        return torch.empty(0, 0, device=head.codebook.device)
+    return head.embed_time(torch.tensor(points, dtype=head.state_dtype, device=head.input_proj.weight.device))
 
 
 def guide(outputs: Float[Tensor, "rows dim"], scale: float | Tensor) -> Float[Tensor, "batch dim"]:
@@ -42,47 +55,51 @@ def guide(outputs: Float[Tensor, "rows dim"], scale: float | Tensor) -> Float[Te
     return null + scale * (conditional - null)
 
 
-def token_sampler(
-    head: VelocityHead | CategoricalHead, settings: SamplingSettings, transform: Transform = identity
-) -> TokenSampler:
-    """The `TokenSampler` for the head's type. transform: applied to the function that a solver evaluates repeatedly."""
-    if isinstance(head, CategoricalHead):
-        return code_sampler(head, settings)
-    return velocity_sampler(head, settings, transform)
+def evaluate(head: VelocityHead, x: Tensor, scale: Tensor | None, *modulation: Tensor) -> Tensor:
+    """The (guided) velocity at x: what a solver computes again and again."""
+    velocity = head.modulated_velocity(x, list(modulation))
+    return velocity if scale is None else guide(velocity, scale)
 
 
-def velocity_sampler(head: VelocityHead, settings: SamplingSettings, transform: Transform) -> TokenSampler:
-    """Integrate the (guided) velocity from temperature * noise at t = 0 to a token at t = 1.
+def sample_token(
+    head: Head,
+    condition: Float[Tensor, "rows width"],
+    noise: Float[Tensor, "draws batch dim"],
+    times: Times,
+    scale: Float[Tensor, " scales"] | None,
+    temperature: float | int = 1.0,
+    evaluate: Callable[..., Tensor] = evaluate,
+) -> Float[Tensor, "batch dim"]:
+    """Raw tokens: the velocity integrated from temperature * noise at t = 0 to t = 1, or codes drawn from a codebook.
 
-    The time embeddings are computed here, once. Modulations depend on time and condition: they are computed once
-    per token, for many times together. An evaluation computes only what depends on x.
+    scale: the guidance scale at each of `times.points`, or one for all of them. Then conditional rows are followed by
+        as many null rows, and there is one token per pair. None: one token per row, without guidance.
+    evaluate: computes a velocity; an engine may give a compiled one.
     """
-    times = settings.times()
-    index_of = {t: index for index, t in enumerate(times)}
-    device = head.input_proj.weight.device
-    time_embeddings = head.embed_time(torch.tensor(times, dtype=head.state_dtype, device=device))  # (times, width)
+    if isinstance(head, CategoricalHead):
+        return sample_code(head, condition, noise, scale, temperature)
+    modulations = Modulations(head, times.embedded, head.embed_condition(condition))
+    scales = None if scale is None else scale.expand(max(len(scale), len(times.points))).unbind()
+    index_of = {t: index for index, t in enumerate(times.points)}
 
-    def evaluate(x: Tensor, scale: Tensor | None, *modulation: Tensor) -> Tensor:
-        velocity = head.modulated_velocity(x, list(modulation))
-        return velocity if scale is None else guide(velocity, scale)
+    def velocity(x: Tensor, t: float) -> Tensor:
+        index = index_of.get(t)
+        if index is None:
+            require(
+                scale is None or len(scale) == 1,
+                f"the solver evaluates at t = {t:g} for some tokens; {NO_SCALE}",
+            )
+        modulation = modulations.of(embed_times(head, (t,))) if index is None else modulations.at(index)
+        return evaluate(head, x, None if scales is None else scales[index or 0], *modulation)
 
-    evaluation = transform(evaluate)
-
-    def sample(condition: Tensor, noise: Tensor, scale: Tensor | None) -> Tensor:
-        modulation = Modulations(head, time_embeddings, head.embed_condition(condition))
-
-        def velocity(x: Tensor, t: float) -> Tensor:
-            return evaluation(x, scale, *modulation.at(index_of[t]))
-
-        return settings.method.integrate(velocity, noise * settings.temperature, times)  # (batch, dim)
-
-    return TokenSampler(settings.draws, sample)
+    return times.solver(velocity, noise * temperature, list(times.grid))  # (batch, dim)
 
 
 class Modulations:
-    """A head's modulations for one token's condition and all times of a grid, about ROWS rows at a time.
+    """A head's modulations for one token's condition and all times of a solver, about ROWS rows at a time.
 
-    Batching reads the weights once for many evaluations; limiting the batch keeps memory independent of steps.
+    Modulations depend on time and condition, not on x. Batching reads the weights once for many evaluations; limiting
+    the batch keeps memory independent of steps.
     """
 
     ROWS = 512
@@ -93,28 +110,32 @@ class Modulations:
         self.piece, self.modulations = -1, list[tuple[Tensor, ...]]()
 
     def at(self, index: int) -> tuple[Tensor, ...]:
-        """The modulation at time number `index` of the grid."""
+        """The modulation at time number `index`."""
         piece, offset = divmod(index, self.each)
         if piece != self.piece:
-            embeddings = self.time_embeddings[piece * self.each : (piece + 1) * self.each]
-            values = self.head.modulate(embeddings[:, None] + self.condition)  # (times, rows, width) each
+            values = self._values(self.time_embeddings[piece * self.each : (piece + 1) * self.each])
             self.piece, self.modulations = piece, list(zip(*(x.unbind() for x in values), strict=True))
         return self.modulations[offset]
 
+    def of(self, embedding: Float[Tensor, "1 width"]) -> tuple[Tensor, ...]:
+        """The modulation at the time with this embedding."""
+        return tuple(x[0] for x in self._values(embedding))
 
-def code_sampler(head: CategoricalHead, settings: SamplingSettings) -> TokenSampler:
+    def _values(self, embeddings: Tensor) -> list[Tensor]:
+        return self.head.modulate(embeddings[:, None] + self.condition)  # (times, rows, width) each
+
+
+def sample_code(
+    head: CategoricalHead, condition: Tensor, noise: Tensor, scale: Tensor | None, temperature: float
+) -> Float[Tensor, "batch dim"]:
     """Draw a code from softmax((guided) logits / temperature), by inverting its distribution function.
 
     The uniform number is Phi(first number of the noise), Phi the normal distribution function, so the same seeded
     noise serves both heads. Temperature 0 gives the most likely code. The solver is not used.
     """
-
-    def sample(condition: Tensor, noise: Tensor, scale: Tensor | None) -> Tensor:
-        logits = head(condition)
-        logits = logits if scale is None else guide(logits, scale)  # (batch, codes)
-        return head.codebook[pick(logits, noise[0, :, 0], settings.temperature)].to(head.state_dtype)
-
-    return TokenSampler(1, sample)
+    logits = head(condition)
+    logits = logits if scale is None else guide(logits, scale)  # (batch, codes)
+    return head.codebook[pick(logits, noise[0, :, 0], temperature)].to(head.state_dtype)
 
 
 def pick(logits: Float[Tensor, "batch codes"], noise: Float[Tensor, " batch"], temperature: float) -> Tensor:

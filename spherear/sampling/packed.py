@@ -2,13 +2,15 @@
 
 One image with guidance is two rows. The time of a linear layer is then the time to read its weight, and the default
 layout is not the fastest to read (`spherear bench decode --presets imagenet256-B` measures the difference). Packed
-weights are copies: they need additional memory and are not updated when the model is trained further.
+weights are copies, so they need additional memory. A copy knows whether the model's weights have changed since.
 """
 
 import copy
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int32
 from torch import Tensor, nn
 
 from spherear.models.ar import SphereAR
@@ -16,14 +18,18 @@ from spherear.models.config import require
 
 MIN_NUMBERS = 2**17  # smallest weight, in numbers, for which packing is faster
 DTYPES = (torch.float32, torch.bfloat16)
+ROWS = 2  # that the layout is made for; on the processors tried it is the same for 1 to 256
+
+Swap = Callable[[nn.Linear], nn.Module]
+"""Makes the layer that stands for a large linear one in a copy of the model."""
 
 
 class PackedLinear(nn.Module):
-    """x W^T + b with W in oneDNN's layout, best for about `rows` rows at once."""
+    """x W^T + b with W in oneDNN's layout."""
 
-    def __init__(self, linear: nn.Linear, rows: int) -> None:
+    def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), rows)
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), ROWS)
         self.bias = linear.bias
 
     def forward(self, x: Float[Tensor, "*shape inputs"]) -> Float[Tensor, "*shape outputs"]:
@@ -40,10 +46,8 @@ def can_pack_bfloat16() -> bool:
     return can_pack() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
-def packed_copy(ar: SphereAR, rows: int) -> SphereAR:
-    """A copy of `ar` with its large linear layers packed for `rows` rows; it shares all other tensors with `ar`.
-
-    ValueError for a model that is not on the CPU or not float32 or bfloat16, for bfloat16 on a processor without
+def check_packable(ar: SphereAR) -> None:
+    """ValueError for a model that is not on the CPU or not float32 or bfloat16, for bfloat16 on a processor without
     AVX-512 or AVX-NE-CONVERT, and for a torch without oneDNN.
     """
     weight = ar.proj_in.weight
@@ -54,17 +58,76 @@ def packed_copy(ar: SphereAR, rows: int) -> SphereAR:
         weight.dtype != torch.bfloat16 or can_pack_bfloat16(),
         "this processor has no bfloat16 kernels; expected AVX-512 or AVX-NE-CONVERT, float32, or engine 'eager'",
     )
-    shared = {id(tensor): tensor for tensor in (*ar.parameters(), *ar.buffers())}
-    packed = copy.deepcopy(ar, shared)
-    for part in (packed.layers, *packed.head.children()):
+
+
+@dataclass(frozen=True)
+class Source:
+    """A tensor of the model as it was when it was copied.
+
+    state: its address, dtype, shape and count of changes in place.  probed: of a weight that was copied, its product
+    with a fixed vector, since `tensor.data` can be changed without being counted.
+    """
+
+    tensor: Tensor
+    state: tuple
+    probed: Tensor | None
+
+    @classmethod
+    def of(cls, tensor: Tensor, copied: bool) -> "Source":
+        """The tensor as it is now."""
+        return cls(tensor, _state(tensor), probe(tensor) if copied else None)
+
+    def still(self, tensor: Tensor) -> bool:
+        """Whether this is the tensor and it is unchanged."""
+        if tensor is not self.tensor:
+            return False
+        if self.probed is None:  # shared by the copy: whatever it holds is right
+            return True
+        return _state(tensor) == self.state and torch.equal(probe(tensor), self.probed)
+
+
+def _state(tensor: Tensor) -> tuple:
+    changes = -1 if tensor.is_inference() else tensor._version
+    return tensor.data_ptr(), tensor.dtype, tensor.shape, changes
+
+
+def probe(weight: Float[Tensor, "outputs inputs"]) -> Int32[Tensor, " outputs"]:
+    """Bits of the weight's product with a fixed vector: one read of the weight."""
+    wide = weight.detach().float()
+    angles = torch.arange(1, 1 + wide.shape[1], dtype=torch.float32, device=wide.device)
+    return torch.mv(wide, angles.sin()).view(torch.int32)  # as integers, nan equals nan
+
+
+@dataclass(frozen=True)
+class SwappedCopy:
+    """A copy of an AR model with other layers in place of its large linear ones; it shares all other tensors."""
+
+    ar: SphereAR
+    sources: list[Source]
+
+    def is_of(self, ar: SphereAR) -> bool:
+        """Whether the model's tensors are still those that were copied or are shared."""
+        tensors = _tensors(ar)
+        return len(tensors) == len(self.sources) and all(
+            source.still(tensor) for source, tensor in zip(self.sources, tensors, strict=True)
+        )
+
+
+def _tensors(ar: SphereAR) -> list[Tensor]:
+    return [*ar.parameters(), *ar.buffers()]
+
+
+def swap_linears(ar: SphereAR, swap: Swap = PackedLinear) -> SwappedCopy:
+    """A copy of `ar` with `swap(linear)` for every large linear layer of its blocks; errors as in `check_packable`."""
+    check_packable(ar)
+    tensors = _tensors(ar)
+    twin = copy.deepcopy(ar, {id(tensor): tensor for tensor in tensors})
+    copied = set[int]()
+    for part in (twin.layers, *twin.head.children()):
         if isinstance(part, nn.ModuleList):  # only the blocks: the dtype of other layers is read from their weights
-            _pack(part, rows)
-    return packed
-
-
-def _pack(module: nn.Module, rows: int) -> None:
-    """Replace the large linear layers in a module."""
-    for parent in list(module.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, nn.Linear) and child.weight.numel() >= MIN_NUMBERS:
-                setattr(parent, name, PackedLinear(child, rows))
+            for parent in list(part.modules()):
+                for name, child in list(parent.named_children()):
+                    if isinstance(child, nn.Linear) and child.weight.numel() >= MIN_NUMBERS:
+                        copied.add(id(child.weight))
+                        setattr(parent, name, swap(child))
+    return SwappedCopy(twin, [Source.of(tensor, id(tensor) in copied) for tensor in tensors])

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cache
 from operator import index
 from pathlib import Path
-from typing import Any, SupportsIndex, cast
+from typing import Any, SupportsIndex, TypedDict, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -18,10 +18,18 @@ from spherear.models.presets import check_pair
 from spherear.models.pretrained import find_folder, fingerprint
 from spherear.models.published_weights import load_parts
 from spherear.models.vae import VAE
-from spherear.sampling.decode import EAGER, Step, decode, trace
+from spherear.sampling.decode import EAGER, Projection, Step, decode, trace
 from spherear.sampling.engines import Engine
-from spherear.sampling.noise import seeded_noise
+from spherear.sampling.noise import Noise, seeded_noise
 from spherear.sampling.settings import SamplingSettings
+
+
+class Options(TypedDict):
+    """What `Pipeline.sample` passes on to its token loop."""
+
+    noise: Noise | None
+    null_labels: Sequence[int | str] | Tensor | None
+    project: Projection | None
 
 
 @dataclass(frozen=True)
@@ -81,27 +89,46 @@ class Pipeline:
         self,
         labels: Sequence[int | str] | Int[Tensor, " batch"],
         settings: SamplingSettings | None = None,
-        seeds: SupportsIndex | Iterable[SupportsIndex] = 0,
+        seeds: SupportsIndex | Iterable[SupportsIndex] | None = None,
+        *,
+        noise: Noise | None = None,
+        null_labels: Sequence[int | str] | Int[Tensor, " batch"] | None = None,
+        project: Projection | None = None,
     ) -> Float[Tensor, "batch 3 height width"]:
         """Images of the labels, about [-1, 1]; image i depends only on label i, seed i and the settings.
 
-        seeds: one per image, or the first of consecutive ones. ValueError for labels out of range or a wrong
-        number of seeds.
+        seeds: one per image, or the first of consecutive ones; 0 by default.
+        noise: instead of seeds, a function noise(index, (draws, batch, dim)) of the noise of one token.
+        null_labels: one per image, of the unconditional branch; the null class by default.
+        project: instead of the VAE's projection, a function of raw tokens, (batch, dim).
+        ValueError for labels out of range, a wrong number of seeds or null labels, and seeds beside noise.
         """
-        return self.images(trace(self.steps(labels, settings, seeds)).tokens)
+        options: Options = {"noise": noise, "null_labels": null_labels, "project": project}
+        return self.images(trace(self.steps(labels, settings, seeds, **options)).tokens)
 
     def stream(
         self,
         labels: Sequence[int | str] | Int[Tensor, " batch"],
         settings: SamplingSettings | None = None,
-        seeds: SupportsIndex | Iterable[SupportsIndex] = 0,
+        seeds: SupportsIndex | Iterable[SupportsIndex] | None = None,
         every: int = 1,
+        *,
+        noise: Noise | None = None,
+        null_labels: Sequence[int | str] | Int[Tensor, " batch"] | None = None,
+        project: Projection | None = None,
     ) -> Iterator[Frame]:
-        """Like `sample`, with a `Frame` after every `every` tokens; the last frame holds the images of `sample`."""
+        """Like `sample`, with a `Frame` after every `every` tokens; the last frame holds the images of `sample`.
+
+        Arguments and errors as in `sample`, raised when this is called.
+        """
         require(every >= 1, f"every is {every}; expected at least 1")
+        options: Options = {"noise": noise, "null_labels": null_labels, "project": project}
+        return self._frames(self.steps(labels, settings, seeds, **options), every)
+
+    def _frames(self, steps: Iterator[Step], every: int) -> Iterator[Frame]:
         grid, count = self.vae.config.grid, self.vae.config.tokens
         tokens: Tensor | None = None
-        for step in self.steps(labels, settings, seeds):
+        for step in steps:
             if tokens is None:
                 tokens = step.token.new_zeros(len(step.token), count, step.token.shape[-1])
             tokens[:, step.index] = step.token
@@ -116,21 +143,35 @@ class Pipeline:
         self,
         labels: Sequence[int | str] | Int[Tensor, " batch"],
         settings: SamplingSettings | None = None,
-        seeds: SupportsIndex | Iterable[SupportsIndex] = 0,
+        seeds: SupportsIndex | Iterable[SupportsIndex] | None = None,
+        *,
+        noise: Noise | None = None,
+        null_labels: Sequence[int | str] | Int[Tensor, " batch"] | None = None,
+        project: Projection | None = None,
     ) -> Iterator[Step]:
-        """The token loop of `sample` and `stream`: one `Step` per token."""
+        """The token loop of `sample` and `stream`: one `Step` per token. Arguments and errors as in `sample`."""
+        rows = self._labels("labels", labels)
+        nulls = None if null_labels is None else self._labels("null_labels", null_labels)
+        require(noise is None or seeds is None, "noise and seeds are both given; expected one of them")
+        if noise is None:
+            numbers = _seed_numbers(0 if seeds is None else seeds, len(rows))
+            require(len(numbers) == len(rows), f"there are {len(numbers)} seeds; expected {len(rows)}, one per label")
+            noise = seeded_noise(numbers)
+        settings, project = settings or SamplingSettings(), project or self.vae.project
+        return decode(self.ar, rows, settings, noise, project, nulls, self.engine)
+
+    def _labels(self, name: str, labels: Sequence[int | str] | Tensor) -> Int[Tensor, " batch"]:
+        """Classes by name or number, as a tensor."""
+        config = self.ar.config
         if not isinstance(labels, Tensor) and any(isinstance(label, str) for label in labels):
-            labels = [self.ar.config.label_of(label) for label in labels]
+            labels = [config.label_of(label) for label in labels]
         rows = torch.as_tensor(labels)
         require(
             rows.ndim == 1 and len(rows) > 0 and not rows.is_floating_point(),
-            f"labels are {labels!r}; expected at least one integer or name of a class",
+            f"{name} are {labels!r}; expected at least one integer or name of a class",
         )
-        check_labels(rows, self.ar.config.num_classes + 1)
-        numbers = _seed_numbers(seeds, len(rows))
-        require(len(numbers) == len(rows), f"there are {len(numbers)} seeds; expected {len(rows)}, one per label")
-        settings = settings or SamplingSettings()
-        return decode(self.ar, rows.long(), settings, seeded_noise(numbers), self.vae.project, engine=self.engine)
+        check_labels(rows, config.num_classes + 1)
+        return rows.long()
 
     @torch.no_grad()
     def images(self, tokens: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch 3 height width"]:

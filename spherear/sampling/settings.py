@@ -1,17 +1,21 @@
 """Sampling settings as data, without torch: guidance, solver, projection, temperature."""
 
 import json
+import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
 from spherear.models.config import Config, one_of, require
 from spherear.models.files import read_json, write_json
-from spherear.sampling.solvers import SOLVERS, SPACINGS, Solver
+from spherear.sampling.choices import Table, check_choice, chosen, name_of, parameters
+from spherear.sampling.solvers import PARAMETERS as SPACING_PARAMETERS
+from spherear.sampling.solvers import SOLVERS, SPACINGS, Solver, evaluation_times
 
 MOST_STEPS = 100_000  # of a solver for one token; more is a mistake, and would take long to fail
-Schedule = Callable[[float, int, int], float]
+PARAMETERS = ("scale", "index", "tokens", "t")
 
 
 def linear(scale: float, index: int, tokens: int) -> float:
@@ -19,17 +23,29 @@ def linear(scale: float, index: int, tokens: int) -> float:
     return 1.0 + (scale - 1.0) * index / tokens
 
 
-def constant(scale: float, index: int, tokens: int) -> float:
+def constant(scale: float) -> float:
     """The same scale for every token."""
     return scale
 
 
-SCHEDULES: dict[str, Schedule] = {"linear": linear, "constant": constant}
+def check_schedule(function: Any) -> Callable[..., float]:
+    """The function. TypeError for parameters other than PARAMETERS."""
+    parameters("schedule", function, PARAMETERS)
+    return function
+
+
+SCHEDULES = Table[Callable[..., float]]({"linear": linear, "constant": constant}, check_schedule)
+"""The guidance scale of a token: functions of some of `scale` (the settings' guidance_scale), `index`, `tokens` and
+`t`, the solver's time from 0 to 1."""
 
 
 @dataclass(frozen=True)
 class SamplingSettings(Config):
-    """How tokens are drawn; the defaults are the published ones."""
+    """How tokens are drawn; the defaults are the published ones.
+
+    `schedule`, `solver` and `spacing` are names of rows of SCHEDULES, SOLVERS and SPACINGS (annotated by those that the
+    command line offers), or functions like these rows. A function is saved by the name it is registered under.
+    """
 
     guidance_scale: float = 4.5
     """s in v = v_null + s (v_cond - v_null); 1 is no guidance."""
@@ -49,9 +65,8 @@ class SamplingSettings(Config):
     """Where the solver's steps are short: even, early (near the noise), late (near the data) or ends (both)."""
 
     def check(self) -> None:
-        one_of("schedule", self.schedule, SCHEDULES)
-        one_of("solver", self.solver, SOLVERS)
-        one_of("spacing", self.spacing, SPACINGS)
+        for name, table in TABLES.items():
+            check_choice(name, getattr(self, name), table)
         scale, temperature = self.guidance_scale, self.temperature
         require(0 <= scale < float("inf"), f"guidance_scale is {scale}; expected a finite number, 0 or more")
         require(self.steps >= 1, f"steps is {self.steps}; expected at least 1")
@@ -64,32 +79,77 @@ class SamplingSettings(Config):
 
     @property
     def method(self) -> Solver:
-        """The solver's row in SOLVERS."""
-        return SOLVERS[self.solver]
+        """The solver."""
+        return chosen(self.solver, SOLVERS)
 
     @property
     def draws(self) -> int:
-        """Rows of noise per token."""
-        return self.method.draws(self.steps)
+        """Rows of noise of the first token."""
+        return self.method.draws_for(self.times())
 
-    def times(self) -> list[float]:
-        """The solver's time grid, from 0 to 1."""
-        return self.method.grid(self.steps, self.last_step, self.spacing)
+    def times(self, index: int = 0, tokens: int = 1) -> list[float]:
+        """The solver's time grid for token `index` of `tokens`, from 0 to 1."""
+        return self.method.grid(self.steps, self.last_step, self.spacing, index, tokens)
+
+    @property
+    def same_times(self) -> bool:
+        """Whether all tokens have the same times."""
+        return not {"index", "tokens"} & set(parameters("spacing", chosen(self.spacing, SPACINGS), SPACING_PARAMETERS))
 
     @property
     def evaluations(self) -> int:
-        """Velocity evaluations per token."""
-        return self.method.evaluations * self.steps + self.method.noisy
+        """Velocity evaluations of the first token."""
+        return self.evaluations_at(0, 1)
 
-    def scale_at(self, index: int, tokens: int) -> float:
-        """The guidance scale of token `index` of `tokens`."""
-        return SCHEDULES[self.schedule](self.guidance_scale, index, tokens)
+    def evaluations_at(self, index: int, tokens: int) -> int:
+        """Velocity evaluations of token `index` of `tokens`."""
+        return len(evaluation_times(self.method, tuple(self.times(index, tokens))))
+
+    @property
+    def scale_varies_in_time(self) -> bool:
+        """Whether the guidance scale of a token depends on the solver's time."""
+        return "t" in parameters("schedule", chosen(self.schedule, SCHEDULES), PARAMETERS)
+
+    def scale_at(self, index: int, tokens: int, t: float | None = None) -> float:
+        """The guidance scale of token `index` of `tokens` at solver time t; without t, its mean over the time grid.
+
+        ValueError for a schedule that returns anything but a finite number.
+        """
+        if t is None and self.scale_varies_in_time:
+            pieces = pairwise(self.times(index, tokens))
+            return sum((end - t) * self.scale_at(index, tokens, t) for t, end in pieces)
+        function = chosen(self.schedule, SCHEDULES)
+        values = {"scale": self.guidance_scale, "index": index, "tokens": tokens, "t": t}
+        found = function(**{name: values[name] for name in parameters("schedule", function, PARAMETERS)})
+        try:
+            scale = float(found)
+        except (TypeError, ValueError):
+            scale = math.nan
+        at = f"token {index}" if t is None else f"token {index} at time {t:g}"
+        require(math.isfinite(scale), f"the guidance scale of {at} is {found!r}; expected a finite number")
+        return scale
+
+    def scales_at(self, index: int, tokens: int) -> tuple[float, ...]:
+        """The guidance scales of token `index`: one, or one per time of evaluation if it depends on the time."""
+        if not self.scale_varies_in_time:
+            return (self.scale_at(index, tokens),)
+        points = dict.fromkeys(evaluation_times(self.method, tuple(self.times(index, tokens))))
+        return tuple(self.scale_at(index, tokens, t) for t in points)
+
+    def guided_at(self, index: int, tokens: int) -> bool:
+        """Whether token `index` is guided: its scale is not 1 throughout."""
+        return any(scale != 1.0 for scale in self.scales_at(index, tokens))
 
     @classmethod
     def named(cls, name: str, **changes: Any) -> "SamplingSettings":
         """A row of NAMED_SETTINGS, with changes. Unknown names: ValueError that lists the known ones."""
         one_of("settings", name, NAMED_SETTINGS)
         return replace(NAMED_SETTINGS[name], **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain Python values. ValueError for a function that is not registered."""
+        names = {name: name_of(name, getattr(self, name), table) for name, table in TABLES.items()}
+        return {field.name: names.get(field.name, getattr(self, field.name)) for field in fields(self)}
 
     def to_json(self) -> str:
         """The settings as one line of JSON."""
@@ -115,6 +175,7 @@ class SamplingSettings(Config):
         return cls.from_dict(read_json(Path(path)))
 
 
+TABLES: dict[str, Table[Any]] = {"schedule": SCHEDULES, "solver": SOLVERS, "spacing": SPACINGS}
 NAMED_SETTINGS: dict[str, SamplingSettings] = {
     "reference": SamplingSettings(),
     "balanced": SamplingSettings(solver="adams_bashforth", steps=10, spacing="early"),

@@ -5,12 +5,16 @@ even a difference in its last digit would change the tokens.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from jaxtyping import Float
+
+from spherear.models.config import require
+from spherear.sampling.choices import Table, chosen, parameters
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,7 +22,7 @@ else:
     Tensor = Any  # only arithmetic here: the command line lists solvers without loading torch
 
 Velocity = Callable[[Tensor, float], Tensor]
-"""velocity(x, t): at x, (batch, dim), and a time of the solver's grid."""
+"""velocity(x, t): at x, (batch, dim), and a time from 0 to 1."""
 
 
 def euler(
@@ -91,45 +95,110 @@ def ends(u: Float[Tensor, " points"]) -> Float[Tensor, " points"]:
     return (1 - (math.pi * u).cos()) / 2
 
 
-SPACINGS: dict[str, Callable[[Tensor], Tensor]] = {"even": even, "early": early, "late": late, "ends": ends}
+PARAMETERS = ("u", "steps", "index", "tokens")
 
 
-def plain_grid(steps: int, last_step: float, spacing: str = "even") -> list[float]:
-    """Times of `steps` steps from 0 to 1; `last_step` is not used."""
+def check_spacing(function: Any) -> Callable[..., Any]:
+    """The function. TypeError for parameters other than PARAMETERS."""
+    parameters("spacing", function, PARAMETERS)
+    return function
+
+
+SPACINGS = Table[Callable[..., Any]]({"even": even, "early": early, "late": late, "ends": ends}, check_spacing)
+"""Where a token's steps are: functions of some of `u` (the ends of `steps` even steps, from 0 to 1), `steps`, `index`
+and `tokens`, that return times rising from 0 to 1. Their number may differ from token to token."""
+
+
+def spaced(steps: int, spacing: str | Callable[..., Any], index: int, tokens: int) -> Float[Tensor, " points"]:
+    """The times of token `index` of `tokens`, float32. ValueError unless they rise from 0 to 1."""
     import torch
 
-    return SPACINGS[spacing](torch.linspace(0.0, 1.0, steps + 1, dtype=torch.float32)).tolist()
+    function = chosen(spacing, SPACINGS)
+    values = {"u": torch.linspace(0.0, 1.0, steps + 1, dtype=torch.float32), "steps": steps}
+    values |= {"index": index, "tokens": tokens}
+    found = function(**{name: values[name] for name in parameters("spacing", function, PARAMETERS)})
+    times = torch.as_tensor(found, dtype=torch.float32)
+    rising = times.ndim == 1 and len(times) > 1 and bool((times.diff() > 0).all())
+    require(
+        rising and (float(times[0]), float(times[-1])) == (0.0, 1.0),
+        f"the times of token {index} are {_short(times.flatten().tolist())}; expected two or more, rising from 0 to 1",
+    )
+    return times
 
 
-def stochastic_grid(steps: int, last_step: float, spacing: str = "even") -> list[float]:
-    """Times of `steps` steps from 0 to 1 - last_step, and of one step of length `last_step` to 1."""
-    import torch
-
-    if spacing == "even":
-        return [*torch.linspace(0.0, 1.0 - last_step, steps + 1, dtype=torch.float32).tolist(), 1.0]
-    return [*((1.0 - last_step) * torch.tensor(plain_grid(steps, last_step, spacing))).tolist(), 1.0]
+def _short(values: list[float]) -> str:
+    shown = [f"{value:g}" for value in values]
+    return ", ".join(shown if len(shown) < 9 else [*shown[:4], "...", *shown[-3:]])
 
 
 @dataclass(frozen=True)
 class Solver:
-    """integrate: the solver.  grid(steps, last_step, spacing): its times.  evaluations: of the velocity, per step.
+    """integrate(velocity, noise, times): the solver; it may evaluate velocity(x, t) at any times.
 
     noisy: whether it adds noise at every step and ends with one noise-free step.
     """
 
     integrate: Callable[[Velocity, Tensor, list[float]], Tensor]
-    grid: Callable[[int, float, str], list[float]]
-    evaluations: int = 1
     noisy: bool = False
 
+    def __call__(self, velocity: Velocity, noise: Tensor, times: list[float]) -> Tensor:
+        """`integrate`."""
+        return self.integrate(velocity, noise, times)
+
+    def grid(
+        self, steps: int, last_step: float, spacing: str | Callable[..., Any] = "even", index: int = 0, tokens: int = 1
+    ) -> list[float]:
+        """The times of one token: `steps` steps from 0 to 1, spaced by a row of SPACINGS or a function like its rows.
+
+        A noisy solver takes them from 0 to 1 - last_step, and then one step of length `last_step`.
+        """
+        import torch
+
+        if not self.noisy:
+            return spaced(steps, spacing, index, tokens).tolist()
+        if spacing == "even":
+            return [*torch.linspace(0.0, 1.0 - last_step, steps + 1, dtype=torch.float32).tolist(), 1.0]
+        return [*((1.0 - last_step) * spaced(steps, spacing, index, tokens)).tolist(), 1.0]
+
     def draws(self, steps: int) -> int:
-        """Rows of noise per token."""
+        """Rows of noise for one token, drawn in `steps` steps (and a noise-free one, if the solver is noisy)."""
         return steps + 1 if self.noisy else 1
 
+    def draws_for(self, times: Sequence[float]) -> int:
+        """Rows of noise for one token with this time grid."""
+        return self.draws(len(times) - 1 - self.noisy)
 
-SOLVERS = {
-    "euler": Solver(euler, plain_grid),
-    "heun": Solver(heun, plain_grid, evaluations=2),
-    "adams_bashforth": Solver(adams_bashforth, plain_grid),
-    "euler_maruyama": Solver(euler_maruyama, stochastic_grid, noisy=True),
-}
+
+@lru_cache(maxsize=256)
+def evaluation_times(solver: Solver, times: tuple[float, ...]) -> tuple[float, ...]:
+    """The times at which the solver evaluates the velocity, in order; found by solving dx/dt = 0."""
+    import torch
+
+    found: list[float] = []
+
+    def velocity(x: Tensor, t: float) -> Tensor:
+        found.append(float(t))
+        return torch.zeros_like(x)
+
+    solver.integrate(velocity, torch.zeros(solver.draws_for(times), 1, 1), list(times))
+    return tuple(found)
+
+
+def as_solver(value: Any) -> Solver:
+    """A solver, or a function integrate(velocity, noise, times) as one without noise. Anything else: TypeError."""
+    if isinstance(value, Solver):
+        return value
+    if not callable(value):
+        raise TypeError(f"solver is {value!r}; expected a name, a Solver, or a function (velocity, noise, times)")
+    return Solver(value)
+
+
+SOLVERS = Table[Solver](
+    {
+        "euler": Solver(euler),
+        "heun": Solver(heun),
+        "adams_bashforth": Solver(adams_bashforth),
+        "euler_maruyama": Solver(euler_maruyama, noisy=True),
+    },
+    as_solver,
+)

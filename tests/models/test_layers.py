@@ -67,7 +67,9 @@ def test_cached_attention_equals_uncached(pieces, device):
     out, start = [], 0
     for piece in pieces:
         end = start + piece
-        out.append(block(x[:, start:end], table[start:end], past=cache.extend(piece).layers[0]))
+        index = cache.reserve(piece)
+        past = {"update": cache.updates(index, cache.span)[0], "mask": cache.mask(index, cache.span)}
+        out.append(block(x[:, start:end], table[start:end], **past))
         start = end
     assert_close(torch.cat(out, dim=1), block(x, table, causal=True), atol=1e-12, rtol=0)
 
@@ -75,22 +77,43 @@ def test_cached_attention_equals_uncached(pieces, device):
 def test_cache_is_preallocated_in_its_dtype_and_says_when_it_is_full():
     cache = KVCache(3, 2, 2, 5, HEAD, torch.bfloat16)
     assert cache.nbytes == 3 * 2 * (2 * 2 * 5 * HEAD) * 2
-    layer = cache.extend(4).layers[1]
     new = torch.ones(2, 2, 4, HEAD, dtype=torch.bfloat16)
-    keys, _ = layer.append(new, new)
+    keys, _ = cache.update(1, cache.reserve(4), cache.span, new, new)
     assert (keys.data_ptr(), keys.dtype, cache.filled) == (cache.keys[1].data_ptr(), torch.bfloat16, 4)
     assert cache.keys[0].sum() == 0
     with pytest.raises(ValueError, match="has 5 positions; expected 8 or more"):
-        cache.extend(4)
+        cache.reserve(4)
     assert cache.filled == 4
 
 
 def test_a_cache_is_read_in_few_shapes():
     cache = KVCache(1, 1, 1, 271, HEAD)
-    assert sorted({cache.span(filled) for filled in range(1, 272)}) == [64, 128, 192, 256, 271]
-    assert all(cache.span(filled) >= filled for filled in range(1, 272))
-    past = cache.at(torch.tensor([63, 64]), 128)
-    assert past.layers[0].mask.sum(dim=-1).tolist() == [64, 65]
+    spans = {}
+    for filled in range(1, 272):
+        cache.reserve(1)
+        spans[filled] = cache.span
+    assert sorted(set(spans.values())) == [64, 128, 192, 256, 271]
+    assert all(span >= filled for filled, span in spans.items())
+    assert cache.mask(torch.tensor([63, 64]), 128).sum(dim=-1).tolist() == [64, 65]
+
+
+def test_a_cleared_cache_holds_nothing_of_before():
+    """Not even nan at positions that the next decode masks: 0 x nan is nan."""
+    cache = KVCache(2, 1, 1, 5, HEAD)
+    new = torch.full((1, 1, 3, HEAD), math.nan)
+    cache.update(1, cache.reserve(3), cache.span, new, new)
+    cache.clear()
+    assert cache.filled == 0
+    assert all((tensor == 0).all() for tensor in (*cache.keys, *cache.values))
+
+
+@pytest.mark.parametrize("move", [lambda r: r.to("cpu"), lambda r: r.bfloat16(), lambda r: r.double().float()])
+def test_a_rotary_table_keeps_its_memory_on_its_device(move):
+    """A captured graph reads it at its address."""
+    rotary = Rotary(GRID, PREFIX, HEAD)
+    address = rotary.table.data_ptr()
+    assert move(rotary).table.data_ptr() == address
+    assert_close(rotary.table, rope_table(GRID, PREFIX, HEAD), atol=0, rtol=0)
 
 
 @pytest.mark.parametrize(("width", "hidden"), [(96, 256), (128, 512), (768, 2048), (1024, 2816), (1280, 3584)])

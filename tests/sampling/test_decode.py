@@ -13,10 +13,10 @@ from spherear.sampling.head_sampling import guide
 from spherear.sampling.noise import seeded_noise
 from spherear.sampling.pipeline import Pipeline
 from spherear.sampling.pixels import save_png, tile, to_uint8
+from spherear.sampling.reference import reference_decode
 from spherear.sampling.settings import SamplingSettings
 from spherear.sphere.geometry import project
 from tests.conftest import TINY_AR, randomise
-from tests.reference_decoder import reference_decode
 
 LABELS = torch.tensor([3, 7, 0])
 SEEDS = [5, 6, 7]

@@ -1,0 +1,79 @@
+"""Choices: a row of a table by name, or a function of one's own, called by the names of its parameters.
+
+A schedule that names `index` and `tokens` gets these two; one that also names `t` gets the solver's time too. So a
+function says by its parameters what it depends on. Does not import torch.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from spherear.models.config import one_of, require
+
+RowT = TypeVar("RowT")
+FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
+
+
+class Table(dict[str, RowT]):
+    """Named rows. User code adds its own in one line: `TABLE.register(function)`, or the same as a decorator.
+
+    row: makes a row of a function; it raises TypeError or ValueError for a function that cannot be one.
+    """
+
+    def __init__(self, rows: Mapping[str, RowT], row: Callable[[Any], RowT]) -> None:
+        super().__init__(rows)
+        self.row, self.own = row, frozenset(rows)
+
+    def register(self, function: FunctionT, name: str | None = None) -> FunctionT:
+        """Add `function` under its own name, or under `name`; returns it. The same name again replaces the row.
+
+        ValueError for the name of a row that ships, and for a function without a name; for what else see `row`.
+        """
+        name = name or str(getattr(function, "__name__", ""))
+        require(name.isidentifier(), f"the name is {name!r}; expected one that can stand in code")
+        require(name not in self.own, f"the name {name!r} is taken by a row that ships; expected another")
+        self[name] = self.row(function)
+        return function
+
+
+def parameters(field: str, function: Callable[..., Any], known: Sequence[str]) -> tuple[str, ...]:
+    """Those of the `known` names that `function` takes. TypeError if it needs any other."""
+    expected = f"expected a function of some of {', '.join(known)}, by these names"
+    try:
+        found = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{field} is {function!r}; {expected}") from error
+    if any(p.kind is p.VAR_KEYWORD for p in found):
+        return tuple(known)
+    named = [p.name for p in found if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    others = [p.name for p in found if p.default is p.empty and p.kind is not p.VAR_POSITIONAL]
+    others = [name for name in others if name not in known or name not in named]
+    if others:
+        raise TypeError(f"{field} takes {', '.join(others)}; {expected}")
+    return tuple(name for name in known if name in named)
+
+
+def check_choice(field: str, value: object, table: Table[Any]) -> None:
+    """ValueError for a name that the table lacks, TypeError for a function that cannot be a row."""
+    if isinstance(value, str):
+        one_of(field, value, table)
+    else:
+        table.row(value)
+
+
+def chosen(value: Any, table: Table[RowT]) -> RowT:
+    """The row of that name, or the row that a function makes."""
+    return table[value] if isinstance(value, str) else table.row(value)
+
+
+def name_of(field: str, value: Any, table: Table[Any]) -> str:
+    """The name under which a choice is saved. ValueError for a function that is not a row of the table."""
+    if isinstance(value, str):
+        return value
+    names = [name for name, row in table.items() if row == table.row(value)]
+    require(
+        len(names) > 0,
+        f"{field} is the function {getattr(value, '__name__', value)!r}, which has no name to save it under; "
+        "expected one that is registered in the table",
+    )
+    return names[0]
