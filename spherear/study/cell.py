@@ -47,9 +47,10 @@ def cell_folder(folder: Path, variant: str, seed: int) -> Path:
 
 
 def sizes_of(grid: Grid, variant: Variant) -> Preset:
-    """The preset of the grid, with the bottleneck of the variant."""
+    """The preset of the grid, with the bottleneck of the variant and the grid's numbers per token."""
     row = preset(grid.preset, variant.family)
     options = {name: getattr(variant, name) for name in ("noise_scale", "codes") if getattr(variant, name)}
+    options["latent_dim"] = grid.latent_dim or row.vae.latent_dim
     return with_vae(row, replace(row.vae, **options))
 
 

@@ -61,6 +61,7 @@ class Grid(Config):
     scales: guidance scales with the linear schedule.  constant_scales: with the constant schedule.
     ablation_scales: scales also sampled without projection on one side or both, for families that have a projection.
     solver, spacing: of the sampling settings.  half: of the real images, see `study.reference.held_out`.
+    latent_dim: numbers per token; 0: as in the preset.
     """
 
     name: str
@@ -77,6 +78,7 @@ class Grid(Config):
     solver: str = "euler_maruyama"
     spacing: str = "even"
     half: str = ""
+    latent_dim: int = 0
 
     def check(self) -> None:
         for name in self.variants:
@@ -84,6 +86,7 @@ class Grid(Config):
         for name in ("vae_steps", "ar_steps", "solver_steps"):
             require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; expected at least 1")
         one_of("half", self.half, HALVES)
+        require(self.latent_dim >= 0, f"latent_dim is {self.latent_dim}; expected 1 or more, or 0 for the preset's")
         for point in self.points(has_projection=True):
             self.settings(point)
         require(self.images >= 20, f"images is {self.images}; expected at least 20")

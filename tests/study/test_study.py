@@ -76,6 +76,11 @@ def test_every_cell_gets_the_same_backbone():
         assert replace(row.ar, codes=0) == preset_ar
     assert sizes_of(TINY, Variant.named("F-05")).vae.noise_scale == 0.5
     assert sizes_of(TINY, Variant.named("VQ-16")).ar.codes == 16
+    narrow = sizes_of(replace(TINY, latent_dim=2), Variant.named("S-04"))
+    assert (narrow.vae.latent_dim, narrow.ar.latent_dim) == (2, 2)
+    assert replace(narrow.ar, latent_dim=preset_ar.latent_dim) == preset_ar
+    with pytest.raises(ValueError, match="latent_dim is -1; expected 1 or more"):
+        replace(TINY, latent_dim=-1)
 
 
 def test_grids_survive_json_and_scale():
