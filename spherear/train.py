@@ -159,7 +159,7 @@ def train_pipeline(
     states = train_ar(sizes.ar, vae, data, ar_recipe, folder / "ar", device, Execution(compile=compiled))
     if not watch(states, "AR model: the next token", ar_recipe.steps):
         return None
-    return Pipeline.from_pretrained(folder, device=device)
+    return Pipeline.from_pretrained(folder, device=device, dtype="float32", engine="eager")
 
 
 def _check_data(data: ImageData, image_size: int, recipe: Recipe) -> None:

@@ -4,6 +4,7 @@ This project's own format is in `pretrained`; `sampling.pipeline.load_published`
 """
 
 import argparse
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -70,13 +71,7 @@ def load_parts(
 
     FileNotFoundError if there is no such file; ValueError if it is truncated, has another format, or holds neither.
     """
-    weights = _unwrap(source if isinstance(source, Mapping) else _read(source, revision))
-    name = "the state dict" if isinstance(source, Mapping) else str(source)
-    vae_weights, ar_weights = _split(weights)
-    require(
-        bool(vae_weights or ar_weights),
-        f"{name} holds {sorted(weights)[:4]}; expected a published S-VAE, SphereAR, or both",
-    )
+    vae_weights, ar_weights, name = _halves(source, revision)
     vae = ar = None
     if vae_weights:
         learnt = {k: v for k, v in vae_weights.items() if not k.endswith("freqs_cis")}
@@ -88,6 +83,29 @@ def load_parts(
     return vae, ar
 
 
+def published_configs(
+    source: str | Path | Mapping[str, Any], *, revision: str | None = None
+) -> tuple[VAEConfig | None, ARConfig | None]:
+    """The configs in a published file, from the shapes alone; arguments and errors as in `load_parts`."""
+    vae_weights, ar_weights, _ = _halves(source, revision)
+    vae = vae_config(vae_weights, ar_weights) if vae_weights else None
+    return vae, ar_config(ar_weights) if ar_weights else None
+
+
+def _halves(
+    source: str | Path | Mapping[str, Any], revision: str | None
+) -> tuple[dict[str, Tensor], dict[str, Tensor], str]:
+    """The weights of the VAE and of the AR model, and a name for messages."""
+    weights = _unwrap(source if isinstance(source, Mapping) else _read(source, revision))
+    name = "the state dict" if isinstance(source, Mapping) else str(source)
+    vae_weights, ar_weights = _split(weights)
+    require(
+        bool(vae_weights or ar_weights),
+        f"{name} holds {sorted(weights)[:4]}; expected a published S-VAE, SphereAR, or both",
+    )
+    return vae_weights, ar_weights, name
+
+
 def _read(source: str | Path, revision: str | None) -> Any:
     path = Path(source)
     if not path.is_file():
@@ -97,7 +115,8 @@ def _read(source: str | Path, revision: str | None) -> Any:
         path = Path(hf_hub_download(HUB_REPOSITORY, str(source), revision=revision))
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True)
+            # mapped: a tensor takes memory when it is copied into a model, and not before
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except OSError:
         raise
     except Exception as error:  # bytes that are no checkpoint fail in any way while they are unpickled
