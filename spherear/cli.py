@@ -155,7 +155,7 @@ def study(
 
 def sample(
     run: str = "runs/demo",
-    vae: str | None = None,
+    vae: str = "",
     labels: tuple[str, ...] = (),
     count: int = 1,
     seed: int = 0,
@@ -244,7 +244,7 @@ def bench(
 
 def evaluate(
     run: tyro.conf.Positional[str],
-    vae: str | None = None,
+    vae: str = "",
     count: int = 2000,
     out: Path = Path("runs/evaluate"),
     data: Literal["auto", *JUDGE_INPUTS] = "auto",  # type: ignore[valid-type]

@@ -63,37 +63,39 @@ def to_published(model: VAE | SphereAR) -> dict[str, Tensor]:
 
 def load_parts(
     source: str | Path | Mapping[str, Any],
+    vae: str | Path | None = None,
     *,
     revision: str | None = None,
     device: torch.device | str = "cpu",
 ) -> tuple[VAE | None, SphereAR | None]:
     """A published file, its name on the hub, or its state dict -> (VAE, AR model), None for one that is absent.
 
+    vae: the file of the VAE, instead of one in `source`.
     FileNotFoundError if there is no such file; ValueError if it is truncated, has another format, or holds neither.
     """
-    vae_weights, ar_weights, name = _halves(source, revision)
-    vae = ar = None
+    vae_weights, ar_weights, name = _halves(source, vae, revision)
+    autoencoder = ar = None
     if vae_weights:
         learnt = {k: v for k, v in vae_weights.items() if not k.endswith("freqs_cis")}
         renamed = {_rename(k, _VAE_NAMES): v for k, v in learnt.items()}
-        vae = VAE.from_weights(vae_config(vae_weights, ar_weights), renamed, name, device)
+        autoencoder = VAE.from_weights(vae_config(vae_weights, ar_weights), renamed, str(vae or name), device)
     if ar_weights:
         renamed = {_rename(k, _AR_NAMES): v for k, v in ar_weights.items()}
         ar = SphereAR.from_weights(ar_config(ar_weights), renamed, name, device)
-    return vae, ar
+    return autoencoder, ar
 
 
 def published_configs(
-    source: str | Path | Mapping[str, Any], *, revision: str | None = None
+    source: str | Path | Mapping[str, Any], vae: str | Path | None = None, *, revision: str | None = None
 ) -> tuple[VAEConfig | None, ARConfig | None]:
     """The configs in a published file, from the shapes alone; arguments and errors as in `load_parts`."""
-    vae_weights, ar_weights, _ = _halves(source, revision)
-    vae = vae_config(vae_weights, ar_weights) if vae_weights else None
-    return vae, ar_config(ar_weights) if ar_weights else None
+    vae_weights, ar_weights, _ = _halves(source, vae, revision)
+    config = vae_config(vae_weights, ar_weights) if vae_weights else None
+    return config, ar_config(ar_weights) if ar_weights else None
 
 
 def _halves(
-    source: str | Path | Mapping[str, Any], revision: str | None
+    source: str | Path | Mapping[str, Any], vae: str | Path | None, revision: str | None
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], str]:
     """The weights of the VAE and of the AR model, and a name for messages."""
     weights = _unwrap(source if isinstance(source, Mapping) else _read(source, revision))
@@ -103,6 +105,8 @@ def _halves(
         bool(vae_weights or ar_weights),
         f"{name} holds {sorted(weights)[:4]}; expected a published S-VAE, SphereAR, or both",
     )
+    if vae is not None:
+        vae_weights, _ = _split(_unwrap(_read(vae, revision)))
     return vae_weights, ar_weights, name
 
 

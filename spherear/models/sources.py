@@ -3,7 +3,6 @@
 How weights become models: `pretrained`, `published_weights`.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -19,8 +18,9 @@ from spherear.models.pretrained import find_folder, fingerprint
 from spherear.models.published_weights import HUB_FILES, load_parts, published_configs
 from spherear.models.vae import VAE, VAEConfig
 
+VaeT = TypeVar("VaeT")
+ArT = TypeVar("ArT")
 IMAGENET = Path(__file__).with_name("imagenet_classes.json")
-VaeT, ArT = TypeVar("VaeT"), TypeVar("ArT")
 
 
 @cache
@@ -70,7 +70,7 @@ class Source:
         if not self.published:
             folder = find_folder(self.name, self.revision)
             return _checked(VAE.read_config(folder / "vae"), SphereAR.read_config(folder / "ar"))
-        vae, ar = self._pair(lambda path: published_configs(path, revision=self.revision))
+        vae, ar = self._both(*published_configs(*self._files, revision=self.revision))
         return _checked(vae, _named(ar))
 
     def load(self, device: torch.device | str = "cpu") -> tuple[VAE, SphereAR]:
@@ -86,7 +86,7 @@ class Source:
             _check_tokens(folder, vae)
             ar = SphereAR.from_pretrained(folder, subfolder="ar", device=device)
         else:
-            vae, ar = self._pair(lambda path: load_parts(path, revision=self.revision, device=device))
+            vae, ar = self._both(*load_parts(*self._files, revision=self.revision, device=device))
             ar.config = _named(ar.config)
         _checked(vae.config, ar.config)
         return vae, ar
@@ -95,11 +95,12 @@ class Source:
         """The same source from any working directory: local paths are absolute."""
         return replace(self, name=_absolute(self.name), vae=_absolute(self.vae))
 
-    def _pair(self, read: Callable[[str], tuple[VaeT | None, ArT | None]]) -> tuple[VaeT, ArT]:
-        """The VAE and the AR model, as `read` finds them in the one or two files."""
-        vae, ar = read(str(user_path(self.name)))
-        if self.vae:
-            vae, _ = read(str(user_path(self.vae)))
+    @property
+    def _files(self) -> tuple[str, str | None]:
+        return str(user_path(self.name)), str(user_path(self.vae)) if self.vae else None
+
+    def _both(self, vae: VaeT | None, ar: ArT | None) -> tuple[VaeT, ArT]:
+        """The VAE and the AR model of the one or two files. ValueError if one is missing."""
         if ar is None:
             raise ValueError(f"{self.name} holds no AR model; expected a published SphereAR")
         if vae is None:

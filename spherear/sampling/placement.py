@@ -68,7 +68,8 @@ class Placement(Config):
     dtype: str = AUTO
     """Of the AR model: float32 or bfloat16; auto: bfloat16 where it is fast and the model large, or on CUDA."""
     engine: str = AUTO
-    """How decoding is run: a row of sampling.engines; auto: packed for large models on a CPU, graphs on CUDA."""
+    """eager (as written), packed, compiled, cuda_graphs, compiled_cuda_graphs; auto: packed for large models on a CPU,
+    graphs on CUDA."""
 
     @property
     def sentence(self) -> str:

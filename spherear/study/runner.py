@@ -158,13 +158,8 @@ def estimate_minutes(grid: Grid, at_once: int, threads: int, place: Placement | 
         pipeline = run_cell(probe, variant, 0, Path(folder), pick_device(place.device if place else "auto"))
     trained = time.monotonic()
     data = load_data(recipes(grid.preset).data, pipeline.vae.config.image_size)
-    measure_point(
-        probe,
-        pipeline.place(place),
-        Point(2.0),
-        Reference.of(probe.preset),
-        real_latents(pipeline.vae, data, 0, limit=100)[0],
-    )
+    latents, _ = real_latents(pipeline.vae, data, 0, limit=100)
+    measure_point(probe, pipeline.place(place), Point(2.0), Reference.of(probe.preset), latents)
     sampled = time.monotonic()
     torch.set_num_threads(threads_before)
     training = (trained - start) * (grid.vae_steps + grid.ar_steps) / (2 * PROBE)
