@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from spherear import __version__
 from spherear.bench import MEASUREMENTS
-from spherear.console import INTERRUPTED, command_line, exit_status, print_rank_zero, require_installed
+from spherear.console import INTERRUPTED, command_line, exit_status, require_installed, say
 from spherear.evaluation.judge_inputs import JUDGE_INPUTS
 from spherear.live.commands import doctor, lab, notebooks, page
 from spherear.models.config import require
@@ -64,7 +64,7 @@ def demo(
     require(len(guidance) > 0, "guidance is empty; expected at least one scale")
     for scale in guidance:
         SamplingSettings(guidance_scale=scale)  # refused before anything is trained
-    print(f"digits are drawn with {place_digits(bottleneck, place).sentence}")
+    say(f"digits are drawn with {place_digits(bottleneck, place).sentence}")
     began, part = time.monotonic(), itertools.count(1)
     pipeline = train_digits(
         run,
@@ -137,7 +137,7 @@ def study(
     if budget is not None and not (folder / GRID_FILE).exists():
         plan = within_budget(plan, budget, at_once, threads, place)
     plan = open_study(plan, folder, command_line())
-    print(f"images are drawn with {drawn_with.sentence}")
+    say(f"images are drawn with {drawn_with.sentence}")
     waiting, failed = len(waiting_cells(plan, folder)), 0
     with tqdm(total=len(plan.cells), initial=len(plan.cells) - waiting, desc=f"study {grid}", unit="cell") as bar:
         for ended in run_study(plan, folder, at_once, threads, compile, place):
@@ -185,7 +185,7 @@ def sample(
     from spherear.sampling.pixels import save_png, tile
 
     plan = Plan.of(source_of(run, vae), place)
-    print(plan.sentence)
+    say(plan.sentence)
     pipeline = Pipeline.from_plan(plan)
     config = pipeline.ar.config
     columns = [config.label_of(label) for label in labels] or list(range(min(10, config.num_classes)))
@@ -281,7 +281,7 @@ def evaluate(
 
     rank, size = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
     plan = Plan.of(source_of(run, vae), place)
-    print_rank_zero(plan.sentence)
+    say(plan.sentence)
     pipeline = Pipeline.from_plan(plan)
     against = (
         Against.of(pipeline, data, reference, count) if rank == 0 else Against("")

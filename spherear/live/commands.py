@@ -19,7 +19,7 @@ from tqdm import tqdm
 from spherear import __version__
 from spherear.console import require_installed
 from spherear.models.config import require
-from spherear.sampling.placement import Placement, Plan, memory
+from spherear.sampling.placement import Placement, Plan
 
 LIBRARIES = ("torch", "numpy", "einops", "jaxtyping", "safetensors", "huggingface_hub", "scikit-learn", "pillow")
 DIGITS, VISIT = "digits-power_spherical", 0.5
@@ -108,7 +108,7 @@ def page(
     model = None if plan is None else _panel_arguments(plan, place)
     with tempfile.TemporaryDirectory() as folder:
         command = page_command(Path(folder), **options, model=model)
-        weights = memory(plan.vae, plan.ar, plan.placement) / 1e9 if plan else 0.0
+        weights = plan.memory / 1e9 if plan else 0.0
         print(f"at most {visits} visits at once, of about {VISIT + weights:.1f} GB each")
         return run_lab(command)
 

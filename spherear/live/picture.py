@@ -118,7 +118,7 @@ def shown(
     last, pause = time.perf_counter(), interval
     for step in steps:
         drawn, over = canvas(step).drawn, cancellation.over
-        due = drawn == first or (drawn > 0 and time.perf_counter() - last >= pause)
+        due = (drawn == first and pause == interval) or (drawn > 0 and time.perf_counter() - last >= pause)
         if over or due or canvas(step).done:
             if cancellation.stale:
                 return

@@ -4,6 +4,7 @@ This project's own format is in `pretrained`; `sampling.pipeline.load_published`
 """
 
 import argparse
+import errno
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -121,9 +122,9 @@ def _read(source: str | Path, revision: str | None) -> Any:
         with torch.serialization.safe_globals([argparse.Namespace]):
             # mapped: a tensor takes memory when it is copied into a model, and not before
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except OSError:
-        raise
     except Exception as error:  # bytes that are no checkpoint fail in any way while they are unpickled
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # which is a seek before the start of a cut file
+            raise
         raise ValueError(f"{path} is not a complete checkpoint of plain tensors ({error})") from error
 
 

@@ -3,15 +3,17 @@
 How weights become models: `pretrained`, `published_weights`.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
+from torch import nn
 
 from spherear.models.ar import ARConfig, SphereAR
-from spherear.models.config import require
+from spherear.models.config import Config, require
 from spherear.models.files import read_json, user_path
 from spherear.models.presets import check_pair
 from spherear.models.pretrained import find_folder, fingerprint
@@ -38,10 +40,13 @@ class Outline:
 
     def parameters(self) -> tuple[int, int]:
         """Parameters of the VAE and of the AR model. Nothing is allocated for that."""
-        with torch.device("meta"):
-            models = VAE(self.vae), SphereAR(self.ar)
-        vae, ar = (sum(p.numel() for p in model.parameters()) for model in models)
-        return vae, ar
+        return _count(VAE, self.vae), _count(SphereAR, self.ar)
+
+
+@lru_cache(maxsize=64)
+def _count(model: Callable[[Any], nn.Module], config: Config) -> int:
+    with torch.device("meta"):
+        return sum(p.numel() for p in model(config).parameters())
 
 
 @dataclass(frozen=True)

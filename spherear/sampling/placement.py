@@ -12,7 +12,7 @@ from spherear.models.config import Config, one_of, require
 if TYPE_CHECKING:
     import torch
 
-    from spherear.models.sources import Source
+    from spherear.models.sources import Outline, Source
 
 AUTO = "auto"
 SMALL = 4_000_000
@@ -175,36 +175,41 @@ def _check_engine(engine: str, kind: str, dtype: str, here: Hardware) -> None:
 
 @dataclass(frozen=True)
 class Plan:
-    """A model that is not loaded yet, and how it will be run. vae, ar: numbers of parameters."""
+    """A model that is not loaded yet, and how it will be run. outline: its configs."""
 
     source: "Source"
+    outline: "Outline"
     placement: Placement
-    vae: int
-    ar: int
 
     @classmethod
     def of(cls, source: "Source", wish: Placement | None = None) -> "Plan":
         """The plan for a source. Only its configs are read; errors as in `Source.outline` and `choose`."""
-        vae, ar = source.outline().parameters()
-        return cls(source, choose(ar, wish), vae, ar)
+        outline = source.outline()
+        return cls(source, outline, choose(outline.parameters()[1], wish))
 
     @property
     def sentence(self) -> str:
         """For people: what is loaded, how much memory that takes, and how it is run."""
-        return describe(str(self.source), self.vae, self.ar, self.placement)
+        return describe(str(self.source), self.outline, self.placement)
+
+    @property
+    def memory(self) -> int:
+        """Bytes of the weights, see `memory`."""
+        return memory(self.outline, self.placement)
 
 
-def describe(name: str, vae: int, ar: int, placement: Placement) -> str:
-    """A model of so many parameters in one line, with its memory and its placement."""
-    mib = memory(vae, ar, placement) / 2**20
+def describe(name: str, outline: "Outline", placement: Placement) -> str:
+    """A model in one line, with its memory and its placement."""
+    mib, ar = memory(outline, placement) / 2**20, outline.parameters()[1]
     takes = f"{mib:.0f} MiB" if mib < 1000 else f"{mib / 1024:.1f} GiB"
     return f"{name}: AR model of {ar / 1e6:.1f} million parameters, {takes} of weights; {placement.sentence}"
 
 
-def memory(vae: int, ar: int, placement: Placement) -> int:
+def memory(outline: "Outline", placement: Placement) -> int:
     """Bytes that the weights take at most: the VAE in float32, the AR model as it is read (float32) or as it is run.
 
     Packed weights are copies. Images, caches and what libraries take are not counted.
     """
+    vae, ar = outline.parameters()
     copies = 2 if placement.engine == "packed" else 1
     return 4 * vae + ar * max(BYTES["float32"], copies * BYTES[placement.dtype])

@@ -122,7 +122,10 @@ class Models:
         source = source_of(shipped_name(str(model), self.preset), vae)
         plan = Plan.of(source, self.place)
         title = family_label(source.name.removeprefix(f"{self.preset}-"))
-        return Offered(str(source), title, source.outline(), plan.sentence, plan)
+        short = Path(title).name if Path(title).is_absolute() else title
+        taken = short in [other.title for other in self.offered.values() if other.name != str(source)]
+        title = title if taken else short
+        return Offered(str(source), title, plan.outline, plan.sentence, plan)
 
     def _given(self, pipeline: Pipeline) -> Offered:
         require(
@@ -132,7 +135,7 @@ class Models:
         name = f"pipeline {len(self.pipelines) + 1}"
         title = f"{family_label(pipeline.vae.config.bottleneck)} ({name})"
         outline = Outline(pipeline.vae.config, pipeline.ar.config)
-        sentence = describe(name, *outline.parameters(), pipeline.placement)
+        sentence = describe(name, outline, pipeline.placement)
         return Offered(name, title, outline, sentence, None)
 
     def _device(self, name: str) -> str:
