@@ -227,7 +227,7 @@ class GuidanceExplorer(controls.Panel[GuidanceRequest]):
         rate = canvases[0].drawn * len(picture.labels) * len(canvases) / max(1e-9, seconds)
         self.status.value = (
             f"{progress(canvases[0], stopped, seconds)}, guidance {picture.settings.guidance_scale:g}, "
-            f"{rate:,.0f} tokens/s, picture {self.runner.started}"
+            f"{rate:,.{0 if rate >= 10 else 1}f} tokens/s, picture {self.runner.started}"
         )
 
     def _draw_seed(self) -> None:

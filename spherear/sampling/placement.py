@@ -15,8 +15,12 @@ if TYPE_CHECKING:
     from spherear.models.sources import Outline, Source
 
 AUTO = "auto"
-SMALL = 4_000_000
-"""Parameters up to which an AR model counts as small. `python -m spherear.bench.sizes` measures it."""
+SMALL = 20_000_000
+"""Parameters up to which an AR model counts as small: packed weights, which double its memory, are no faster there.
+
+One guided image in float32 on a core of an AMD EPYC with AVX2, time as written / packed: 0.94 at 16.0 million
+parameters, 1.05 at 24.2, 0.96 at 62.1, 1.16 at 192.1. `OMP_NUM_THREADS=1 python -m spherear.bench.sizes`
+"""
 BYTES = {"float32": 4, "bfloat16": 2}
 """Of one number, per dtype of an AR model."""
 REQUIRED = {"packed": "cpu", "cuda_graphs": "cuda", "compiled_cuda_graphs": "cuda"}
