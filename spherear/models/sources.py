@@ -117,10 +117,11 @@ def _check_tokens(folder: Path, vae: VAE) -> None:
     """ValueError if the AR model of a run's folder learnt the tokens of another VAE."""
     run = folder / "ar" / "run.json"
     trained_on = read_json(run).get("vae") if run.is_file() else None
+    beside = trained_on and fingerprint(vae)  # of a run only: it reads all weights
     require(
-        trained_on in (None, fingerprint(vae)),
+        trained_on == beside,
         f"the AR model of {folder} was trained on the tokens of another VAE ({trained_on}); "
-        f"expected the one beside it, {fingerprint(vae)}: train the AR model again",
+        f"expected the one beside it, {beside}: train the AR model again",
     )
 
 
