@@ -137,7 +137,7 @@ def test_too_many_broken_images_stop_the_run_with_the_list(ilsvrc):
 
 @pytest.mark.slow
 def test_workers_read_what_the_loop_reads(ilsvrc):
-    recipe = replace(VAE_RECIPE, max_broken=0.06, crop=1.25, flip=True, parts=2)
+    recipe = replace(VAE_RECIPE, max_broken=0.06, crop=1.25, flip=True, micro_batches=2)
     runs = []
     for workers in (0, 2):
         data = load_data(f"tar:{ilsvrc}", 16)
@@ -184,7 +184,7 @@ def test_a_pickle_is_never_read(tmp_path):
     states = train_vae(TINY_VAE, digits, VAE_RECIPE, run)
     next(states)
     states.close()
-    (run / "state.safetensors").write_bytes(evil)
+    (run / "checkpoints" / "0000001" / "state.safetensors").write_bytes(evil)
     with pytest.raises(ValueError, match="not a complete safetensors file"):
         next(train_vae(TINY_VAE, digits, VAE_RECIPE, run))
     (tmp_path / "broken" / "a").mkdir(parents=True)

@@ -37,7 +37,8 @@ sys.path.insert(0, {root!r})
 from tests.conftest import TINY_AR, TINY_VAE
 
 out = Path(sys.argv[1])
-base = dict(batch_size=4, learning_rate=1e-3, final_learning_rate=1e-4, warmup_steps=2, parts=2, save_every=1000)
+base = dict(batch_size=4, learning_rate=1e-3, final_learning_rate=1e-4, warmup_steps=2, save_every=1000)
+base["micro_batches"] = 2
 digits = load_data("digits", 16)
 
 def record(name, kind, steps, stop=None, **execution):
@@ -131,12 +132,14 @@ def test_a_run_saved_on_two_processes_resumes_on_one(runs, name):
 
 @pytest.mark.slow
 def test_split_checkpoints_are_a_file_a_process(runs):
-    facts = read_json(runs / "split-ar" / "shards.json")
-    assert facts == {"step": 50, "processes": 2}
-    sizes = [path.stat().st_size for path in sorted((runs / "split-ar" / "shards" / "50").iterdir())]
-    whole = (runs / "ddp-ar" / "state.safetensors").stat().st_size
-    assert len(sizes) == 2
-    assert max(sizes) < 0.65 * whole
+    whole = (runs / "one-ar" / "checkpoints" / "0000050" / "state.safetensors").stat().st_size
+    for name in ("split-ar", "ddp-ar"):  # replicated weights are shared out too
+        folder = runs / name / "checkpoints" / "0000050"
+        facts = [read_json(path) for path in sorted(folder.glob("*.json"))]
+        assert [(f["step"], f["processes"]) for f in facts] == [(50, 2)] * 2
+        sizes = [path.stat().st_size for path in sorted(folder.glob("*.safetensors"))]
+        assert len(sizes) == 2
+        assert max(sizes) < 0.65 * whole
     assert isinstance(VAE.from_pretrained(runs / "split-vae"), VAE)
     assert fingerprint(SphereAR.from_pretrained(runs / "split-ar"))
 
@@ -146,7 +149,18 @@ def test_split_checkpoints_are_a_file_a_process(runs):
 def test_a_signal_to_the_launcher_stops_all_after_one_step(tmp_path, request):
     """The command line under torchrun: both processes stop together, with a checkpoint between the regular ones."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
-    options = ["--steps", "5000", "--batch-size", "4", "--parts", "2", "--log-every", "5", "--save-every", "100000"]
+    options = [
+        "--steps",
+        "5000",
+        "--batch-size",
+        "4",
+        "--micro-batches",
+        "2",
+        "--log-every",
+        "1",
+        "--save-every",
+        "100000",
+    ]
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
@@ -165,16 +179,17 @@ def test_a_signal_to_the_launcher_stops_all_after_one_step(tmp_path, request):
     assert out.count("the same command goes on") == 1
     state = read_state(tmp_path / "run")
     assert state.step >= 15
-    assert state.step % 10 == 0  # where processes agree whether to stop
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    assert state.step == lines[-1]["step"]  # no step is lost
 
 
-def test_several_processes_are_asked_for_a_fitting_number_of_parts(monkeypatch):
+def test_a_batch_that_processes_cannot_share_equally_is_refused():
     class Three(World):
         size = 3
 
-    with pytest.raises(ValueError, match="parts is 2; expected a multiple of the 3 processes"):
-        Feed(load_data("digits", 16), replace(AR_RECIPE, parts=2), range(2), Three(), "cpu")
-    with pytest.raises(ValueError, match="parts is 3; expected a divisor of the batch size, 4"):
-        replace(AR_RECIPE, parts=3)
+    with pytest.raises(ValueError, match="batch_size is 4; expected a multiple of the 3 processes"):
+        Feed(load_data("digits", 16), replace(AR_RECIPE, micro_batches=2), range(2), Three(), "cpu")
+    with pytest.raises(ValueError, match="micro_batches is 3; expected a divisor of the batch size, 4"):
+        replace(AR_RECIPE, micro_batches=3)
     with pytest.raises(ValueError, match="sharded is True for a single process"):
         launched_world("cpu", sharded=True)
