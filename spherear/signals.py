@@ -16,10 +16,10 @@ ALWAYS = (signal.SIGINT, signal.SIGTERM)  # handled even where the parent proces
 
 
 class _Stop:
-    """received: the first signal, or 0.  deferred: whether a signal is only recorded.  handled: catches signals now."""
+    """received: the first signal, or 0.  deferred: loops with something to save.  handled: signals are caught now."""
 
     received = 0
-    deferred = False
+    deferred = 0
     handled = False
 
 
@@ -52,11 +52,11 @@ def handled() -> Iterator[None]:
 @contextmanager
 def deferred() -> Iterator[None]:
     """Context in which a stop signal is recorded and does not interrupt."""
-    before, _stop.deferred = _stop.deferred, True
+    _stop.deferred += 1
     try:
         yield
     finally:
-        _stop.deferred = before
+        _stop.deferred -= 1
 
 
 def stop_requested() -> bool:

@@ -41,7 +41,7 @@ from spherear.training.progress import counting, watch
 from spherear.training.recipes import ARRecipe, Recipe, VAERecipe
 from spherear.training.run import Run, TrainState, fingerprint, keyed_generator
 from spherear.training.run_file import RUN_FILE
-from spherear.training.world import World, gathered, launched_world
+from spherear.training.world import World, end_processes, gathered, launched_world
 
 Watch = Callable[[Generator[TrainState, None, None], str, int], bool]
 """watch(states, title, steps) runs a loop; returns whether it finished."""
@@ -277,7 +277,13 @@ def _run(job: VAEJob | ARJob) -> int:
         return 0
     vae = isinstance(job, VAEJob)
     states = vae_states(job) if isinstance(job, VAEJob) else ar_states(job)
-    if not watch(states, f"{'VAE' if vae else 'AR model'} ({job.preset})", job.recipe.steps, _observers(job)):
+    try:
+        finished = watch(states, f"{'VAE' if vae else 'AR model'} ({job.preset})", job.recipe.steps, _observers(job))
+    except Exception as error:
+        print(*getattr(error, "__notes__", ()), sep="\n", file=sys.stderr)
+        raise
+    end_processes()
+    if not finished:
         print_rank_zero(f"stopped: {job.run} holds all it takes; the same command goes on")
         return INTERRUPTED
     print_rank_zero(f"finished: {job.run}")

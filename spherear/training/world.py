@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, distributed, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from spherear.models.config import require
@@ -153,6 +153,12 @@ def launched_world(device: torch.device | str, sharded: bool = False, timeout: f
     return World()
 
 
+def end_processes() -> None:
+    """Close the connections between processes, if there are any."""
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
 def local(tensor: Tensor) -> Tensor:
     """This process's shard of a tensor; the tensor itself if it is not sharded."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
@@ -191,6 +197,4 @@ def as_split(tensor: Tensor, like: Tensor) -> Tensor:
     """A full tensor, sharded and placed like `like`."""
     if not isinstance(like, DTensor):
         return tensor.to(like.device)
-    from torch.distributed.tensor import distribute_tensor
-
     return distribute_tensor(tensor.to(local(like).device), like.device_mesh, like.placements, src_data_rank=None)
