@@ -5,6 +5,7 @@ are composited on white. 16-bit grey is divided by 257. What has no agreed range
 """
 
 import io
+import math
 from functools import cache, lru_cache
 
 from PIL import Image, ImageCms, ImageOps
@@ -12,17 +13,28 @@ from PIL import Image, ImageCms, ImageOps
 from spherear.models.config import require
 
 GROUND = (255, 255, 255)  # below transparent pixels
-MAX_PIXELS = 200_000_000  # a larger image is a mistake or a decompression bomb
-NO_PICTURES = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "PDF", "WMF"})  # Pillow knows the names, and reads none
+MAX_PIXELS = 50_000_000  # a larger image is a mistake or a decompression bomb; below the limit at which Pillow warns
+FORMATS = (
+    "AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PCX", "PNG", "PPM", "QOI", "SGI", "TGA", "TIFF",
+    "WEBP",
+)  # fmt: skip
+"""What is opened: formats that Pillow decodes itself. Others start programs (EPS: Ghostscript) or are no pictures."""
 UNSCALED = {"I": "32-bit integers", "F": "floats"}  # Pillow clips these modes at 255
 SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 
 
 @cache
 def suffixes() -> tuple[str, ...]:
-    """The endings of all picture files that Pillow can read, in lower case."""
+    """The endings of all picture files that are read, in lower case."""
     endings = Image.registered_extensions().items()
-    return tuple(sorted(ending for ending, kind in endings if kind in Image.OPEN and kind not in NO_PICTURES))
+    return tuple(sorted(ending for ending, kind in endings if kind in formats()))
+
+
+@cache
+def formats() -> tuple[str, ...]:
+    """Those of FORMATS that this Pillow reads."""
+    Image.init()
+    return tuple(kind for kind in FORMATS if kind in Image.OPEN)
 
 
 def is_picture(name: str) -> bool:
@@ -37,14 +49,19 @@ def is_hidden(path: str) -> bool:
     )
 
 
-def decode_image(content: bytes) -> Image.Image:
+def decode_image(content: bytes, shorter: int = 0) -> Image.Image:
     """Bytes -> an RGB image as a viewer shows it. Truncated or too large images, or modes without a range: an error.
 
-    OSError, ValueError or SyntaxError, as Pillow raises them.
+    OSError, ValueError or SyntaxError, as Pillow raises them. A file of a format that is not in FORMATS is not opened,
+    whatever its name ends in.
+    shorter: a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, as long as its shorter side has this many pixels.
     """
-    picture = Image.open(io.BytesIO(content))
+    picture = Image.open(io.BytesIO(content), formats=formats())
     pixels = picture.width * picture.height
     require(pixels <= MAX_PIXELS, f"it has {pixels} pixels; expected at most {MAX_PIXELS}")
+    if shorter and picture.format in ("JPEG", "MPO"):
+        scale = shorter / min(picture.size)
+        picture.draft(None, (math.ceil(picture.width * scale), math.ceil(picture.height * scale)))
     return viewed(picture)
 
 
