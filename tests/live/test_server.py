@@ -185,7 +185,7 @@ def test_visits_are_limited_and_end_with_their_pages(tmp_path):
         with pytest.raises(urllib.error.HTTPError, match="503") as refused:
             urllib.request.urlopen(address, timeout=120).close()
         assert "All 2 places of this page are taken" in refused.value.read().decode()
-        until(lambda: is_open(address))
+        until(lambda: is_open(address), seconds=300)  # the first pictures are drawn, then half a minute passes
         assert (tmp_path / "lab.log").read_text().count("its page is closed") >= 1
 
 
