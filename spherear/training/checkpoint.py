@@ -212,7 +212,7 @@ def _share(tensors: Mapping[str, Tensor], world: World) -> dict[str, Tensor]:
 
 def _checksum(tensor: Tensor) -> int:
     """CRC-32 of a tensor's bytes."""
-    return zlib.crc32(memoryview(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy()))
+    return zlib.crc32(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
 
 
 def _check(path: Path, checksums: Mapping[str, int]) -> dict[str, str]:
