@@ -23,7 +23,7 @@ from torch.distributed.tensor import DTensor
 
 from spherear.models.files import read_json, write_json
 from spherear.models.tensor_files import write_tensors
-from spherear.training.world import World, local
+from spherear.world import World, local
 
 CHECKPOINTS = "checkpoints"
 KEPT = 2  # newest checkpoints that stay

@@ -23,7 +23,7 @@ from spherear.training.augment import PLAIN_VIEW, Augmentation
 from spherear.training.data.dataset import ImageData, as_float
 from spherear.training.data.feed import Key, read_ahead
 from spherear.training.data.tar import locked
-from spherear.training.world import World
+from spherear.world import World
 
 CHUNK = 128  # images encoded at a time
 FILES = ("features.bin", "labels.bin")
