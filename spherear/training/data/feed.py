@@ -153,7 +153,8 @@ def read_ahead(data: ImageData, keys: Iterable[Key], workers: int, pin: bool = F
         for read in reads:
             if isinstance(read, Exception):
                 raise read
-            yield read
+            found, broken = read  # in which the loader has made lists of tuples
+            yield [tuple(one) for one in found], broken
     finally:
         del reads
         for child in children:
