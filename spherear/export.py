@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -59,7 +60,7 @@ def _export(run: Path, out: Path, step: int | None) -> int:
     return state.step
 
 
-def _model(state: State, facts: dict) -> VAE | SphereAR:  # type: ignore[type-arg]
+def _model(state: State, facts: dict[str, Any]) -> VAE | SphereAR:
     """The model that a run samples from: its EMA if there is one."""
     prefix = "ema/" if facts["recipe"]["ema_decay"] else "model/"
     weights: dict[str, torch.Tensor] = {

@@ -41,7 +41,7 @@ from spherear.training.progress import counting, watch
 from spherear.training.recipes import ARRecipe, Recipe, VAERecipe
 from spherear.training.run import Run, TrainState, fingerprint, keyed_generator
 from spherear.training.run_file import RUN_FILE
-from spherear.training.world import World, end_processes, gathered, launched_world
+from spherear.world import World, end_processes, gathered, launched_world
 
 Watch = Callable[[Generator[TrainState, None, None], str, int], bool]
 """watch(states, title, steps) runs a loop; returns whether it finished."""

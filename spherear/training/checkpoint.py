@@ -23,7 +23,7 @@ from torch.distributed.tensor import DTensor
 
 from spherear.models.files import read_json, write_json
 from spherear.models.tensor_files import write_tensors
-from spherear.training.world import World, local
+from spherear.world import World, local
 
 CHECKPOINTS = "checkpoints"
 KEPT = 2  # newest checkpoints that stay
@@ -212,7 +212,7 @@ def _share(tensors: Mapping[str, Tensor], world: World) -> dict[str, Tensor]:
 
 def _checksum(tensor: Tensor) -> int:
     """CRC-32 of a tensor's bytes."""
-    return zlib.crc32(memoryview(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy()))
+    return zlib.crc32(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
 
 
 def _check(path: Path, checksums: Mapping[str, int]) -> dict[str, str]:

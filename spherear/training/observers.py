@@ -15,7 +15,7 @@ from spherear.sampling.pixels import save_png, tile
 from spherear.sampling.settings import SamplingSettings
 from spherear.training.progress import memory_gib
 from spherear.training.run import TrainState
-from spherear.training.world import gathered
+from spherear.world import gathered
 
 Observer = Callable[[TrainState], None]
 Preview = Callable[[torch.nn.Module], Float[Tensor, "n 3 size size"]]

@@ -93,8 +93,8 @@ class _Lines:
         shown = ", ".join(f"{name}={value}" for name, value in _shown(state).items())
         left = tqdm.format_interval(state.seconds_left)
         print(
-            f"{self.title}: step {state.step} of {state.total}, {shown}, {state.images_per_second:.4g} images/s, "
-            f"{left} left",
+            f"{self.title}: step {state.step} of {state.total}, {shown}, {state.rate:.3g} step/s, "
+            f"{state.images_per_second:.4g} images/s, {left} left",
             file=sys.stderr,
             flush=True,
         )

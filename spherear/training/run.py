@@ -39,7 +39,7 @@ from spherear.training.run_file import (
     locked_run,
     open_facts,
 )
-from spherear.training.world import World, as_split, gathered, local, put_weights, whole
+from spherear.world import World, as_split, gathered, local, put_weights, whole
 
 __all__ = ["METRICS_FILE", "RUN_FILE", "Run", "TrainState", "fingerprint", "keyed_generator", "make_optimizer"]
 

@@ -12,7 +12,7 @@ from filelock import BaseFileLock, FileLock, Timeout
 
 from spherear.models.config import require
 from spherear.models.files import read_json, write_json, write_text
-from spherear.training.world import World
+from spherear.world import World
 
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.jsonl"

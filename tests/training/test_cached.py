@@ -23,7 +23,7 @@ from spherear.training.jobs import Execution
 from spherear.training.objectives import ARObjective
 from spherear.training.recipes import ARRecipe
 from spherear.training.run import keyed_generator
-from spherear.training.world import World
+from spherear.world import World
 from tests.conftest import TINY_AR, TINY_VAE, randomise
 
 RECIPE = ARRecipe(

@@ -255,6 +255,7 @@ def test_the_hubs_formats_are_read_by_index_and_as_a_stream(folder, tmp_path, mo
         if not streaming:
             return found
         stream = found.to_iterable_dataset()
+        stream.info.builder_name = found.info.builder_name
         stream.info.splits = datasets.splits.SplitDict(  # as a hub's data card says
             train=datasets.splits.SplitInfo("train", num_examples=len(found))
         )

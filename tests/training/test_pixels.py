@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageOps
 
-from spherear.training.data.pixels import GROUND, decode_image, is_hidden, is_picture
+from spherear.training.data.pixels import GROUND, decode_image, decode_small, is_hidden, is_picture
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
@@ -172,9 +172,17 @@ def test_a_large_jpeg_is_decoded_small_and_looks_the_same(size):
     """Against the decoding of all pixels: 1/8 of the side at most, and nearly the same picture."""
     noise = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
     content = stored(Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC), "JPEG", quality=95)
-    whole, small = decode_image(content), decode_image(content, shorter=64)
+    whole, (small, extent) = decode_image(content), decode_small(content, 64)
     assert whole.size == size
     assert 64 <= min(small.size) < min(size) / 4
-    views = [np.asarray(picture.resize((32, 32), Image.Resampling.LANCZOS)).astype(int) for picture in (whole, small)]
+    assert extent[0] / size[0] == extent[1] / size[1] == 1 / 8
+    views = [
+        np.asarray(picture.resize((32, 32), Image.Resampling.LANCZOS, box=(0, 0, *sides))).astype(int)
+        for picture, sides in ((whole, whole.size), (small, extent))
+    ]
     assert np.abs(views[0] - views[1]).mean() < 1.5
-    assert decode_image(stored(quarters()), shorter=4).size == (16, 16)  # no JPEG
+    assert decode_small(stored(quarters()), 4)[1] == (16, 16)  # no JPEG
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = decode_small(stored(whole, "JPEG", exif=exif), 64)
+    assert turned[1] == turned[0].size == size[::-1]

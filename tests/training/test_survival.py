@@ -20,7 +20,7 @@ from spherear.training.data.dataset import ImageData
 from spherear.training.jobs import Execution
 from spherear.training.objectives import vae_losses
 from spherear.training.run import Run
-from spherear.training.world import World
+from spherear.world import World
 from tests.conftest import TINY_VAE
 from tests.training.test_train import AR_RECIPE, VAE_RECIPE, loop, same_weights, vae  # noqa: F401
 

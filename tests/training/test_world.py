@@ -22,7 +22,7 @@ from spherear.training.data.cached import encode_all
 from spherear.training.data.catalog import batches, load_data
 from spherear.training.data.feed import Feed
 from spherear.training.recipes import recipes
-from spherear.training.world import World, launched_world
+from spherear.world import World, launched_world
 from tests.conftest import TINY_VAE
 from tests.training.test_train import AR_RECIPE
 
@@ -216,7 +216,7 @@ from spherear.training import run_file
 from spherear.training.data.cached import encode_all
 from spherear.training.data.catalog import load_data
 from spherear.training.data.dataset import ImageData
-from spherear.training.world import launched_world
+from spherear.world import launched_world
 from tests.conftest import TINY_VAE
 from tests.training.test_train import VAE_RECIPE
 

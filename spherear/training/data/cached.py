@@ -24,7 +24,7 @@ from spherear.training.data.dataset import ImageData, as_float
 from spherear.training.data.feed import Key, read_ahead
 from spherear.training.data.tar import locked
 from spherear.training.run_file import differences
-from spherear.training.world import World
+from spherear.world import World
 
 CHUNK = 128  # images encoded at a time
 FILES = ("features.bin", "labels.bin")
@@ -105,7 +105,6 @@ class Encoding:
         """The process that encodes a chunk."""
         return chunk * self.world.size // chunks
 
-    @torch.no_grad()
     def share(self) -> Iterator[tuple[int, Tensor, Int[Tensor, " n"]]]:
         """This process's chunks: index of the first row, features, labels. It takes 1 / `world.size` of them."""
         keys, kind = self.keys(), torch.device(self.device).type
@@ -113,7 +112,7 @@ class Encoding:
         for ((row, images, labels),), broken in read_ahead(self.data, own, self.workers):
             if broken:
                 self.data.broken.update(broken)  # which workers found
-            with torch.autocast(kind, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+            with torch.no_grad(), torch.autocast(kind, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
                 features = self.vae.features(as_float(images.to(self.device))).to("cpu", self.dtype)
             yield row, features, labels
             self.progress(len(labels) * self.world.size)

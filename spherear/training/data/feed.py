@@ -17,7 +17,7 @@ from spherear.training.augment import Augmentation
 from spherear.training.data.catalog import batches
 from spherear.training.data.dataset import ImageData, as_float
 from spherear.training.recipes import Recipe
-from spherear.training.world import World
+from spherear.world import World
 
 Key = tuple[Augmentation, list[tuple[int, Tensor]]]  # an epoch's augmentation, and micro-batches: (number, indices)
 Read = tuple[list[tuple[int, Tensor, Tensor]], dict[str, str]]  # (number, images, labels) of each; broken images
@@ -153,7 +153,8 @@ def read_ahead(data: ImageData, keys: Iterable[Key], workers: int, pin: bool = F
         for read in reads:
             if isinstance(read, Exception):
                 raise read
-            yield read
+            found, broken = read  # in which the loader has made lists of tuples
+            yield [tuple(one) for one in found], broken
     finally:
         del reads
         for child in children:

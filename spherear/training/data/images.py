@@ -21,7 +21,7 @@ from torch import Tensor
 from spherear.models.config import require
 from spherear.training.augment import Augmentation
 from spherear.training.data.dataset import ImageData, as_float, hashed
-from spherear.training.data.pixels import decode_image, is_hidden, is_picture
+from spherear.training.data.pixels import Extent, decode_small, is_hidden, is_picture
 
 SAMPLED = 64  # images whose content is part of a fingerprint
 SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})  # no names of classes
@@ -106,8 +106,8 @@ class Photographs(ImageData):
             if name in self.broken:
                 continue
             try:
-                picture = decode_image(self._stored(candidate), shorter)
-                return as_bytes(seen(picture, augmentation, candidate, self.image_size)), candidate
+                picture, extent = decode_small(self._stored(candidate), shorter)
+                return as_bytes(seen(picture, augmentation, candidate, self.image_size, extent)), candidate
             except StorageError as error:
                 raise OSError(f"{name} of {self.spec} cannot be read: {error}") from error
             except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
@@ -136,9 +136,18 @@ class Photographs(ImageData):
             raise ValueError(f"no image of the class {self.classes[label]!r} of {self.spec} can be read ({reasons})")
 
 
-def seen(picture: Image.Image, augmentation: Augmentation, index: int, size: int) -> Image.Image:
-    """The crop of `augmentation`, resized to `size` pixels and flipped if `augmentation` flips it."""
-    box, mirrored = augmentation.view(index, picture.width, picture.height)
+def seen(
+    picture: Image.Image,
+    augmentation: Augmentation,
+    index: int,
+    size: int,
+    extent: Extent | None = None,
+) -> Image.Image:
+    """The crop of `augmentation`, resized to `size` pixels and flipped if `augmentation` flips it.
+
+    extent: width and height of the picture if they are not those in pixels (see `decode_small`).
+    """
+    box, mirrored = augmentation.view(index, *(extent or picture.size))
     picture = picture.resize((size, size), Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
     return picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else picture
 

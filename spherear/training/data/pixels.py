@@ -20,6 +20,8 @@ FORMATS = (
 )  # fmt: skip
 """What is opened: formats that Pillow decodes itself. Others start programs (EPS: Ghostscript) or are no pictures."""
 UNSCALED = {"I": "32-bit integers", "F": "floats"}  # Pillow clips these modes at 255
+ORIENTATION = 0x0112  # the EXIF tag
+Extent = tuple[int | float, int | float]  # width and height in pixels
 SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 
 
@@ -49,20 +51,36 @@ def is_hidden(path: str) -> bool:
     )
 
 
-def decode_image(content: bytes, shorter: int = 0) -> Image.Image:
+def decode_image(content: bytes) -> Image.Image:
     """Bytes -> an RGB image as a viewer shows it. Truncated or too large images, or modes without a range: an error.
 
     OSError, ValueError or SyntaxError, as Pillow raises them. A file of a format that is not in FORMATS is not opened,
     whatever its name ends in.
-    shorter: a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, as long as its shorter side has this many pixels.
     """
+    return viewed(_opened(content))
+
+
+def decode_small(content: bytes, shorter: int) -> tuple[Image.Image, Extent]:
+    """As `decode_image`, but a large JPEG is decoded at 1/2, 1/4 or 1/8 of its size -> the image, its width and height.
+
+    Its shorter side keeps at least `shorter` pixels. Width and height are those of the original, scaled: the last
+    column and row of pixels may lie beyond them.
+    """
+    picture, extent = _opened(content), None
+    if picture.format in ("JPEG", "MPO") and picture.getexif().get(ORIENTATION, 1) == 1:
+        scale = shorter / min(picture.size)
+        drafted = picture.draft(None, (math.ceil(picture.width * scale), math.ceil(picture.height * scale)))
+        extent = drafted[1][2:] if drafted else None
+    seen = viewed(picture)
+    return seen, extent or seen.size
+
+
+def _opened(content: bytes) -> Image.Image:
+    """A picture whose pixels are not decoded yet."""
     picture = Image.open(io.BytesIO(content), formats=formats())
     pixels = picture.width * picture.height
     require(pixels <= MAX_PIXELS, f"it has {pixels} pixels; expected at most {MAX_PIXELS}")
-    if shorter and picture.format in ("JPEG", "MPO"):
-        scale = shorter / min(picture.size)
-        picture.draft(None, (math.ceil(picture.width * scale), math.ceil(picture.height * scale)))
-    return viewed(picture)
+    return picture
 
 
 def viewed(picture: Image.Image) -> Image.Image:
