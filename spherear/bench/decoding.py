@@ -130,29 +130,19 @@ def bench_decode(
     """One row per path, the reference first. ValueError, when called, for more tokens than an image has."""
     config = preset(name).ar
     require(1 <= tokens <= config.tokens, f"tokens is {tokens}; expected 1 to {config.tokens}")
-    return _rows(name, batch, dtype, device, settings, tokens, repeats, compiled)
 
+    def rows() -> Iterator[DecodeRow]:
+        conditions = batch * (1 if settings.guidance_scale == 1.0 else 2)
+        ar = random_model(config, dtype, device)
+        floor = tokens * floor_seconds(config, conditions, settings.evaluations, tokens // 2, dtype, device)
+        baseline = math.nan
+        for path, run in runs(ar, batch, settings, compiled):
+            timing = measure(lambda run=run: run(tokens), device, repeats)  # type: ignore[misc]
+            first = measure(lambda run=run: run(1), device, repeats)  # type: ignore[misc]
+            baseline = timing.median if path == "reference" else baseline
+            label = str(dtype).removeprefix("torch.")
+            yield DecodeRow(
+                name, batch, label, path, tokens, timing, first, baseline / timing.median, floor / timing.median
+            )
 
-def _rows(
-    name: str,
-    batch: int,
-    dtype: torch.dtype,
-    device: torch.device,
-    settings: SamplingSettings,
-    tokens: int,
-    repeats: int,
-    compiled: bool,
-) -> Iterator[DecodeRow]:
-    config = preset(name).ar
-    rows = batch * (1 if settings.guidance_scale == 1.0 else 2)
-    ar = random_model(config, dtype, device)
-    floor = tokens * floor_seconds(config, rows, settings.evaluations, tokens // 2, dtype, device)
-    baseline = math.nan
-    for path, run in runs(ar, batch, settings, compiled):
-        timing = measure(lambda run=run: run(tokens), device, repeats)  # type: ignore[misc]
-        first = measure(lambda run=run: run(1), device, repeats)  # type: ignore[misc]
-        baseline = timing.median if path == "reference" else baseline
-        label = str(dtype).removeprefix("torch.")
-        yield DecodeRow(
-            name, batch, label, path, tokens, timing, first, baseline / timing.median, floor / timing.median
-        )
+    return rows()

@@ -138,8 +138,8 @@ def _write_rows(path: Path, start: int, rows: np.ndarray) -> None:
     """Write rows of the array; it is closed afterwards, because Windows removes no file that is open."""
     with unreadable_as_value_error(path, "the array of this set of images, as it was begun"):
         array = np.lib.format.open_memmap(path, "r+")
-        array[start : start + len(rows)] = rows
-        array.flush()
+    array[start : start + len(rows)] = rows
+    array.flush()
 
 
 def _create_array(folder: Path, facts: dict[str, Any], pipeline: Pipeline, rank: int) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from spherear.analysis.canvas import Canvas
 from spherear.live.latest_wins import Cancellation
 from spherear.models.config import Config, require
+from spherear.models.files import parse_object
 from spherear.sampling.pipeline import cached_pipeline
 from spherear.sampling.pixels import tile
 from spherear.sampling.settings import SamplingSettings
@@ -144,17 +145,8 @@ def read_picture(png: bytes) -> Picture:
         with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
             text = image.info.get(PNG_KEY)
         require(text is not None, "this PNG has no settings inside; expected one that a panel saved")
-        values = json.loads(str(text))
-        require(isinstance(values, dict), f"the settings inside are {values!r}; expected a JSON object")
-        return Picture.from_dict(values)
-    except (
-        OSError,
-        SyntaxError,
-        TypeError,
-        json.JSONDecodeError,
-        RecursionError,
-        Image.DecompressionBombError,
-    ) as error:
+        return Picture.from_dict(parse_object(str(text), "the text inside this PNG"))
+    except (OSError, SyntaxError, TypeError, Image.DecompressionBombError) as error:
         raise ValueError(f"the file holds no settings ({error}); expected a PNG that a panel saved") from error
 
 

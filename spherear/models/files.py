@@ -73,7 +73,7 @@ def parse_object(text: str | bytes, name: str) -> dict[str, Any]:
     try:
         values = json.loads(text if isinstance(text, str) else text.decode())
     except (ValueError, RecursionError) as error:  # no UTF-8, no JSON, a number too long, or nested too deeply
-        raise ValueError(f"{name} is not JSON ({error})") from error
+        raise ValueError(f"{name} is not JSON ({error}); expected JSON, an object") from error
     if not isinstance(values, dict):
         raise ValueError(f"{name} holds a {type(values).__name__}; expected a JSON object")
     return values

@@ -5,7 +5,8 @@ function says by its parameters what it depends on. Does not import torch.
 """
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping
+from functools import lru_cache
 from typing import Any, TypeVar
 
 from spherear.models.config import one_of, require
@@ -36,21 +37,36 @@ class Table(dict[str, RowT]):
         return function
 
 
-def parameters(field: str, function: Callable[..., Any], known: Sequence[str]) -> tuple[str, ...]:
+def parameters(field: str, function: Callable[..., Any], known: tuple[str, ...]) -> tuple[str, ...]:
     """Those of the `known` names that `function` takes. TypeError if it needs any other."""
     expected = f"expected a function of some of {', '.join(known)}, by these names"
     try:
-        found = inspect.signature(function).parameters.values()
+        taken, others = _sorted_parameters(function, known)
     except (TypeError, ValueError) as error:
         raise TypeError(f"{field} is {function!r}; {expected}") from error
-    if any(p.kind is p.VAR_KEYWORD for p in found):
-        return tuple(known)
-    named = [p.name for p in found if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    others = [p.name for p in found if p.default is p.empty and p.kind is not p.VAR_POSITIONAL]
-    others = [name for name in others if name not in known or name not in named]
     if others:
         raise TypeError(f"{field} takes {', '.join(others)}; {expected}")
-    return tuple(name for name in known if name in named)
+    return taken
+
+
+def _sorted_parameters(function: Callable[..., Any], known: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The known names that a function takes, and the others that it needs. Asked at every token and solver time."""
+    if isinstance(function, Hashable):
+        return _kept(function, known)
+    return _inspected(function, known)
+
+
+def _inspected(function: Callable[..., Any], known: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    found = inspect.signature(function).parameters.values()
+    if any(p.kind is p.VAR_KEYWORD for p in found):
+        return known, ()
+    named = [p.name for p in found if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    needed = [p.name for p in found if p.default is p.empty and p.kind is not p.VAR_POSITIONAL]
+    taken = tuple(name for name in known if name in named)
+    return taken, tuple(name for name in needed if name not in taken)
+
+
+_kept = lru_cache(maxsize=64)(_inspected)
 
 
 def check_choice(field: str, value: object, table: Table[Any]) -> None:

@@ -17,8 +17,9 @@ from torch import Tensor
 from spherear.models.ar import SphereAR
 from spherear.models.config import require
 from spherear.models.layers import KVCache
-from spherear.sampling.engines import Engine, Kept, Session, tensors_of
+from spherear.sampling.engines import Engine, Kept, Session
 from spherear.sampling.head_sampling import Times
+from spherear.sampling.packed import tensors_of
 
 GRAPHS = 32  # kept per session; a graph holds constants, such as the solver's times
 CAPTURE = threading.RLock()  # one capture at a time in this process

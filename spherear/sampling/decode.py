@@ -1,6 +1,6 @@
 """The token loop: condition, draw, project, feed back. (Paper section 3.2.)
 
-How one token is drawn is in `draw`. The loop does not know the VAE: the projection is an argument.
+How one token is drawn is in `head_sampling`. The loop does not know the VAE: the projection is an argument.
 """
 
 from collections.abc import Callable, Iterable, Iterator

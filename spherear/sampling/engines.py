@@ -23,7 +23,7 @@ from spherear.models.ar import SphereAR
 from spherear.models.config import one_of
 from spherear.models.layers import KVCache
 from spherear.sampling.head_sampling import evaluate, sample_token
-from spherear.sampling.packed import PackedLinear, Swap, check_packable, swap_linears
+from spherear.sampling.packed import PackedLinear, Swap, check_packable, swap_linears, tensors_of
 
 TokenFunction = Callable[..., Tensor]
 """`sample_token`, or a function that gives the same tokens for the same arguments."""
@@ -95,11 +95,6 @@ class Kept:
         """The value for this key, which is then no longer kept; None if there is none."""
         with self.lock:
             return self.of_model.get(ar, OrderedDict()).pop(key, None)
-
-
-def tensors_of(ar: SphereAR) -> list[Tensor]:
-    """All parameters and buffers."""
-    return [*ar.parameters(), *ar.buffers()]
 
 
 @dataclass

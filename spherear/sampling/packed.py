@@ -107,20 +107,21 @@ class SwappedCopy:
 
     def is_of(self, ar: SphereAR) -> bool:
         """Whether the model's tensors are still those that were copied or are shared."""
-        tensors = _tensors(ar)
+        tensors = tensors_of(ar)
         return len(tensors) == len(self.sources) and all(
             source.still(tensor) for source, tensor in zip(self.sources, tensors, strict=True)
         )
 
 
-def _tensors(ar: SphereAR) -> list[Tensor]:
+def tensors_of(ar: SphereAR) -> list[Tensor]:
+    """All parameters and buffers."""
     return [*ar.parameters(), *ar.buffers()]
 
 
 def swap_linears(ar: SphereAR, swap: Swap = PackedLinear) -> SwappedCopy:
     """A copy of `ar` with `swap(linear)` for every large linear layer of its blocks; errors as in `check_packable`."""
     check_packable(ar)
-    tensors = _tensors(ar)
+    tensors = tensors_of(ar)
     twin = copy.deepcopy(ar, {id(tensor): tensor for tensor in tensors})
     copied = set[int]()
     for part in (twin.layers, *twin.head.children()):

@@ -64,10 +64,11 @@ class Pipeline:
         vae = VAE.from_pretrained(folder, subfolder="vae", device=device)
         run = folder / "ar" / "run.json"
         trained_on = read_json(run).get("vae") if run.is_file() else None
+        beside = trained_on and fingerprint(vae)  # of a run only: it reads all weights
         require(
-            trained_on in (None, fingerprint(vae)),
+            trained_on == beside,
             f"the AR model of {folder} was trained on the tokens of another VAE ({trained_on}); "
-            f"expected the one beside it, {fingerprint(vae)}: train the AR model again",
+            f"expected the one beside it, {beside}: train the AR model again",
         )
         return cls(vae, SphereAR.from_pretrained(folder, subfolder="ar", device=device))
 

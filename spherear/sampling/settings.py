@@ -3,13 +3,13 @@
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
 from spherear.models.config import Config, one_of, require
-from spherear.models.files import read_json, write_json
+from spherear.models.files import parse_object, read_json, write_json
 from spherear.sampling.choices import Table, check_choice, chosen, name_of, parameters
 from spherear.sampling.solvers import PARAMETERS as SPACING_PARAMETERS
 from spherear.sampling.solvers import SOLVERS, SPACINGS, Solver, evaluation_times
@@ -148,8 +148,7 @@ class SamplingSettings(Config):
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain Python values. ValueError for a function that is not registered."""
-        names = {name: name_of(name, getattr(self, name), table) for name, table in TABLES.items()}
-        return {field.name: names.get(field.name, getattr(self, field.name)) for field in fields(self)}
+        return super().to_dict() | {name: name_of(name, getattr(self, name), table) for name, table in TABLES.items()}
 
     def to_json(self) -> str:
         """The settings as one line of JSON."""
@@ -158,12 +157,7 @@ class SamplingSettings(Config):
     @classmethod
     def from_json(cls, text: str) -> "SamplingSettings":
         """The inverse of `to_json`. ValueError for any other text."""
-        try:
-            values = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"settings are {text!r}; expected JSON ({error})") from error
-        require(isinstance(values, dict), f"settings are {text!r}; expected a JSON object")
-        return cls.from_dict(values)
+        return cls.from_dict(parse_object(text, f"the text {text!r}"))
 
     def save(self, path: str | Path) -> None:
         """Write the settings as a JSON file."""

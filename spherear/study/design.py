@@ -134,7 +134,13 @@ GRIDS = {
     "select": Grid(
         "select", "shapes",
         ("S-02", "N-02", "G-02", "S-08", "N-08", "G-08", "S-04", "N-04", "G-04", "F-02", "F-05", "F-01"),
-        seeds=(6, 7), vae_steps=6000, ar_steps=6000, images=2000,
+        seeds=(6, 7), vae_steps=3000, ar_steps=3000, images=1000,
+        solver_steps=10, solver="adams_bashforth", spacing="early", half="a",
+        scales=(1.0, 3.0, 4.5, 8.0, 12.0),
+    ),
+    "doubled": Grid(  # cells of `select` trained twice as long: does its order depend on the budget?
+        "doubled", "shapes", ("S-02", "N-02", "G-02", "S-08"),
+        seeds=(6,), vae_steps=6000, ar_steps=6000, images=2000,
         solver_steps=10, solver="adams_bashforth", spacing="early", half="a",
         scales=(1.0, 3.0, 4.5, 6.0, 8.0, 12.0, 20.0),
     ),

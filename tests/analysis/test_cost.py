@@ -52,7 +52,7 @@ def test_without_a_cache_every_token_pays_for_all_before_it():
             if drawn:
                 tokens = torch.zeros(1, drawn, config.latent_dim, device="meta")
                 inputs = torch.cat((inputs, model._inputs(tokens)), dim=1)
-            model._transform(inputs, None)
+            model._transform(inputs, model.rotary(inputs.shape[1]), [None] * len(model.layers))
 
     assert transformer_flops(config, cached=False) == counted(decode)
 

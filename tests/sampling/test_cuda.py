@@ -34,7 +34,7 @@ def engine():
     return CudaGraphs()
 
 
-def same(ar, engine, settings=QUICK, **options):
+def assert_same(ar, engine, settings=QUICK, **options):
     expected = tokens(ar, engine_named("eager"), settings, **options)
     assert_close(tokens(ar, engine, settings, **options), expected, atol=2e-3, rtol=0)
 
@@ -49,7 +49,7 @@ def test_graphs_replay_what_eager_draws(tiny_ar, inner, dtype):
             expected = next(decode(ar, LABELS, settings, seeded_noise(SEEDS), on_sphere))
             assert_close(first.raw, expected.raw, atol=2e-2 if dtype == torch.bfloat16 else 1e-5, rtol=0)
         if dtype == torch.float32:
-            same(ar, engine, settings)
+            assert_same(ar, engine, settings)
 
 
 def test_a_function_is_captured_once_a_shape():
@@ -73,19 +73,19 @@ def test_tables_and_weights_may_move_under_a_captured_graph(ar, engine):
         lambda: ar.norm.weight.data.mul_(1.1),
         lambda: ar.head.time_embed.mlp[0].weight.data.mul_(1.1),
     ):
-        same(ar, engine)
+        assert_same(ar, engine)
         move()
         torch.cuda.empty_cache()  # what a stale graph reads is no longer there
-        same(ar, engine)
+        assert_same(ar, engine)
 
 
 def test_nan_and_early_exits_end_with_their_decode(ar, engine):
     list(decode(ar, LABELS, QUICK, seeded_noise(SEEDS), lambda z: z * math.nan, engine=engine))
     list(islice(decode(ar, LABELS, QUICK, seeded_noise(SEEDS), on_sphere, engine=engine), 3))
-    same(ar, engine)
+    assert_same(ar, engine)
     with torch.inference_mode(), torch.autocast("cuda", torch.bfloat16):
         tokens(ar, engine)
-    same(ar, engine)
+    assert_same(ar, engine)
 
 
 def test_threads_capture_while_others_work(ar, engine):
@@ -107,9 +107,9 @@ def test_threads_capture_while_others_work(ar, engine):
 def test_a_model_on_another_device_than_the_current_one(tiny_ar, engine):
     ar = tiny_ar.to("cuda:1")
     assert torch.cuda.current_device() == 0
-    same(ar, engine)
+    assert_same(ar, engine)
     ar.to("cuda:0")
-    same(ar, engine)
+    assert_same(ar, engine)
 
 
 def test_what_is_kept_is_bounded_and_ends_with_the_model(engine):

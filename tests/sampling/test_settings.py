@@ -1,5 +1,6 @@
 """Settings as data, guidance schedules, and noise from seeds."""
 
+import inspect
 import math
 from dataclasses import replace
 from itertools import pairwise
@@ -328,3 +329,13 @@ def test_noise_null_labels_and_projection_of_a_pipeline(tiny_vae, tiny_ar, as_us
         pipeline.sample([1, 2], quick, 5, noise=seeded_noise([5, 6]))
     with pytest.raises(ValueError, match=r"null_labels have shape \(1,\); expected \(2,\)"):
         pipeline.sample([1, 2], quick, null_labels=[3])
+
+
+def test_a_function_is_inspected_once_however_many_times_it_is_asked(monkeypatch, as_users_do):
+    """A schedule of the solver's time is asked at every token and time: 64 x 101 of them here."""
+    inspected, real = [], inspect.signature
+    monkeypatch.setattr(inspect, "signature", lambda f, **options: (inspected.append(f), real(f, **options))[1])
+    settings = SamplingSettings(schedule=lambda scale, t: scale if t > 0.5 else 1.0)
+    scales = [scale for index in range(64) for scale in settings.scales_at(index, 64)]
+    assert len(scales) == 64 * 101
+    assert inspected.count(settings.schedule) == 1

@@ -67,7 +67,8 @@ def test_a_tree_with_changes_is_marked(repository):
     (repository / "spherear" / "extra.py").write_text("")
     assert commit_filed(repository) == f"{clean}-dirty"
     (repository / "spherear" / "extra.py").unlink()
-    (repository / "spherear" / "lazy.py").open("a").write("# changed\n")
+    with (repository / "spherear" / "lazy.py").open("a") as changed:
+        changed.write("# changed\n")
     assert commit_filed(repository) == f"{clean}-dirty"
     git(repository, "add", "-A")
     assert commit_filed(repository) == f"{clean}-dirty"
