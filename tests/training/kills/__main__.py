@@ -86,10 +86,10 @@ def losses(folder: Path) -> dict[int, float]:
 
 def start(folder: Path, processes: int, workers: int) -> subprocess.Popen:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    out = (folder.parent / f"{folder.name}.log").open("a")
-    return subprocess.Popen(  # a group of its own, which gets the signal of a terminal or a cluster
-        command(folder, processes, workers), env=environment, stdout=out, stderr=out, start_new_session=True
-    )
+    with (folder.parent / f"{folder.name}.log").open("a") as out:
+        return subprocess.Popen(  # a group of its own, which gets the signal of a terminal or a cluster
+            command(folder, processes, workers), env=environment, stdout=out, stderr=out, start_new_session=True
+        )
 
 
 def finish(folder: Path, processes: int, workers: int) -> None:
