@@ -1,4 +1,5 @@
-"""The command line: `spherear demo | lab | page | train | sample | evaluate | study | bench | notebooks | doctor`.
+"""The command line: `spherear demo | lab | page | train | export | sample | evaluate | study | bench | notebooks
+| doctor`.
 
 What a command needs is imported inside it, so that every help text comes without loading torch.
 """
@@ -307,6 +308,21 @@ def train_models() -> int:
     return _train(["--help"])
 
 
+def export(run: tyro.conf.Positional[Path], out: Path, step: int | None = None) -> int:
+    """Make a model of a run that is not finished, to sample from and to evaluate.
+
+    Args:
+        run: Folder of a run, or one with vae/ and ar/ in it.
+        out: Folder of the model; `spherear evaluate` takes it if it has vae/ and ar/ in it, as the run has.
+        step: Which checkpoint (see --keep-every of `spherear train`); the newest if none is given.
+    """
+    from spherear.export import described
+    from spherear.export import export as export_run
+
+    print(described(run, out, export_run(run, out, step)))
+    return 0
+
+
 def _train(args: list[str]) -> int:
     """`spherear train ...`: the help without torch, a run with it."""
     if "--help" in args or "-h" in args:
@@ -323,6 +339,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "lab": lab,
     "page": page,
     "train": train_models,
+    "export": export,
     "sample": sample,
     "evaluate": evaluate,
     "study": study,
