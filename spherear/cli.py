@@ -1,4 +1,5 @@
-"""The command line: `spherear demo | lab | page | train | sample | evaluate | study | bench | notebooks | doctor`.
+"""The command line: `spherear demo | lab | page | train | export | sample | evaluate | study | bench | notebooks
+| doctor`.
 
 What a command needs is imported inside it, so that every help text comes without loading torch.
 """
@@ -18,16 +19,19 @@ from tqdm import tqdm
 
 from spherear import __version__
 from spherear.bench import MEASUREMENTS
-from spherear.console import INTERRUPTED, command_line, exit_status, require_installed
+from spherear.console import INTERRUPTED, command_line, exit_status, require_installed, say
 from spherear.evaluation.judge_inputs import JUDGE_INPUTS
 from spherear.live.commands import doctor, lab, notebooks, page
 from spherear.models.config import require
+from spherear.sampling.placement import Placement, Plan, choose
 from spherear.sampling.settings import SamplingSettings
 from spherear.sphere.families import FAMILIES
 from spherear.study.design import GRIDS
 from spherear.training.recipes import PRECISIONS, RECIPES
 
 Settings = Annotated[SamplingSettings, tyro.conf.arg(name="")]
+Place = Annotated[Placement, tyro.conf.arg(name="")]
+AUTO = Placement()
 GUIDED = SamplingSettings(guidance_scale=2.0)
 
 
@@ -38,7 +42,7 @@ def demo(
     bottleneck: Literal[*FAMILIES] = "power_spherical",  # type: ignore[valid-type]
     vae_steps: int | None = None,
     ar_steps: int | None = None,
-    device: str = "auto",
+    place: Place = AUTO,
 ) -> int:
     """Watch SphereAR learn handwritten digits: train, sample at several guidance scales, judge, save.
 
@@ -51,16 +55,17 @@ def demo(
         bottleneck: How tokens are constrained.
         vae_steps: Training steps of the VAE; the preset's by default.
         ar_steps: Training steps of the AR model; the preset's by default.
-        device: cpu, cuda, or auto: cuda where there is one.
+        place: How digits are drawn; the device also trains, on CUDA where there is one or on the CPU.
     """
     require_installed("matplotlib")
-    from spherear.demo import sample_and_judge, save_results, train_digits
+    from spherear.demo import place_digits, sample_and_judge, save_results, train_digits
     from spherear.training.build import pick_device
     from spherear.training.progress import watch
 
     require(len(guidance) > 0, "guidance is empty; expected at least one scale")
     for scale in guidance:
         SamplingSettings(guidance_scale=scale)  # refused before anything is trained
+    say(f"digits are drawn with {place_digits(bottleneck, place).sentence}")
     began, part = time.monotonic(), itertools.count(1)
     pipeline = train_digits(
         run,
@@ -68,12 +73,12 @@ def demo(
         seed,
         bottleneck,
         (vae_steps, ar_steps),
-        pick_device(device),
+        pick_device(place.device),
     )
     if pipeline is None:
         print(f"stopped: {run} holds all it takes; the same command goes on")
         return INTERRUPTED
-    drawing = sample_and_judge(pipeline, guidance, seed)
+    drawing = sample_and_judge(pipeline.place(place), guidance, seed)
     sheets = list(tqdm(drawing, "3/3 100 digits per guidance scale", len(guidance), unit="sheet"))
     save_results(run, sheets, command_line())
     print(f"\n{'guidance':>8} {'recognised':>10} {'Frechet':>8} {'precision':>9} {'recall':>6} {'diversity':>9}")
@@ -96,6 +101,7 @@ def study(
     jobs: int = 0,
     budget: float | None = None,
     compile: bool = False,
+    place: Place = AUTO,
 ) -> int:
     """Train and compare the families of latents: every cell of a grid in its own process, measured and recorded.
 
@@ -110,12 +116,15 @@ def study(
         budget: Minutes to aim at: training and images are scaled down, equally in every cell. A study that has
             begun keeps the budget it began with.
         compile: Compile the AR models' training steps: faster where there is a C++ compiler, except for short runs.
+        place: How the images of every cell are drawn; the device also trains, on CUDA where there is one or on the CPU.
     """
     require_installed("matplotlib")
     import torch
 
     from spherear.figures.study import write_report
-    from spherear.study.cell import GRID_FILE
+    from spherear.models.sources import Outline
+    from spherear.study.cell import GRID_FILE, sizes_of
+    from spherear.study.design import Variant
     from spherear.study.records import read_records
     from spherear.study.runner import RESULTS_FILE, open_study, run_study, waiting_cells, within_budget
 
@@ -124,12 +133,15 @@ def study(
     at_once = jobs or (1 if torch.cuda.is_available() else cores)
     threads = max(1, cores // at_once)
     plan = GRIDS[grid]
+    sizes = sizes_of(plan, Variant.named(plan.variants[0]))
+    drawn_with = choose(Outline(sizes.vae, sizes.ar).parameters()[1], place)  # refused before anything begins
     if budget is not None and not (folder / GRID_FILE).exists():
-        plan = within_budget(plan, budget, at_once, threads)
+        plan = within_budget(plan, budget, at_once, threads, place)
     plan = open_study(plan, folder, command_line())
+    say(f"images are drawn with {drawn_with.sentence}")
     waiting, failed = len(waiting_cells(plan, folder)), 0
     with tqdm(total=len(plan.cells), initial=len(plan.cells) - waiting, desc=f"study {grid}", unit="cell") as bar:
-        for ended in run_study(plan, folder, at_once, threads, compile):
+        for ended in run_study(plan, folder, at_once, threads, compile, place):
             bar.update()
             if ended.status:
                 failed += 1
@@ -144,33 +156,38 @@ def study(
 
 def sample(
     run: str = "runs/demo",
+    vae: str = "",
     labels: tuple[str, ...] = (),
     count: int = 1,
     seed: int = 0,
     out: Path = Path("samples.png"),
     zoom: int = 4,
     settings: Settings = GUIDED,
-    device: str = "auto",
+    place: Place = AUTO,
 ) -> int:
     """Draw images with a trained pipeline and save them as one PNG, one column per label.
 
     Args:
-        run: Folder of a finished run (with vae/ and ar/ in it), or a hub repository owner/name.
+        run: Folder of a finished run (with vae/ and ar/ in it), a hub repository owner/name, a shipped name, or a
+            published file.
+        vae: The published file of the VAE, if it is not in that of the AR model.
         labels: Classes to draw, by name or number, one column each; the first ten if none are given.
         count: Images of each label.
         seed: Of the first image; each further image takes the next one.
         out: The PNG to write.
         zoom: Pixels of the PNG per pixel of an image.
         settings: How tokens are drawn.
-        device: cpu, cuda, or auto: cuda where there is one.
+        place: Where and how the model runs.
     """
     require(min(count, zoom) >= 1, f"count and zoom are {count} and {zoom}; expected at least 1")
+    from spherear.models.sources import source_of
     from spherear.sampling.decode import trace
     from spherear.sampling.pipeline import Pipeline
     from spherear.sampling.pixels import save_png, tile
-    from spherear.training.build import pick_device
 
-    pipeline = Pipeline.from_pretrained(run, device=pick_device(device))
+    plan = Plan.of(source_of(run, vae), place)
+    say(plan.sentence)
+    pipeline = Pipeline.from_plan(plan)
     config = pipeline.ar.config
     columns = [config.label_of(label) for label in labels] or list(range(min(10, config.num_classes)))
     steps = pipeline.steps(columns * count, settings, seed)
@@ -228,6 +245,7 @@ def bench(
 
 def evaluate(
     run: tyro.conf.Positional[str],
+    vae: str = "",
     count: int = 2000,
     out: Path = Path("runs/evaluate"),
     data: Literal["auto", *JUDGE_INPUTS] = "auto",  # type: ignore[valid-type]
@@ -235,14 +253,16 @@ def evaluate(
     seed: int = 0,
     shard: int = 64,
     settings: Settings = GUIDED,
-    device: str = "auto",
+    place: Place = AUTO,
 ) -> int:
     """Draw class-balanced images into one array on disk, and score them.
 
     The same command goes on where it stopped; under torchrun, processes share the work and give the same bytes.
 
     Args:
-        run: Folder of a finished run (with vae/ and ar/ in it), a hub repository owner/name, or a shipped name.
+        run: Folder of a finished run (with vae/ and ar/ in it), a hub repository owner/name, a shipped name, or a
+            published file.
+        vae: The published file of the VAE, if it is not in that of the AR model.
         count: Images to draw.
         out: Folder of samples.npz (arr_0, as the ADM evaluation suite reads it) and results.json.
         data: The data set whose held-out images and judge score offline; auto: by image size and class names.
@@ -252,16 +272,18 @@ def evaluate(
         seed: Of the first image; image i takes seed + i.
         shard: Images drawn together.
         settings: How tokens are drawn.
-        device: cpu, cuda, or auto: cuda where there is one.
+        place: Where and how the model runs; a set that has begun goes on only with the same engine and dtype.
     """
     from spherear.evaluation.samples import FACTS, draw_samples, finish_samples, read_samples
     from spherear.models.files import read_json, write_json
+    from spherear.models.sources import source_of
     from spherear.sampling.pipeline import Pipeline
     from spherear.study.reference import Against, score_samples
-    from spherear.training.build import pick_device
 
     rank, size = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
-    pipeline = Pipeline.from_pretrained(run, device=pick_device(device))
+    plan = Plan.of(source_of(run, vae), place)
+    say(plan.sentence)
+    pipeline = Pipeline.from_plan(plan)
     against = (
         Against.of(pipeline, data, reference, count) if rank == 0 else Against("")
     )  # the others wait for the first
@@ -286,6 +308,21 @@ def train_models() -> int:
     return _train(["--help"])
 
 
+def export(run: tyro.conf.Positional[Path], out: Path, step: int | None = None) -> int:
+    """Make a model of a run that is not finished, to sample from and to evaluate.
+
+    Args:
+        run: Folder of a run, or one with vae/ and ar/ in it.
+        out: Folder of the model; `spherear evaluate` takes it if it has vae/ and ar/ in it, as the run has.
+        step: Which checkpoint (see --keep-every of `spherear train`); the newest if none is given.
+    """
+    from spherear.export import described
+    from spherear.export import export as export_run
+
+    print(described(run, out, export_run(run, out, step)))
+    return 0
+
+
 def _train(args: list[str]) -> int:
     """`spherear train ...`: the help without torch, a run with it."""
     if "--help" in args or "-h" in args:
@@ -302,6 +339,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "lab": lab,
     "page": page,
     "train": train_models,
+    "export": export,
     "sample": sample,
     "evaluate": evaluate,
     "study": study,

@@ -25,6 +25,12 @@ def print_rank_zero(text: str) -> None:
         print(text)
 
 
+def say(text: str) -> None:
+    """Print a line about what follows on stderr, so that stdout holds results alone; from the first process only."""
+    if os.environ.get("RANK", "0") == "0":
+        print(text, file=sys.stderr)
+
+
 def exit_status(work: Callable[[], int]) -> int:
     """Run a command and return its exit status; a user's error gives one line on stderr and status 2, no traceback."""
     try:

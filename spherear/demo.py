@@ -12,7 +12,9 @@ from spherear.figures.diagnostics import sheets_figure
 from spherear.figures.style import save_figure
 from spherear.models.files import write_json
 from spherear.models.presets import preset
+from spherear.models.sources import Outline
 from spherear.sampling.pipeline import Pipeline
+from spherear.sampling.placement import Placement, choose
 from spherear.sampling.settings import SamplingSettings
 from spherear.study.reference import Reference
 from spherear.train import Watch, train_pipeline
@@ -31,6 +33,12 @@ class Sheet:
     scale: float
     images: Tensor
     judgement: JudgeScores
+
+
+def place_digits(bottleneck: str, wish: Placement) -> Placement:
+    """How digits of that family will be drawn. ValueError if they cannot be drawn as `wish` says."""
+    sizes = preset(PRESET, bottleneck)
+    return choose(Outline(sizes.vae, sizes.ar).parameters()[1], wish)
 
 
 def train_digits(

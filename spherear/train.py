@@ -37,11 +37,11 @@ from spherear.training.dry_run import ar_step, estimate, report, vae_step
 from spherear.training.jobs import PLAIN, ARJob, Execution, VAEJob, parse_job, sizes_name
 from spherear.training.objectives import ARObjective, vae_losses
 from spherear.training.observers import COLUMNS, Observer, curves, every, pictures, reconstructions, samples
-from spherear.training.progress import watch
+from spherear.training.progress import counting, watch
 from spherear.training.recipes import ARRecipe, Recipe, VAERecipe
 from spherear.training.run import Run, TrainState, fingerprint, keyed_generator
 from spherear.training.run_file import RUN_FILE
-from spherear.training.world import gathered, launched_world
+from spherear.world import World, end_processes, gathered, launched_world
 
 Watch = Callable[[Generator[TrainState, None, None], str, int], bool]
 """watch(states, title, steps) runs a loop; returns whether it finished."""
@@ -64,7 +64,7 @@ def train_vae(
     run, or a codebook on several processes.
     """
     _check_data(data, config.image_size, recipe)
-    world = launched_world(device, execution.sharded)
+    world = launched_world(device, execution.sharded, execution.timeout)
     require(
         world.size == 1 or config.bottleneck != "vq",
         f"a codebook follows the features of one process; expected one, not {world.size}",
@@ -76,13 +76,13 @@ def train_vae(
     objective = prepared(model, model, world, execution)
     feed = run.feed(data, device, execution.workers)
     with run.checkpointed():
-        for parts in feed:
-            for part in run.each(objective, parts):
+        for batch in feed:
+            for part in run.micro_batches(objective, batch):
                 with autocast(device, recipe.precision):
                     reconstruction, latent = objective(part.inputs, run.generator(device, part.number))
                 losses = vae_losses(part.inputs, reconstruction, latent, recipe)
-                run.accumulate(extras.add(losses, part.inputs, reconstruction, run.step), len(parts))
-            yield run.descend()
+                run.accumulate(extras.add(losses, part.inputs, reconstruction, run.step), len(batch))
+            yield run.update()
         _settle_scale(run, data, recipe, device)
 
 
@@ -107,7 +107,7 @@ def train_ar(
     config = replace(config, classes=data.classes)
     _check_data(data, vae.config.image_size, recipe)
     vae = vae.to(device).eval()
-    world = launched_world(device, execution.sharded)
+    world = launched_world(device, execution.sharded, execution.timeout)
     model = seeded(recipe.seed, SphereAR, config).to(device).train()
     if vae.codebook is not None and isinstance(model.head, CategoricalHead):
         model.head.set_codebook(vae.codebook)
@@ -117,18 +117,18 @@ def train_ar(
     objective = prepared(ARObjective(model, recipe), model, world, execution)
     posterior: Callable[..., Latent] = vae.posterior
     if recipe.cached_copies and not run.done:
-        data, posterior = _encoded(vae, data, recipe, device, execution), vae.constrain
-    feed = run.feed(data, device, execution.workers)
+        data, posterior = _encoded(vae, data, recipe, device, execution, world), vae.constrain
+    feed = run.feed(data, device, 0 if recipe.cached_copies else execution.workers)
     with run.checkpointed():
-        for parts in feed:
-            for part in run.each(objective, parts):
+        for batch in feed:
+            for part in run.micro_batches(objective, batch):
                 generator = run.generator(device, part.number)
                 with autocast(device, recipe.precision):
                     with torch.no_grad():
                         tokens = posterior(part.inputs, generator).sample
                     loss = objective(tokens, part.labels, generator)
-                run.accumulate({"loss": loss}, len(parts))
-            yield run.descend()
+                run.accumulate({"loss": loss}, len(batch))
+            yield run.update()
 
 
 def exhaust(states: Generator[TrainState, None, None], title: str, steps: int) -> bool:
@@ -159,7 +159,7 @@ def train_pipeline(
     states = train_ar(sizes.ar, vae, data, ar_recipe, folder / "ar", device, Execution(compile=compiled))
     if not watch(states, "AR model: the next token", ar_recipe.steps):
         return None
-    return Pipeline.from_pretrained(folder, device=device)
+    return Pipeline.from_pretrained(folder, device=device, dtype="float32", engine="eager")
 
 
 def _check_data(data: ImageData, image_size: int, recipe: Recipe) -> None:
@@ -182,14 +182,18 @@ def _check_classes(data: ImageData, config: ARConfig) -> None:
 
 
 def _encoded(
-    vae: VAE, data: ImageData, recipe: ARRecipe, device: torch.device | str, execution: Execution
+    vae: VAE, data: ImageData, recipe: ARRecipe, device: torch.device | str, execution: Execution, world: World
 ) -> ImageData:
     """The data set's cached posteriors."""
     facts = {"vae": fingerprint(vae)}
     if data.augmented:
         facts |= {name: str(getattr(recipe, name)) for name in ("seed", "crop", "flip")}
     copies, precision = recipe.cached_copies, recipe.precision
-    return encode_all(vae, data, copies, device, precision, execution.cache, facts, recipe.augmentation_at)
+    with counting("encoding", copies * len(data), "image") as progress:
+        return encode_all(
+            vae, data, copies, device, precision, execution.cache, facts, augmentation_at=recipe.augmentation_at,
+            workers=execution.workers, world=world, progress=progress,
+        )  # fmt: skip
 
 
 def _settle_scale(run: Run, data: ImageData, recipe: VAERecipe, device: torch.device | str) -> None:
@@ -276,7 +280,13 @@ def _run(job: VAEJob | ARJob) -> int:
         return 0
     vae = isinstance(job, VAEJob)
     states = vae_states(job) if isinstance(job, VAEJob) else ar_states(job)
-    if not watch(states, f"{'VAE' if vae else 'AR model'} ({job.preset})", job.recipe.steps, _observers(job)):
+    try:
+        finished = watch(states, f"{'VAE' if vae else 'AR model'} ({job.preset})", job.recipe.steps, _observers(job))
+    except Exception as error:
+        print(*getattr(error, "__notes__", ()), sep="\n", file=sys.stderr)
+        raise
+    end_processes()
+    if not finished:
         print_rank_zero(f"stopped: {job.run} holds all it takes; the same command goes on")
         return INTERRUPTED
     print_rank_zero(f"finished: {job.run}")

@@ -288,3 +288,40 @@ def test_a_study_with_a_broken_cell_says_so(tmp_path, monkeypatch, capfd):
     broken.write_text("{}")
     assert cli.main(["study", "quick", "--out", str(tmp_path)]) == 1
     assert "S-04 seed 0 failed (ValueError:" in capfd.readouterr().err
+
+
+def test_sample_says_engine_dtype_and_device(tmp_path, capsys):
+    sheet = str(tmp_path / "x.png")
+    begin = ["sample", "--run", "digits-power_spherical", "--steps", "1", "--device", "cpu", "--out", sheet]
+    assert cli.main(begin) == 0
+    assert capsys.readouterr().err.splitlines()[0] == (
+        "digits-power_spherical: AR model of 0.7 million parameters, 4 MiB of weights; engine eager, float32, on cpu"
+    )
+    assert cli.main([*begin, "--engine", "packed", "--dtype", "float32"]) == 0
+    assert "engine packed, float32, on cpu" in capsys.readouterr().err
+
+
+def test_demo_and_evaluate_say_it_too(run, tmp_path, capsys):
+    folder, done = run
+    assert "digits are drawn with engine eager, float32, on c" in done.stderr
+    options = ["--count", "4", "--steps", "1", "--engine", "packed", "--device", "cpu", "--out", str(tmp_path / "out")]
+    assert cli.main(["evaluate", str(folder), *options, "--data", "digits"]) == 0
+    assert "engine packed, float32, on cpu" in capsys.readouterr().err
+    facts = read_json(tmp_path / "out" / "samples.json")
+    assert (facts["engine"], facts["dtype"], facts["device"]) == ("packed", "float32", "cpu")
+
+
+@pytest.mark.parametrize("word", [["sample", "--run", "digits-vq"], ["evaluate", "digits-vq"], ["demo"], ["study"]])
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (["--engine", "warp"], "engine is 'warp'; expected one of"),
+        (["--dtype", "float16"], "dtype is 'float16'; expected one of"),
+        (["--device", "cpu", "--engine", "cuda_graphs"], "engine is 'cuda_graphs' on cpu; expected cuda"),
+    ],
+)
+def test_what_a_model_cannot_be_run_with_is_refused_first(word, option, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main([*word, *option]) == 2
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

@@ -13,7 +13,10 @@ from spherear.sampling.pipeline import Pipeline, drawn_mask
 
 @dataclass(frozen=True)
 class Canvas:
-    """The first `drawn` tokens of every image from one model; the remaining tokens are 0."""
+    """The first `drawn` tokens of every image from one model; the remaining tokens are 0.
+
+    Tokens, images and lengths are on the CPU, wherever the pipeline is.
+    """
 
     pipeline: Pipeline
     drawn: int
@@ -41,8 +44,8 @@ class Canvas:
     @torch.no_grad()
     def images(self) -> Float[Tensor, "batch 3 size size"]:
         """Images decoded in the VAE's precision; patches that are not drawn yet are grey."""
-        images = self.pipeline.vae.decode(self.tokens)
-        config = self.pipeline.vae.config
+        vae, config = self.pipeline.vae, self.pipeline.vae.config
+        images = vae.decode(self.tokens.to(vae.quant_proj.weight.device)).to(self.tokens.device)
         return images if self.done else images * drawn_mask(self.drawn, config.grid, config.patch, images.device)
 
     def lengths(self) -> tuple[Float[Tensor, "batch tokens"], Float[Tensor, "batch tokens"]]:

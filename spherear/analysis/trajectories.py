@@ -71,7 +71,7 @@ def token_path(
 ) -> TokenPath | None:
     """The solver path at `position` when decoding (label, seed), with the velocities along it.
 
-    stopped: called before every token; once it returns True, the result is None.
+    stopped: called before every token; once it returns True, the result is None. Tensors of the result are on the CPU.
     A position beyond the last token: ValueError. A head without a velocity: TypeError.
     """
     tokens, head = pipeline.ar.config.tokens, _velocity_head(pipeline, position)
@@ -96,7 +96,8 @@ def token_path(
     token = pipeline.vae.project(points[-1]) if settings.project else points[-1]
     scales = torch.tensor([[scale_at(t)] for t in times[:-1]], dtype=null.dtype, device=null.device)
     guided = null + scales * (conditional - null)
-    return TokenPath(torch.tensor(times), points, conditional, null, guided, token, unguided, scale)
+    points, conditional, null, guided = points.cpu(), conditional.cpu(), null.cpu(), guided.cpu()
+    return TokenPath(torch.tensor(times), points, conditional, null, guided, token.cpu(), unguided.cpu(), scale)
 
 
 def _conditions(

@@ -88,7 +88,9 @@ def _tokens(name: str, device: torch.device) -> int:
 
 
 def _latency(request: Request) -> list[Any]:
-    pipeline = Pipeline.from_pretrained("digits-power_spherical", device=request.device)
+    pipeline = Pipeline.from_pretrained(
+        "digits-power_spherical", device=request.device, dtype="float32", engine="eager"
+    )
     return [
         row
         for batch in request.batches or (16,)

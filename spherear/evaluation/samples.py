@@ -36,10 +36,12 @@ def balanced_labels(count: int, classes: int) -> Int[Tensor, " n"]:
 
 
 def sample_facts(pipeline: Pipeline, count: int, settings: SamplingSettings, seed: int, shard: int) -> dict[str, Any]:
-    """Description of a set of images; equal descriptions give the same bytes."""
+    """Description of a set of images; equal descriptions give the same bytes, on the same type of device."""
+    place = pipeline.placement
     return {
         "images": count, "seed": seed, "shard": shard, "settings": settings.to_dict(),
-        "vae": fingerprint(pipeline.vae), "ar": fingerprint(pipeline.ar),
+        "vae": fingerprint(pipeline.vae), "ar": fingerprint(pipeline.ar), "engine": place.engine, "dtype": place.dtype,
+        "device": place.device.partition(":")[0],
     }  # fmt: skip
 
 

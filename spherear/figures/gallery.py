@@ -49,6 +49,7 @@ from spherear.models.files import read_json, write_text
 from spherear.models.pretrained import shipped_families, shipped_name
 from spherear.sampling.decode import trace
 from spherear.sampling.pipeline import Pipeline, cached_pipeline
+from spherear.sampling.placement import AS_WRITTEN
 from spherear.sampling.settings import SamplingSettings
 from spherear.sphere.families import BY_LETTER, family_label
 from spherear.study.records import RESULTS, shipped_records
@@ -116,7 +117,7 @@ def side_by_side() -> Figure:
 
 def growth() -> Figure:
     """Perturbations of token 5 of four images, in float64."""
-    pipeline = Pipeline.from_pretrained("digits-power_spherical")
+    pipeline = Pipeline.from_pretrained("digits-power_spherical", **AS_WRITTEN.to_dict())
     pipeline.vae.double()
     pipeline.ar.double()
     settings = SamplingSettings(guidance_scale=2.0, solver="euler", steps=10)

@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated, Any
 
 import tyro
 from tqdm import tqdm
@@ -18,47 +19,83 @@ from tqdm import tqdm
 from spherear import __version__
 from spherear.console import require_installed
 from spherear.models.config import require
+from spherear.sampling.placement import Placement, Plan
 
 LIBRARIES = ("torch", "numpy", "einops", "jaxtyping", "safetensors", "huggingface_hub", "scikit-learn", "pillow")
+DIGITS, VISIT = "digits-power_spherical", 0.5
+"""The model of the page if none is named; GB of a visit without large weights."""
 LAB = ("jupyterlab", "ipykernel", "ipywidgets", "anywidget", "matplotlib", "plotly")
 
 
-def lab(folder: tyro.conf.Positional[Path] = Path("spherear-notebooks"), port: int = 8888, browser: bool = True) -> int:
+Place = Annotated[Placement, tyro.conf.arg(name="")]
+AUTO = Placement()
+
+
+def lab(
+    folder: tyro.conf.Positional[Path] = Path("spherear-notebooks"),
+    ar: str = "",
+    vae: str = "",
+    port: int = 8888,
+    browser: bool = True,
+    place: Place = AUTO,
+) -> int:
     """Open the notebooks in JupyterLab, on this machine alone: live panels beside the text.
 
     Notebooks are copied to the folder; what is there already is never overwritten. Ctrl-C ends it.
 
     Args:
         folder: Where your copies of the notebooks live.
+        ar: A model of yours: a run's folder, a hub repository or a published file. A notebook with its guidance panel
+            is added to the folder and opened.
+        vae: The published file of its VAE, if it is not in that of the AR model.
         port: Of the server; the next free one if it is taken.
         browser: Open a browser. Without one, the address (with its token) is printed.
+        place: Where and how the model of --ar runs.
     """
     _check_port(port)
+    require(bool(ar) or place == AUTO, f"{place.sentence} is given without a model; expected --ar")
     for library in ("jupyterlab", "ipywidgets", "anywidget", "plotly", "matplotlib"):
         require_installed(library)
-    from spherear.live.server import check_jupyter_folders, copy_notebooks, lab_command, run_lab
+    from spherear.live.server import check_jupyter_folders, copy_notebooks, lab_command, model_notebook, run_lab
 
     check_jupyter_folders()
+    plan = _plan(ar, vae, place)
     copied = copy_notebooks(folder)
     print(f"{folder}: {len(copied.new)} files copied, {len(copied.same)} there already")
     for path in copied.edited:
         print(f"{folder / path}: differs from the shipped one, and is left as it is")
-    return run_lab(lab_command(folder, copied.first, port=port, browser=browser))
+    first = copied.first
+    if plan is not None:
+        first = model_notebook(folder, Path(ar).name.partition(".")[0] or "model", _panel_arguments(plan, place))
+    return run_lab(lab_command(folder, first, port=port, browser=browser))
 
 
-def page(port: int = 8866, host: str = "localhost", browser: bool = True, visits: int = 4, idle: int = 15) -> int:
+def page(
+    ar: str = "",
+    vae: str = "",
+    port: int = 8866,
+    host: str = "localhost",
+    browser: bool = True,
+    visits: int = 4,
+    idle: int = 15,
+    place: Place = AUTO,
+) -> int:
     """Show the guidance panel alone as a page without code, by Voila. Ctrl-C ends it.
 
-    Whoever opens the page has models and a process of their own on this machine, of about 0.5 GB. It ends half a minute
+    Whoever opens the page has models and a process of their own on this machine, of about 0.5 GB with the shipped
+    models. It ends half a minute
     after the page was closed, or when the page was not used for some minutes. Pictures they save are downloads of their
     browser; nothing is written here. The page needs no other host.
 
     Args:
+        ar: A model of yours: a run's folder, a hub repository or a published file; by default the shipped digits.
+        vae: The published file of its VAE, if it is not in that of the AR model.
         port: Of the server.
         host: Who reaches it: localhost is this machine alone, 0.0.0.0 whoever knows the address and its token.
         browser: Open a browser. Without one, the address (with its token) is printed.
         visits: How many at once; further ones are refused, with the reason, until a place is free.
         idle: Minutes after which the process of an open page that is not used ends.
+        place: Where and how the model runs.
     """
     _check_port(port)
     for library in ("voila", "ipywidgets", "anywidget", "plotly", "matplotlib"):
@@ -66,10 +103,32 @@ def page(port: int = 8866, host: str = "localhost", browser: bool = True, visits
     from spherear.live.server import check_jupyter_folders, page_command, run_lab
 
     check_jupyter_folders()
+    plan = _plan(ar or ("" if place == AUTO and not vae else DIGITS), vae, place)
+    options: dict[str, Any] = {"port": port, "host": host, "browser": browser, "visits": visits, "idle": idle}
+    model = None if plan is None else _panel_arguments(plan, place)
     with tempfile.TemporaryDirectory() as folder:
-        command = page_command(Path(folder), port=port, host=host, browser=browser, visits=visits, idle=idle)
-        print(f"at most {visits} visits at once, of about 0.5 GB each")
+        command = page_command(Path(folder), **options, model=model)
+        weights = plan.memory / 1e9 if plan else 0.0
+        print(f"at most {visits} visits at once, of about {VISIT + weights:.1f} GB each")
         return run_lab(command)
+
+
+def _plan(ar: str, vae: str, place: Placement) -> Plan | None:
+    """The plan for a model, said in one line; None without one. Errors as in `Plan.of`, before anything begins."""
+    require(bool(ar) or not vae, f"vae is {vae!r} without an AR model; expected --ar")
+    if not ar:
+        return None
+    from spherear.models.sources import source_of
+
+    plan = Plan.of(source_of(ar, vae).absolute(), place)
+    print(plan.sentence)
+    return plan
+
+
+def _panel_arguments(plan: Plan, place: Placement) -> dict[str, str]:
+    """The arguments of a panel for that model."""
+    vae = {"vae": plan.source.vae} if plan.source.vae else {}
+    return {"ar": plan.source.name, **vae, **{k: v for k, v in place.to_dict().items() if v != "auto"}}
 
 
 def _check_port(port: int) -> None:

@@ -18,55 +18,68 @@ from spherear.figures.panels import Pane, panes_figure
 from spherear.live import controls
 from spherear.live.latest_wins import Cancellation
 from spherear.live.model_column import GuidanceRequest, ModelColumn
+from spherear.live.parts.classes import MAX_BUTTONS, class_control
 from spherear.live.parts.download import Download
+from spherear.live.parts.models import Model, Models, named_model
 from spherear.live.picture import Picture, free_path, paint, png_bytes, progress, read_picture, sheet, shown
 from spherear.models.config import require
 from spherear.models.files import atomic_path, user_path
-from spherear.models.pretrained import shipped_families, shipped_name
-from spherear.sampling.pipeline import cached_pipeline
+from spherear.models.pretrained import shipped_name
+from spherear.sampling.placement import placement_of
 from spherear.sampling.settings import NAMED_SETTINGS, SCHEDULES, SamplingSettings
 from spherear.sampling.solvers import SOLVERS
-from spherear.sphere.families import family_label
 
 ALL, NONE, CUSTOM = "one of each", "nothing", "by hand"
 FRAME, TRACE = 0.06, 0.3
 """Minimum seconds between two image updates, and between two updates of the length plots."""
 MAX_SEED = 2**31 - 1
-MAX_BUTTONS = 12
-"""Maximum number of class buttons; with more classes, there is no `one of each`."""
+AUTO, FAMILY = "auto", "power_spherical"
 
 
 class GuidanceExplorer(controls.Panel[GuidanceRequest]):
     """Change the guidance scale and watch images form, optionally next to a second family with the same seeds.
 
-    family, compare: shipped families, or names for `Pipeline.from_pretrained`; compare None: a single model.
-    label: a class, or None for one image of each.  images: number for one class, best a square number.
+    family, compare: a shipped family or name, a run's folder, a hub repository, a published file, or a Pipeline.
+        compare None: a single model; auto: the Gaussian beside a shipped family, otherwise none.
+    ar, vae: instead of a family, the published files of an AR model and of its VAE.
+    label: a class by number or name, None for one image of each; auto: class 3, or the last of fewer.
+    images: number for one class, best a square number; None: 16, or 1 of a large model on the CPU.
     settings: initial row of NAMED_SETTINGS.  seed: of the first image, and of the random seed generator.
+    device, dtype, engine: as in `Pipeline.from_pretrained`; a line of the panel says what was chosen.
     folder: where pictures are saved; None: in the browser's downloads, on the machine of whoever sees the page.
     """
 
     def __init__(
         self,
-        family: str = "power_spherical",
-        compare: str | None = "gaussian",
+        family: Model = FAMILY,
+        compare: Model | None = AUTO,
         *,
-        label: int | None = 3,
+        ar: Path | str | None = None,
+        vae: Path | str | None = None,
+        label: int | str | None = AUTO,
         guidance_scale: float | int = 3.0,
-        images: int = 16,
+        images: int | None = None,
         settings: str = "fast",
         seed: int = 0,
         preset: str = "digits",
         folder: Path | str | None = ".",
+        device: str = AUTO,
+        dtype: str = AUTO,
+        engine: str = AUTO,
     ) -> None:
-        require(images >= 1, f"images is {images}; expected at least 1")
+        require(images is None or images >= 1, f"images is {images}; expected at least 1")
         self.base = SamplingSettings.named(settings, guidance_scale=guidance_scale)
-        self.preset, self.count, self._random = preset, images, random.Random(seed)
-        self.classes = cached_pipeline(shipped_name(family, preset)).ar.config.num_classes
+        self.models = Models(named_model(FAMILY, family, ar), placement_of(device, dtype, engine), preset, vae)
+        self.config = self.models.outline(self.models.first).ar
+        self.classes, self._random = self.config.num_classes, random.Random(seed)
+        self.count = images or (16 if self.models.light else 1)
+        second = shipped_name("gaussian", preset) if compare == AUTO and self.models.ships else compare
+        beside = NONE if second is None or second == AUTO else self.models.add(second)
         self.model_columns = (ModelColumn(0), ModelColumn(1))
         self.folder = None if folder is None else user_path(folder).resolve()
         self.download = Download() if folder is None else None
         self._last: tuple[Picture, list[Canvas]] | None = None
-        self._make_controls(family, compare, label, settings, seed)
+        self._make_controls(beside, label, settings, seed)
         super().__init__(self._layout(), self._watched())
         self.named.observe(self._take_named, "value")
         for control in (self.solver, self.steps):
@@ -74,18 +87,11 @@ class GuidanceExplorer(controls.Panel[GuidanceRequest]):
         self.upload.observe(self.guarded(self._open), "value")
         self.changed()
 
-    def _make_controls(self, family: str, compare: str | None, label: int | None, settings: str, seed: int) -> None:
-        families = shipped_families(self.preset)
-        extra = [f for f in (family, compare) if f is not None and f not in families]
-        options = [(family_label(f), f) for f in (*families, *extra)]
-        base = self.base
-        self.family = controls.dropdown("family", options, family, "family")
-        self.compare = controls.dropdown("compare with", [(NONE, NONE), *options], compare or NONE, "compare")
-        numbered = [(str(i), i) for i in range(self.classes)]
-        all_classes = [] if self.classes > MAX_BUTTONS else [(ALL, ALL)]
-        self.label = controls.toggle_buttons(
-            "class", [*numbered[:MAX_BUTTONS], *all_classes], ALL if label is None else label, "label"
-        )
+    def _make_controls(self, beside: str, label: int | str | None, settings: str, seed: int) -> None:
+        options, base = self.models.options, self.base
+        self.family = controls.dropdown("model", options, self.models.first, "family")
+        self.compare = controls.dropdown("compare with", [(NONE, NONE), *options], beside, "compare")
+        self.label = class_control(self.config, ALL if label is None else label, "label", [(ALL, ALL)])
         self.scale = controls.float_slider("guidance scale", base.guidance_scale, 0.0, 15.0, 0.1, "scale")
         self.scale.readout = False
         self.scale_number = controls.tagged(
@@ -123,6 +129,7 @@ class GuidanceExplorer(controls.Panel[GuidanceRequest]):
         hidden = widgets.Layout(width="900px", max_width="100%", height="190px", display="none")
         self.code = controls.tagged(widgets.Textarea(description="code", style=controls.WIDE, layout=hidden), "code")
         self.status = controls.text("status")
+        self.machine = controls.text("machine")
         self.note = controls.text("note")
 
     def guarded_late(self, action: Any) -> Any:
@@ -138,6 +145,7 @@ class GuidanceExplorer(controls.Panel[GuidanceRequest]):
             controls.row(self.schedule, self.solver, self.steps, self.temperature),
             controls.row(self.seed, self.dice, self.lock, self.project, self.overlay),
             controls.row(self.stop_button, self.status),
+            self.machine,
             controls.row(*self.model_columns),
             legend,
             controls.row(self.copy_code, self.save_png, self.file, self.upload, *filter(None, [self.download])),
@@ -167,9 +175,7 @@ class GuidanceExplorer(controls.Panel[GuidanceRequest]):
         labels = range(self.classes) if all_classes else [self.label.value] * self.count
         columns = 5 if all_classes else max(1, round(len(labels) ** 0.5))
         names = [self.family.value, *([] if self.compare.value == NONE else [self.compare.value])]
-        models = tuple(shipped_name(name, self.preset) for name in names)
-        size = cached_pipeline(models[0]).vae.config.image_size
-        zoom = max(1, round(400 / (columns * (size + 1))))
+        zoom = max(1, round(400 / (columns * (self.models.outline(names[0]).vae.image_size + 1))))
         settings = replace(
             self.base,
             guidance_scale=_short(self.scale.value),
@@ -180,7 +186,7 @@ class GuidanceExplorer(controls.Panel[GuidanceRequest]):
             project=self.project.value,
         )
         return GuidanceRequest(
-            Picture(models, tuple(labels), self.seed.value, settings, columns, zoom), self.overlay.value
+            Picture(tuple(names), tuple(labels), self.seed.value, settings, columns, zoom), self.overlay.value
         )
 
     def draw(self, request: GuidanceRequest, cancellation: Cancellation) -> None:
@@ -189,10 +195,10 @@ class GuidanceExplorer(controls.Panel[GuidanceRequest]):
             self._show_canvases(self._last[1], request)
             return
         self._last = None
+        self._open_models(request.picture.models)
         start = last_trace = time.perf_counter()
-        frames = shown(
-            paint(request.picture), lambda c: c[0], cancellation, FRAME, first=2
-        )  # token 1 is often unchanged
+        painted = paint(request.picture, self.models.pipeline)
+        frames = shown(painted, lambda c: c[0], cancellation, FRAME, first=2)  # token 1 is often unchanged
         for canvases, stopped in frames:
             trace = stopped or canvases[0].done or time.perf_counter() - last_trace >= TRACE
             self._show_canvases(canvases, request, trace)
@@ -202,18 +208,26 @@ class GuidanceExplorer(controls.Panel[GuidanceRequest]):
             if canvases[0].done and not stopped:
                 self._last = (request.picture, canvases)
 
+    def _open_models(self, names: tuple[str, ...]) -> None:
+        """Say how the models are run and what they take, then read those that are not in memory."""
+        self.machine.value = f"<small>{self.models.sentences(names)}</small>"
+        for name in names:
+            if not self.models.is_open(name):
+                self.status.value = f"reading {html.escape(name)}"
+            self.models.pipeline(name)
+
     def _show_canvases(self, canvases: list[Canvas], request: GuidanceRequest, trace: bool = True) -> None:
         display = "" if len(canvases) == 2 else "none"
         if self.model_columns[1].layout.display != display:
             self.model_columns[1].layout.display = display
         for column, canvas, name in zip(self.model_columns, canvases, request.picture.models, strict=False):
-            column.show(canvas, request, family_label(name.removeprefix(f"{self.preset}-")), trace)
+            column.show(canvas, request, self.models.title(name), trace)
 
     def _report(self, canvases: list[Canvas], picture: Picture, seconds: float, stopped: bool) -> None:
         rate = canvases[0].drawn * len(picture.labels) * len(canvases) / max(1e-9, seconds)
         self.status.value = (
             f"{progress(canvases[0], stopped, seconds)}, guidance {picture.settings.guidance_scale:g}, "
-            f"{rate:,.0f} tokens/s, picture {self.runner.started}"
+            f"{rate:,.{0 if rate >= 10 else 1}f} tokens/s, picture {self.runner.started}"
         )
 
     def _draw_seed(self) -> None:
@@ -237,7 +251,7 @@ class GuidanceExplorer(controls.Panel[GuidanceRequest]):
                     self.named.value = _name_of(self.base, self.solver.value, self.steps.value)
 
     def _show_code(self) -> None:
-        self.code.value = self.read().picture.code()
+        self.code.value = self.read().picture.code(self.models.code)
         self.code.layout.display = ""
         self.note.value = "this code draws exactly these images: select all, copy, and run it anywhere"
 
@@ -274,11 +288,12 @@ class GuidanceExplorer(controls.Panel[GuidanceRequest]):
 
     def take(self, picture: Picture) -> None:
         """Set all controls to the settings of `picture`. Settings the panel cannot show: ValueError, nothing is set."""
-        names = [name.removeprefix(f"{self.preset}-") for name in picture.models]
-        known = [value for _, value in self.family.options]
-        require(len(names) <= 2 and set(names) <= set(known), f"models are {names}; expected one or two of {known}")
+        names, known = picture.models, [value for _, value in self.family.options]
+        require(
+            len(names) <= 2 and set(names) <= set(known), f"models are {list(names)}; expected one or two of {known}"
+        )
         all_classes = self.classes <= MAX_BUTTONS and picture.labels == tuple(range(self.classes))
-        one_class = len(set(picture.labels)) == 1 and 0 <= picture.labels[0] < min(MAX_BUTTONS, self.classes)
+        one_class = len(set(picture.labels)) == 1 and 0 <= picture.labels[0] < self.classes
         require(all_classes or one_class, f"labels are {picture.labels}; expected one class, or each once")
         settings = picture.settings
         controls.within("seed", picture.seed, 0, MAX_SEED)
@@ -312,7 +327,7 @@ class GuidanceExplorer(controls.Panel[GuidanceRequest]):
         assert self._last is not None
         picture, canvases = self._last
         panes = [
-            Pane(family_label(name.removeprefix(f"{self.preset}-")), sheet(c.images(), picture.columns, picture.zoom),
+            Pane(self.models.title(name), sheet(c.images(), picture.columns, picture.zoom),
                  *c.lengths(), expected_length(c.pipeline))
             for name, c in zip(picture.models, canvases, strict=True)
         ]  # fmt: skip

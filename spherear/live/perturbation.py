@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ipywidgets as widgets
@@ -15,13 +16,14 @@ from spherear.figures.panels import SIDES, perturbation_figure
 from spherear.live import controls
 from spherear.live.figure import live_figure
 from spherear.live.latest_wins import Cancellation
+from spherear.live.parts.classes import class_control
+from spherear.live.parts.models import Model, Models, named_model
 from spherear.live.picture import png_bytes, progress, sheet, shown
 from spherear.models.config import one_of, require
-from spherear.models.pretrained import shipped_families, shipped_name
-from spherear.sampling.pipeline import cached_pipeline
+from spherear.sampling.placement import placement_of
 from spherear.sampling.settings import NAMED_SETTINGS, SamplingSettings
-from spherear.sphere.families import family_label
 
+FAMILY = "power_spherical"
 FRAME = 0.1
 """Minimum seconds between two image updates."""
 FLOOR = 1e-7
@@ -40,15 +42,18 @@ class PerturbationRequest:
 class PerturbationExplorer(controls.Panel[PerturbationRequest]):
     """Perturb one token and watch whether the error persists in later tokens and in the image.
 
-    family: of the model.  position: of the perturbed token, from 0.  kind, size: of the perturbation.
+    family, ar, vae, device, dtype, engine: the model, as in `GuidanceExplorer`.  label: as there.
+    position: of the perturbed token, from 0.  kind, size: of the perturbation.
     images: number of images of the class.  settings: a row of NAMED_SETTINGS.
     """
 
     def __init__(
         self,
-        family: str = "power_spherical",
+        family: Model = FAMILY,
         *,
-        label: int = 3,
+        ar: Path | str | None = None,
+        vae: Path | str | None = None,
+        label: int | str = "auto",
         position: int = 4,
         kind: str = "radial",
         size: float | int = 1.0,
@@ -57,20 +62,19 @@ class PerturbationExplorer(controls.Panel[PerturbationRequest]):
         images: int = 4,
         seed: int = 0,
         preset: str = "digits",
+        device: str = "auto",
+        dtype: str = "auto",
+        engine: str = "auto",
     ) -> None:
-        families = shipped_families(preset)
-        one_of("family", family, families)
         one_of("kind", kind, KINDS)
         SamplingSettings.named(settings)
         require(images >= 1, f"images is {images}; expected at least 1")
-        self.preset, self.images = preset, images
-        config = cached_pipeline(shipped_name(family, preset)).ar.config
+        self.images = images
+        self.models = Models(named_model(FAMILY, family, ar), placement_of(device, dtype, engine), preset, vae)
+        config = self.models.outline(self.models.first).ar
         require(0 <= position < config.tokens, f"position is {position}; expected 0 to {config.tokens - 1}")
-        labelled = [(family_label(f), f) for f in families]
-        self.family = controls.dropdown("family", labelled, family, "perturbation-family")
-        self.label = controls.toggle_buttons(
-            "class", [(str(i), i) for i in range(config.num_classes)], label, "perturbation-label"
-        )
+        self.family = controls.dropdown("model", self.models.options, self.models.first, "perturbation-family")
+        self.label = class_control(config, label, "perturbation-label")
         self.position = controls.int_slider("perturbed token", position + 1, 1, config.tokens, "perturbation-position")
         self.kind = controls.toggle_buttons("perturbation", list(KINDS), kind, "perturbation-kind")
         self.amount = controls.float_slider("size of the perturbation", size, 0.0, 3.0, 0.05, "perturbation-size")
@@ -81,6 +85,7 @@ class PerturbationExplorer(controls.Panel[PerturbationRequest]):
             "stop", lambda _: self.stop(), "perturbation-stop", "stop drawing and keep the partial images"
         )
         self.status = controls.text("perturbation-status")
+        self.machine = controls.text("perturbation-machine")
         self.sides = [controls.image(f"perturbation-grid-{i}") for i in range(len(SIDES))]
         self.numbers = [controls.text(f"perturbation-numbers-{i}") for i in range(2)]
         self.growth = _growth()
@@ -101,25 +106,26 @@ class PerturbationExplorer(controls.Panel[PerturbationRequest]):
             controls.row(self.kind, self.amount, self.position),
             controls.row(self.scale, self.family, self.named, self.seed),
             controls.row(self.stop_button, self.status),
+            self.machine,
             widgets.HTML("<small>rows: unperturbed, perturbed, difference (grey: none)</small>"),
             controls.row(*columns, controls.column(self.growth, width="480px")),
         ]
 
     def read(self) -> PerturbationRequest:
         """The request for the current values of the controls."""
-        model = shipped_name(self.family.value, self.preset)
+        model = self.family.value
         settings = SamplingSettings.named(self.named.value, guidance_scale=round(self.scale.value, 6))
         labels, size = (self.label.value,) * self.images, round(self.amount.value, 6)
         perturbation = Perturbation(labels, self.seed.value, settings, self.position.value - 1, self.kind.value, size)
-        return PerturbationRequest(
-            model, perturbation, max(1, round(360 / (self.images * (cached_pipeline(model).vae.config.image_size + 1))))
-        )
+        size = self.models.outline(model).vae.image_size
+        return PerturbationRequest(model, perturbation, max(1, round(360 / (self.images * (size + 1)))))
 
     def draw(self, request: PerturbationRequest, cancellation: Cancellation) -> None:
         """Draw token by token, with and without the projection in parallel."""
         self._pairs = None
+        self.machine.value = f"<small>{self.models.sentences((request.model,))}</small>"
+        pipeline, perturbation = self.models.pipeline(request.model), request.perturbation
         start = time.perf_counter()
-        pipeline, perturbation = cached_pipeline(request.model), request.perturbation
         decodes = [perturbed_decode(pipeline, perturbation, projected) for projected in (True, False)]
         for pairs, stopped in shown(zip(*decodes, strict=True), lambda p: p[0].before, cancellation, FRAME):
             self._show(pairs, request)

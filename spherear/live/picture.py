@@ -18,19 +18,26 @@ from spherear.analysis.canvas import Canvas
 from spherear.live.latest_wins import Cancellation
 from spherear.models.config import Config, require
 from spherear.models.files import parse_object
-from spherear.sampling.pipeline import cached_pipeline
+from spherear.sampling.pipeline import Pipeline, cached_pipeline
 from spherear.sampling.pixels import tile
 from spherear.sampling.settings import SamplingSettings
 
 PNG_KEY = "spherear"
+FRAME_SHARE = 0.25
+"""Of the time of a drawing, at most this share goes into showing it: a large picture is shown less often."""
 StepT = TypeVar("StepT")
+
+
+def _pipeline_code(name: str) -> str:
+    return f"pipeline = Pipeline.from_pretrained({name!r})"
 
 
 @dataclass(frozen=True)
 class Picture(Config):
     """One sheet per model, all from the same labels, seeds and settings.
 
-    models: names for `Pipeline.from_pretrained`.  seed: of the first image; image i uses seed + i.
+    models: names of a panel's models; most are names for `Pipeline.from_pretrained`.
+    seed: of the first image; image i uses seed + i.
     """
 
     models: tuple[str, ...]
@@ -54,8 +61,8 @@ class Picture(Config):
         require(isinstance(settings, dict), f"settings are {settings!r}; expected a JSON object")
         return super().from_dict({**values, "settings": SamplingSettings.from_dict(settings)})
 
-    def code(self) -> str:
-        """Python code that draws and saves the same images."""
+    def code(self, pipeline: Callable[[str], str] = _pipeline_code) -> str:
+        """Python code that draws and saves the same images. pipeline: the line that makes a pipeline, from its name."""
         lines = [
             "from spherear import Pipeline, SamplingSettings, save_png, tile",
             "",
@@ -63,7 +70,7 @@ class Picture(Config):
         ]
         for number, name in enumerate(self.models, 1):
             lines += [
-                f"pipeline = Pipeline.from_pretrained({name!r})",
+                pipeline(name),
                 f"images = pipeline.sample({_labels_code(self.labels)}, settings, seeds={self.seed})",
                 f"save_png('picture-{number}.png', tile(images, columns={self.columns}), zoom={self.zoom})",
             ]
@@ -80,9 +87,12 @@ def _labels_code(labels: tuple[int, ...]) -> str:
     return f"[{labels[0]}] * {len(labels)}" if len(set(labels)) == 1 else str(list(labels))
 
 
-def paint(picture: Picture) -> Iterator[list[Canvas]]:
-    """Draw with all models in parallel; yields one canvas per model, first empty, then after every token."""
-    pipelines = [cached_pipeline(name) for name in picture.models]
+def paint(picture: Picture, pipeline: Callable[[str], Pipeline] = cached_pipeline) -> Iterator[list[Canvas]]:
+    """Draw with all models in parallel; yields one canvas per model, first empty, then after every token.
+
+    pipeline: finds a model by its name.
+    """
+    pipelines = [pipeline(name) for name in picture.models]
     labels = torch.tensor(picture.labels)
     steps = [p.steps(labels, picture.settings, picture.seed) for p in pipelines]
     counts = {p.ar.config.tokens for p in pipelines}
@@ -103,17 +113,20 @@ def shown(
 ) -> Iterator[tuple[StepT, bool]]:
     """The steps of a drawing to show, and whether it was stopped: after token `first`, then every `interval` seconds.
 
-    The last step is always among them, unless it is stale. canvas: of a step.
+    What is slow to show is shown less often: it takes `FRAME_SHARE` of the time, the first and the last one apart. The
+    last step is always among them, unless it is stale. canvas: of a step.
     """
-    last = time.perf_counter()
+    last, pause = time.perf_counter(), interval
     for step in steps:
         drawn, over = canvas(step).drawn, cancellation.over
-        due = drawn == first or (drawn > 0 and time.perf_counter() - last >= interval)
+        due = (drawn == first and pause == interval) or (drawn > 0 and time.perf_counter() - last >= pause)
         if over or due or canvas(step).done:
             if cancellation.stale:
                 return
+            began = time.perf_counter()
             yield step, over
             last = time.perf_counter()
+            pause = max(interval, (last - began) * (1 - FRAME_SHARE) / FRAME_SHARE)
         if over:
             return
 

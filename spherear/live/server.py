@@ -5,11 +5,12 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from spherear.models.config import require
-from spherear.models.files import atomic_path, write_json
+from spherear.models.files import atomic_path, read_json, write_json
 from spherear.processes import run
 
 PACKAGE = Path(__file__).parents[1]
@@ -17,7 +18,7 @@ SETTINGS = Path(__file__).parent / "jupyter"
 SUFFIXES = (".ipynb", ".png")
 PAGE = """from IPython.display import Javascript, display
 from spherear.live import GuidanceExplorer
-panel = GuidanceExplorer(folder=None)
+panel = GuidanceExplorer({arguments})
 panel.runner.wait(60)
 display(panel)
 display(Javascript("for (const after of [1, 3, 9]) setTimeout(() => dispatchEvent(new Event('resize')), 1000 * after)"))
@@ -84,12 +85,19 @@ def lab_command(folder: Path, notebook: Path, *, port: int = 8888, browser: bool
 
 
 def page_command(
-    folder: Path, *, port: int = 8866, host: str = "localhost", browser: bool = True, visits: int = 4, idle: int = 15
+    folder: Path,
+    *,
+    port: int = 8866,
+    host: str = "localhost",
+    browser: bool = True,
+    visits: int = 4,
+    idle: int = 15,
+    model: Mapping[str, str] | None = None,
 ) -> list[str]:
     """Command for Voila, with a token, on a one-cell notebook with the guidance panel, written to `folder`.
 
     visits: kernels at once.  idle: minutes without use after which the kernel of an open page ends. Either below 1:
-    ValueError.
+    ValueError.  model: the panel's arguments `ar`, `vae`, `device`, `dtype`, `engine`, as far as they are given.
 
     Pictures are downloads of the visitor's browser. The cell waits for the first picture, because a page can miss
     changes while it loads the controls, and sends resize events, because figures drawn before layout have the wrong
@@ -98,7 +106,7 @@ def page_command(
     require(visits >= 1, f"visits is {visits}; expected at least 1")
     require(idle >= 1, f"idle is {idle} minutes; expected at least 1")
     notebook = folder / "guidance.ipynb"
-    write_notebook(notebook, [PAGE])
+    write_notebook(notebook, [PAGE.replace("{arguments}", arguments({**(model or {}), "folder": None}))])
     return [
         *(sys.executable, "-m", "voila", str(notebook)),
         *(f"--Voila.ip={host}", f"--Voila.port={port}", "--Voila.auto_token=True"),
@@ -108,6 +116,35 @@ def page_command(
         *("--Visits.cull_connected=True", "--Visits.cull_interval=10"),
         *([] if browser else ["--no-browser"]),
     ]
+
+
+def arguments(values: Mapping[str, object]) -> str:
+    """Keyword arguments as they stand in Python code."""
+    return ", ".join(f"{name}={value!r}" for name, value in values.items())
+
+
+def model_notebook(folder: Path, stem: str, model: Mapping[str, str]) -> Path:
+    """A notebook in `folder` with the guidance panel of a model; returns its name there.
+
+    One that begins with the same cell is left as it is, with whatever was added; another one is never overwritten.
+    """
+    cell = f"from spherear.live import GuidanceExplorer\n\nGuidanceExplorer({arguments(model)})"
+    for number in count(1):
+        path = folder / (f"{stem}.ipynb" if number == 1 else f"{stem}-{number}.ipynb")
+        if not path.exists():
+            write_notebook(path, [cell])
+        if _first_cell(path) == cell:
+            return path.relative_to(folder)
+    raise AssertionError  # count does not end
+
+
+def _first_cell(path: Path) -> str | None:
+    """The source of a notebook's first cell; None if the file is no notebook."""
+    try:
+        source = read_json(path)["cells"][0]["source"]
+    except (ValueError, OSError, LookupError, TypeError):
+        return None
+    return "".join(source)
 
 
 def write_notebook(path: Path, cells: Sequence[str]) -> None:

@@ -1,6 +1,7 @@
 """The token panel: the path of one token in space, from noise to the sphere, with the velocities along it."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,14 +19,15 @@ from spherear.figures.style import GREY
 from spherear.live import controls
 from spherear.live.figure import camera, live_figure, mesh_corners
 from spherear.live.latest_wins import Cancellation
-from spherear.models.config import one_of, require
-from spherear.models.pretrained import shipped_families, shipped_name
-from spherear.sampling.pipeline import cached_pipeline
+from spherear.live.parts.classes import class_control
+from spherear.live.parts.models import Model, Models, named_model
+from spherear.models.ar import ARConfig
+from spherear.models.config import require
+from spherear.sampling.placement import placement_of
 from spherear.sampling.settings import SCHEDULES, SamplingSettings
 from spherear.sampling.solvers import SOLVERS
-from spherear.sphere.families import family_label
 
-PRESET = "digits3"
+PRESET, FAMILY = "digits3", "power_spherical"
 
 
 @dataclass(frozen=True)
@@ -47,31 +49,36 @@ class TokenRequest:
 class TokenExplorer(controls.Panel[TokenRequest]):
     """The path of a three-dimensional token: guidance moves it off the sphere, and the projection moves it back.
 
-    family: power_spherical or gaussian (the models with three-dimensional continuous tokens).  position: of the
-    token, from 0.  step: solver step, from 0, at which velocities are shown as arrows.
+    family, ar, vae, device, dtype, engine: the model, as in `GuidanceExplorer`; its tokens are continuous and have
+    three dimensions, as those of the shipped power_spherical and gaussian.  label: as in `GuidanceExplorer`.
+    position: of the token, from 0.  step: solver step, from 0, at which velocities are shown as arrows.
     """
 
     def __init__(
         self,
-        family: str = "power_spherical",
+        family: Model = FAMILY,
         *,
-        label: int = 3,
+        ar: Path | str | None = None,
+        vae: Path | str | None = None,
+        label: int | str = "auto",
         position: int = 9,
         seed: int = 0,
         guidance_scale: float | int = 4.0,
         solver: str = "euler",
         steps: int = 12,
         step: int = 3,
+        device: str = "auto",
+        dtype: str = "auto",
+        engine: str = "auto",
     ) -> None:
-        families = [f for f in shipped_families(PRESET) if not cached_pipeline(shipped_name(f, PRESET)).ar.config.codes]
-        one_of("family", family, families)
-        config = cached_pipeline(shipped_name(family, PRESET)).ar.config
+        self.models = Models(named_model(FAMILY, family, ar), placement_of(device, dtype, engine), PRESET, vae)
+        config, first = self.models.outline(self.models.first).ar, self.models.first
+        require(_in_space(config), f"{first} has {_kind(config)}; expected continuous tokens of 3 dimensions")
+        options = [(title, name) for title, name in self.models.options if _in_space(self.models.outline(name).ar)]
         require(0 <= position < config.tokens, f"position is {position}; expected 0 to {config.tokens - 1}")
         require(0 <= step < steps <= 50, f"step and steps are {step} and {steps}; expected 0 <= step < steps <= 50")
-        self.family = controls.dropdown("family", [(family_label(f), f) for f in families], family, "token-family")
-        self.label = controls.toggle_buttons(
-            "class", [(str(i), i) for i in range(config.num_classes)], label, "token-label"
-        )
+        self.family = controls.dropdown("model", options, first, "token-family")
+        self.label = class_control(config, label, "token-label")
         self.token = controls.int_slider("token", position + 1, 1, config.tokens, "token")
         self.scale = controls.float_slider("guidance scale", guidance_scale, 0.0, 15.0, 0.1, "token-scale")
         self.schedule = controls.dropdown("schedule", list(SCHEDULES), "constant", "token-schedule")
@@ -81,7 +88,7 @@ class TokenExplorer(controls.Panel[TokenRequest]):
         self.project = controls.checkbox("project tokens onto the sphere", True, "token-project")
         self.seed = controls.int_field("seed", seed, 2**31 - 1, "token-seed")
         self.turn = controls.int_slider("turn the view", 35, 0, 360, "token-turn")
-        self.numbers = controls.text("token-numbers")
+        self.numbers, self.machine = controls.text("token-numbers"), controls.text("token-machine")
         self.space, self.lengths = _space(), _lengths()
         self._path: tuple[TokenRequest, TokenPath] | None = None
         children = [
@@ -90,6 +97,7 @@ class TokenExplorer(controls.Panel[TokenRequest]):
             controls.row(self.steps, self.solver, self.schedule, self.family),
             controls.row(self.seed, self.project, self.turn),
             self.numbers,
+            self.machine,
             controls.row(controls.column(self.space, width="425px"), controls.column(self.lengths, width="410px")),
         ]
         watched = (
@@ -120,13 +128,13 @@ class TokenExplorer(controls.Panel[TokenRequest]):
             steps=self.steps.value,
             project=self.project.value,
         )
-        model = shipped_name(self.family.value, PRESET)
         step = min(self.step.value, self.steps.value) - 1
-        return TokenRequest(model, self.label.value, self.token.value - 1, self.seed.value, settings, step)
+        return TokenRequest(self.family.value, self.label.value, self.token.value - 1, self.seed.value, settings, step)
 
     def draw(self, request: TokenRequest, cancellation: Cancellation) -> None:
         """Update the paths, the three velocity arrows, and the lengths over time."""
-        pipeline = cached_pipeline(request.model)
+        self.machine.value = f"<small>{self.models.sentences((request.model,))}</small>"
+        pipeline = self.models.pipeline(request.model)
         path = self._path[1] if self._path is not None and self._path[0].same_path(request) else None
         if path is None:
             path = token_path(
@@ -167,7 +175,17 @@ class TokenExplorer(controls.Panel[TokenRequest]):
         """The path in space and its length over time."""
         assert self._path is not None
         request, path = self._path
-        return token_path_figure(path, request.step, expected_length(cached_pipeline(request.model)), request.position)
+        return token_path_figure(
+            path, request.step, expected_length(self.models.pipeline(request.model)), request.position
+        )
+
+
+def _in_space(config: ARConfig) -> bool:
+    return config.latent_dim == 3 and not config.codes
+
+
+def _kind(config: ARConfig) -> str:
+    return f"a codebook of {config.codes}" if config.codes else f"tokens of {config.latent_dim} dimensions"
 
 
 def describe(path: TokenPath, radius: float, name: str) -> str:

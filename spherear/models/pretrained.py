@@ -129,12 +129,18 @@ class Pretrained(Generic[ConfigT]):
         the weights do not fit the config.
         """
         folder = find_folder(name_or_path, revision) / subfolder
+        config = cls.read_config(folder)
+        weights, _ = read_tensors(folder / WEIGHTS_FILE)
+        return cls.from_weights(config, weights, str(folder / WEIGHTS_FILE), device)
+
+    @classmethod
+    def read_config(cls, folder: Path) -> Any:
+        """The config in a folder. FileNotFoundError if there is none; ValueError if it is of another kind of model."""
         config = read_json(folder / CONFIG_FILE)
         kind = config.pop("model", None)
         if kind != cls.__name__:
             raise ValueError(f"{folder / CONFIG_FILE} is of model {kind!r}; expected {cls.__name__!r}")
-        weights, _ = read_tensors(folder / WEIGHTS_FILE)
-        return cls.from_weights(cls.config_class.from_dict(config), weights, str(folder / WEIGHTS_FILE), device)
+        return cls.config_class.from_dict(config)
 
     @classmethod
     def from_weights(

@@ -4,6 +4,8 @@ This project's own format is in `pretrained`; `sampling.pipeline.load_published`
 """
 
 import argparse
+import errno
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -62,14 +64,41 @@ def to_published(model: VAE | SphereAR) -> dict[str, Tensor]:
 
 def load_parts(
     source: str | Path | Mapping[str, Any],
+    vae: str | Path | None = None,
     *,
     revision: str | None = None,
     device: torch.device | str = "cpu",
 ) -> tuple[VAE | None, SphereAR | None]:
     """A published file, its name on the hub, or its state dict -> (VAE, AR model), None for one that is absent.
 
+    vae: the file of the VAE, instead of one in `source`.
     FileNotFoundError if there is no such file; ValueError if it is truncated, has another format, or holds neither.
     """
+    vae_weights, ar_weights, name = _halves(source, vae, revision)
+    autoencoder = ar = None
+    if vae_weights:
+        learnt = {k: v for k, v in vae_weights.items() if not k.endswith("freqs_cis")}
+        renamed = {_rename(k, _VAE_NAMES): v for k, v in learnt.items()}
+        autoencoder = VAE.from_weights(vae_config(vae_weights, ar_weights), renamed, str(vae or name), device)
+    if ar_weights:
+        renamed = {_rename(k, _AR_NAMES): v for k, v in ar_weights.items()}
+        ar = SphereAR.from_weights(ar_config(ar_weights), renamed, name, device)
+    return autoencoder, ar
+
+
+def published_configs(
+    source: str | Path | Mapping[str, Any], vae: str | Path | None = None, *, revision: str | None = None
+) -> tuple[VAEConfig | None, ARConfig | None]:
+    """The configs in a published file, from the shapes alone; arguments and errors as in `load_parts`."""
+    vae_weights, ar_weights, _ = _halves(source, vae, revision)
+    config = vae_config(vae_weights, ar_weights) if vae_weights else None
+    return config, ar_config(ar_weights) if ar_weights else None
+
+
+def _halves(
+    source: str | Path | Mapping[str, Any], vae: str | Path | None, revision: str | None
+) -> tuple[dict[str, Tensor], dict[str, Tensor], str]:
+    """The weights of the VAE and of the AR model, and a name for messages."""
     weights = _unwrap(source if isinstance(source, Mapping) else _read(source, revision))
     name = "the state dict" if isinstance(source, Mapping) else str(source)
     vae_weights, ar_weights = _split(weights)
@@ -77,15 +106,9 @@ def load_parts(
         bool(vae_weights or ar_weights),
         f"{name} holds {sorted(weights)[:4]}; expected a published S-VAE, SphereAR, or both",
     )
-    vae = ar = None
-    if vae_weights:
-        learnt = {k: v for k, v in vae_weights.items() if not k.endswith("freqs_cis")}
-        renamed = {_rename(k, _VAE_NAMES): v for k, v in learnt.items()}
-        vae = VAE.from_weights(vae_config(vae_weights, ar_weights), renamed, name, device)
-    if ar_weights:
-        renamed = {_rename(k, _AR_NAMES): v for k, v in ar_weights.items()}
-        ar = SphereAR.from_weights(ar_config(ar_weights), renamed, name, device)
-    return vae, ar
+    if vae is not None:
+        vae_weights, _ = _split(_unwrap(_read(vae, revision)))
+    return vae_weights, ar_weights, name
 
 
 def _read(source: str | Path, revision: str | None) -> Any:
@@ -97,10 +120,11 @@ def _read(source: str | Path, revision: str | None) -> Any:
         path = Path(hf_hub_download(HUB_REPOSITORY, str(source), revision=revision))
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
+            # mapped: a tensor takes memory when it is copied into a model, and not before
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # bytes that are no checkpoint fail in any way while they are unpickled
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # which is a seek before the start of a cut file
+            raise
         raise ValueError(f"{path} is not a complete checkpoint of plain tensors ({error})") from error
 
 

@@ -130,6 +130,11 @@ class CudaGraphs(Engine):
     inner: Engine = field(default_factory=Engine)
     kept: Kept = field(default_factory=Kept, init=False, repr=False)
 
+    @property
+    def name(self) -> str:
+        """The name of the inner engine, if it is not the plain one, and of this."""
+        return "cuda_graphs" if type(self.inner) is Engine else f"{self.inner.name}_cuda_graphs"
+
     def check(self, ar: SphereAR) -> None:
         """ValueError for a model elsewhere than on a CUDA device."""
         device = ar.proj_in.weight.device

@@ -59,6 +59,11 @@ def own_precision(device: torch.device) -> Iterator[None]:
 class Engine:
     """As written: nothing is prepared or kept. The base class of the others."""
 
+    @property
+    def name(self) -> str:
+        """The name in `ENGINES`; of an engine of one's own, the name of its class."""
+        return next((name for name, made in ENGINES.items() if made is type(self)), type(self).__name__)
+
     def check(self, ar: SphereAR) -> None:
         """ValueError for a model that this engine cannot run."""
 

@@ -13,14 +13,14 @@ from torch import Tensor
 
 from spherear.models.ar import SphereAR, check_labels
 from spherear.models.config import require
-from spherear.models.files import read_json
 from spherear.models.presets import check_pair
-from spherear.models.pretrained import find_folder, fingerprint
 from spherear.models.published_weights import load_parts
+from spherear.models.sources import source_of
 from spherear.models.vae import VAE
 from spherear.sampling.decode import EAGER, Projection, Step, decode, trace
-from spherear.sampling.engines import Engine
+from spherear.sampling.engines import Engine, engine_named
 from spherear.sampling.noise import Noise, seeded_noise
+from spherear.sampling.placement import AS_WRITTEN, AUTO, Placement, Plan, choose, placement_of
 from spherear.sampling.settings import SamplingSettings
 
 
@@ -54,23 +54,45 @@ class Pipeline:
 
     @classmethod
     def from_pretrained(
-        cls, name_or_path: str | Path, *, revision: str | None = None, device: torch.device | str = "cpu"
+        cls,
+        name_or_path: str | Path,
+        *,
+        vae: str | Path | None = None,
+        revision: str | None = None,
+        device: torch.device | str = AUTO,
+        dtype: torch.dtype | str = AUTO,
+        engine: str = AUTO,
     ) -> "Pipeline":
-        """Load a folder that `save_pretrained` wrote, a hub repository 'owner/name', or a shipped model by name.
+        """Load a folder that `save_pretrained` or a run wrote, a hub repository 'owner/name', a shipped model by name,
+        or the published file of an AR model, with its VAE in the same file or in the file `vae`.
 
-        In a folder of runs, a VAE that was trained again since the AR model learnt its tokens: ValueError.
+        device, dtype (of the AR model), engine: `auto` is what suits the model's size and the hardware, see
+        `sampling.placement.choose`; `placement` says what was chosen. FileNotFoundError if nothing is there; ValueError
+        for what cannot be run so, for models that do not fit each other, and for a VAE that was trained again since the
+        AR model of its run learnt its tokens.
         """
-        folder = find_folder(name_or_path, revision)
-        vae = VAE.from_pretrained(folder, subfolder="vae", device=device)
-        run = folder / "ar" / "run.json"
-        trained_on = read_json(run).get("vae") if run.is_file() else None
-        beside = trained_on and fingerprint(vae)  # of a run only: it reads all weights
-        require(
-            trained_on == beside,
-            f"the AR model of {folder} was trained on the tokens of another VAE ({trained_on}); "
-            f"expected the one beside it, {beside}: train the AR model again",
-        )
-        return cls(vae, SphereAR.from_pretrained(folder, subfolder="ar", device=device))
+        return cls.from_plan(Plan.of(source_of(name_or_path, vae, revision), placement_of(device, dtype, engine)))
+
+    @classmethod
+    def from_plan(cls, plan: Plan) -> "Pipeline":
+        """Read the weights of a plan. Errors as in `from_pretrained`."""
+        return cls(*plan.source.load()).place(plan.placement)
+
+    @property
+    def placement(self) -> Placement:
+        """The device, the AR model's dtype and the engine as they are now."""
+        weight = self.ar.proj_in.weight
+        return placement_of(weight.device, weight.dtype, self.engine.name)
+
+    def place(self, wish: Placement | None = None) -> "Pipeline":
+        """Move both models to the device, the dtype and the engine of `wish`, where `auto` is what suits them best.
+
+        Returns the pipeline. ValueError for what cannot be run so; then nothing has changed.
+        """
+        stored = str(self.ar.proj_in.weight.dtype).removeprefix("torch.")
+        chosen = choose(sum(p.numel() for p in self.ar.parameters()), wish, stored)
+        self.engine = engine_named(chosen.engine)
+        return self.to(chosen.device, getattr(torch, chosen.dtype))
 
     def save_pretrained(self, path: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write both models below `path`, with weights in `dtype` or unchanged."""
@@ -197,8 +219,8 @@ def drawn_mask(drawn: int, grid: int, patch: int, device: torch.device) -> Float
 
 @cache
 def cached_pipeline(name: str) -> Pipeline:
-    """`Pipeline.from_pretrained(name)`, loaded once per process and shared: do not change its weights."""
-    return Pipeline.from_pretrained(name)
+    """A pipeline on the CPU, in float32, run as written. Loaded once per process and shared: do not change it."""
+    return Pipeline.from_plan(Plan.of(source_of(name), AS_WRITTEN))
 
 
 def load_published(

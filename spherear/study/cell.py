@@ -1,6 +1,6 @@
 """One cell of a study: a variant of the latents, trained with one seed and measured.
 
-    python -m spherear.study.cell FOLDER VARIANT SEED THREADS [compiled]
+    python -m spherear.study.cell FOLDER VARIANT SEED THREADS DEVICE DTYPE ENGINE [compiled]
 
 runs one cell of the study at FOLDER; `spherear study` starts these. All cells have the same backbone, budget, labels
 and real images; every cell has sampling seeds of its own, so that cells are independent.
@@ -27,6 +27,7 @@ from spherear.models.vae import VAE
 from spherear.processes import exit_with_parent
 from spherear.sampling.decode import trace
 from spherear.sampling.pipeline import Pipeline
+from spherear.sampling.placement import Placement
 from spherear.study.design import Grid, Point, Variant
 from spherear.study.records import Record, provenance, write_records
 from spherear.study.reference import Reference, real_samples
@@ -70,9 +71,15 @@ def run_cell(
 
 
 def measure_cell(
-    grid: Grid, variant: Variant, seed: int, pipeline: Pipeline, command: str, folder: Path
+    grid: Grid,
+    variant: Variant,
+    seed: int,
+    pipeline: Pipeline,
+    command: str,
+    folder: Path,
+    place: Placement | None = None,
 ) -> list[Record]:
-    """All records of a trained cell; `folder` holds its runs."""
+    """All records of a trained cell; `folder` holds its runs.  place: how images are drawn, and nothing else."""
     real = Reference.of(grid.preset, grid.half)
     data = load_data(recipes(grid.preset).data, pipeline.vae.config.image_size)
     latents, labels = real_latents(pipeline.vae, data, seed=seed)
@@ -91,6 +98,7 @@ def measure_cell(
     records += records_of({"vae_slope": loss_slope(folder / "vae")})
     records += records_of(measure_prediction(pipeline, latents, labels, seed), images=len(latents))
     seeds = sampling_seed(variant.name, seed)
+    pipeline.place(place)  # only now: what is measured without drawing stays in float32
     for point in grid.points(pipeline.vae.bottleneck.radius is not None):
         records += records_of(measure_point(grid, pipeline, point, real, latents, seeds), **asdict(point))
     return records
@@ -173,15 +181,20 @@ def measure_point(
     }
 
 
-def main(folder: str, variant: str, seed: str, threads: str, compiled: str = "") -> None:
+def main(
+    folder: str, variant: str, seed: str, threads: str, device: str, dtype: str, engine: str, compiled: str = ""
+) -> None:
     """Run a cell: train, measure, write records. Resumes from existing checkpoints."""
     exit_with_parent()
     torch.set_num_threads(int(threads))
     grid = Grid.from_dict(read_json(Path(folder) / GRID_FILE)["grid"])
     command = read_json(Path(folder) / GRID_FILE)["command"]
     cell, row = cell_folder(Path(folder), variant, int(seed)), Variant.named(variant)
-    pipeline = run_cell(grid, row, int(seed), cell, pick_device("auto"), bool(compiled))
-    write_records(cell / CELL_FILE, measure_cell(grid, row, int(seed), pipeline, command, cell))
+    place = Placement(device, dtype, engine)
+    pipeline = run_cell(grid, row, int(seed), cell, pick_device(device), bool(compiled))
+    records = measure_cell(grid, row, int(seed), pipeline, command, cell, place)
+    print(f"images were drawn with {pipeline.placement.sentence}")
+    write_records(cell / CELL_FILE, records)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from spherear.models.config import require
 from spherear.models.files import read_json, write_text
 from spherear.models.pretrained import SHIPPED
 from spherear.sampling.pipeline import Pipeline
+from spherear.sampling.placement import AS_WRITTEN
 from spherear.study.cell import GRID_FILE, cell_folder, measure_prediction, measure_vae
 from spherear.study.claims import default_sampling
 from spherear.study.design import GRIDS, Grid, Variant
@@ -50,7 +51,7 @@ def release(study: Path, out: Path = SHIPPED) -> list[Path]:
 
 def _release(study: Path, grid: Grid, variant: str, command: str, out: Path) -> Path:
     source, target = cell_folder(study, variant, SEED), out / name_of(grid, variant)
-    Pipeline.from_pretrained(source).save_pretrained(target, torch.float16)
+    Pipeline.from_pretrained(source, **AS_WRITTEN.to_dict()).save_pretrained(target, torch.float16)
     for part in ("vae", "ar"):
         write_text(target / part / "model.log", _log(source / part, f"{command}  # cell {variant}, seed {SEED}"))
     return target

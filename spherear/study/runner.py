@@ -18,6 +18,7 @@ import torch
 from spherear.analysis.latents import real_latents
 from spherear.models.config import require
 from spherear.models.files import read_json, write_json
+from spherear.sampling.placement import Placement
 from spherear.study.cell import CELL_FILE, GRID_FILE, cell_folder, measure_point, run_cell
 from spherear.study.design import MIN_IMAGES, Grid, Point, Variant
 from spherear.study.records import Record, read_records, write_records
@@ -109,13 +110,16 @@ def waiting_cells(grid: Grid, folder: Path) -> list[tuple[str, int]]:
     return [cell for cell in grid.cells if not (cell_folder(folder, *cell) / CELL_FILE).exists()]
 
 
-def run_study(grid: Grid, folder: Path, at_once: int, threads: int, compiled: bool = False) -> Iterator[JobResult]:
+def run_study(
+    grid: Grid, folder: Path, at_once: int, threads: int, compiled: bool = False, place: Placement | None = None
+) -> Iterator[JobResult]:
     """Run the unfinished cells, each in its own process; update `results.jsonl` after each.
 
     A second call on the same folder continues: finished cells are skipped, others resume from their checkpoints.
-    compiled: compile the AR models' steps while training.
+    compiled: compile the AR models' steps while training.  place: how images are drawn.
     """
-    jobs = [_job(folder, variant, seed, threads, compiled) for variant, seed in waiting_cells(grid, folder)]
+    wish = place or Placement()
+    jobs = [_job(folder, variant, seed, threads, compiled, wish) for variant, seed in waiting_cells(grid, folder)]
     gather(grid, folder)
     with closing(run_jobs(jobs, at_once)) as ended:
         for job in ended:
@@ -123,9 +127,9 @@ def run_study(grid: Grid, folder: Path, at_once: int, threads: int, compiled: bo
             yield job
 
 
-def _job(folder: Path, variant: str, seed: int, threads: int, compiled: bool) -> Job:
+def _job(folder: Path, variant: str, seed: int, threads: int, compiled: bool, place: Placement) -> Job:
     command = [sys.executable, "-m", "spherear.study.cell", str(folder), variant, str(seed), str(threads)]
-    command += ["compiled"] if compiled else []
+    command += [place.device, place.dtype, place.engine, *(["compiled"] if compiled else [])]
     return Job(f"{variant} seed {seed}", command, cell_folder(folder, variant, seed) / "log.txt")
 
 
@@ -137,26 +141,25 @@ def gather(grid: Grid, folder: Path) -> list[Record]:
     return records
 
 
-def within_budget(grid: Grid, minutes: float, at_once: int, threads: int) -> Grid:
+def within_budget(grid: Grid, minutes: float, at_once: int, threads: int, place: Placement | None = None) -> Grid:
     """The grid, with training and images scaled down by one factor if it would exceed the budget. Approximate."""
     require(minutes > 0, f"budget is {minutes} minutes; expected more than 0")
-    factor = MARGIN * minutes / estimate_minutes(grid, at_once, threads)
+    factor = MARGIN * minutes / estimate_minutes(grid, at_once, threads, place)
     return grid if factor >= 1 else grid.scaled(factor)
 
 
-def estimate_minutes(grid: Grid, at_once: int, threads: int) -> float:
+def estimate_minutes(grid: Grid, at_once: int, threads: int, place: Placement | None = None) -> float:
     """Estimated run time on this machine, from a few training steps of the first variant and a few images."""
     probe = replace(grid, vae_steps=PROBE, ar_steps=PROBE, images=MIN_IMAGES)
     variant, threads_before = Variant.named(grid.variants[0]), torch.get_num_threads()
     torch.set_num_threads(threads)
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        pipeline = run_cell(probe, variant, 0, Path(folder), pick_device("auto"))
+        pipeline = run_cell(probe, variant, 0, Path(folder), pick_device(place.device if place else "auto"))
     trained = time.monotonic()
     data = load_data(recipes(grid.preset).data, pipeline.vae.config.image_size)
-    measure_point(
-        probe, pipeline, Point(2.0), Reference.of(probe.preset), real_latents(pipeline.vae, data, 0, limit=100)[0]
-    )
+    latents, _ = real_latents(pipeline.vae, data, 0, limit=100)
+    measure_point(probe, pipeline.place(place), Point(2.0), Reference.of(probe.preset), latents)
     sampled = time.monotonic()
     torch.set_num_threads(threads_before)
     training = (trained - start) * (grid.vae_steps + grid.ar_steps) / (2 * PROBE)

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from spherear.console import markdown_table
 from spherear.models.config import Config, require
 from spherear.sampling.pipeline import Pipeline
+from spherear.sampling.placement import AS_WRITTEN
 from spherear.sampling.settings import NAMED_SETTINGS, SamplingSettings
 from spherear.study.records import provenance, read_lines, write_lines
 from spherear.study.reference import Reference, judge_of
@@ -183,7 +184,7 @@ def main(out: str, *names: str) -> None:
     records = read_lines(path, SweepRecord) if path.exists() else []
     command = " ".join(["python -m spherear.study.solvers", out, *names])
     for name in names:
-        pipeline = Pipeline.from_pretrained(name)
+        pipeline = Pipeline.from_pretrained(name, **AS_WRITTEN.to_dict())
         size = pipeline.vae.config.image_size
         done = {place_of(r) for r in records}
         total = len(compared_settings()) * len(SCALES) * BLOCKS - len([p for p in done if p[0] == name and p[-1] >= 0])

@@ -20,7 +20,9 @@ class Augmentation:
     spread: float = 0.0
     flip: bool = False
 
-    def view(self, index: int, width: int, height: int) -> tuple[tuple[float, float, float, float], bool]:
+    def view(
+        self, index: int, width: int | float, height: int | float
+    ) -> tuple[tuple[float, float, float, float], bool]:
         """The crop (left, top, right, bottom) of image `index` in its original pixels, and whether it is flipped.
 
         The random numbers depend on (seed, epoch, index) alone.

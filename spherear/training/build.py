@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from spherear.models.config import require
 from spherear.models.layers import Block
 from spherear.training.jobs import Execution
-from spherear.training.world import World
+from spherear.world import World
 
 
 def autocast(device: torch.device | str, precision: str) -> torch.autocast:

@@ -1,83 +1,131 @@
-"""Checkpoints on disk, written atomically; the previous one is kept.
+"""Checkpoints on disk: one folder per step, never overwritten, read back before an older one is removed.
 
-    state.safetensors, state.previous.safetensors    a run whose processes each hold all weights
-    shards.json, shards.previous.json, shards/STEP/  a run with sharded weights: one file per process
+    checkpoints/0000500/state.safetensors, state.json                  written by one process
+    checkpoints/0000500/state-0-of-8.safetensors, state-0-of-8.json    ... by eight, each its share of the tensors
 
-A reader takes the newest readable checkpoint, and warns if a newer one is unreadable.
+A `.json` holds the checksums of its `.safetensors` and comes last: a checkpoint is complete once every process has
+written one, so processes need not wait for each other. A reader takes the newest checkpoint that is complete and agrees
+with its checksums, and warns if a newer one is damaged. No pickle is read, unlike in `torch.distributed.checkpoint`.
 """
 
-import os
+import json
 import shutil
+import threading
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+import zlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from spherear.models.files import read_json, write_json
-from spherear.models.tensor_files import read_tensors, write_tensors
-from spherear.training.world import World
+from spherear.models.tensor_files import write_tensors
+from spherear.world import World, local
 
-STATE_FILE = "state.safetensors"
-PREVIOUS_FILE = "state.previous.safetensors"
-SHARDS_FILE = "shards.json"
-PREVIOUS_SHARDS = "shards.previous.json"
-SHARDS = "shards"
+CHECKPOINTS = "checkpoints"
+KEPT = 2  # newest checkpoints that stay
 
 
-def write_state(folder: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write `state.safetensors` atomically; its previous content becomes `state.previous.safetensors`."""
-    _copy_to_previous(folder / STATE_FILE, folder / PREVIOUS_FILE)
-    write_tensors(folder / STATE_FILE, tensors, metadata)
+class Checkpoints:
+    """Writes the checkpoints of a run. All processes must call `write` at the same steps.
 
+    every: checkpoints at multiples of this many steps are not removed; 0: only the newest two stay.
+    background: write from a copy in memory, in a thread, while training goes on.
+    good: the step of the checkpoint that the run resumed from, which stays until two newer ones are complete.
+    """
 
-def write_shard(folder: Path, step: int, world: World, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write this process's shard; after all are written, the first process marks them as newest. All must call it."""
-    write_tensors(_shard(folder, step, world.rank, world.size), tensors, metadata)
-    world.wait()
-    if world.first:
-        _copy_to_previous(folder / SHARDS_FILE, folder / PREVIOUS_SHARDS)
-        write_json(folder / SHARDS_FILE, {"step": step, "processes": world.size})
-        steps = {
-            str(read_json(folder / name)["step"]) for name in (SHARDS_FILE, PREVIOUS_SHARDS) if _exists(folder, name)
-        }
-        for path in (folder / SHARDS).iterdir():
-            if path.name not in steps:
-                shutil.rmtree(path)
-    world.wait()
+    def __init__(
+        self, folder: Path, world: World, every: int = 0, background: bool = False, good: int | None = None
+    ) -> None:
+        self.folder, self.world, self.every, self.background = folder, world, every, background
+        self._steps = [] if good is None else [good]
+        self._thread: threading.Thread | None = None
+        self._error: Exception | None = None
+
+    def write(self, step: int, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+        """Write this process's share of a checkpoint. OSError if this one, or the one before it, cannot be written."""
+        self.wait()
+        share = _share(tensors, self.world)
+        cut = " ".join(name for name, tensor in tensors.items() if isinstance(tensor, DTensor))
+        details = {**metadata, "step": str(step), "cut": cut}
+        if not self.background:
+            self._write(step, share, details)
+            return
+        copies = {name: tensor.to("cpu", copy=True) for name, tensor in share.items()}
+        self._thread = threading.Thread(target=self._try_to_write, args=(step, copies, details))
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Wait until the last checkpoint is on disk. OSError if it could not be written."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def rotate(self) -> None:
+        """Remove all complete checkpoints but the newest two that read back, and those of `every`."""
+        if not self.world.first:
+            return
+        written = [step for step in self._steps if _complete(_directory(self.folder, step))]
+        if not written:
+            return
+        stay = set(written[-KEPT:])
+        for directory in _directories(self.folder):
+            step = int(directory.name)
+            if step not in stay and step <= max(stay) and not (self.every and step % self.every == 0):
+                shutil.rmtree(directory)
+
+    def _try_to_write(self, step: int, share: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+        try:
+            self._write(step, share, metadata)
+        except Exception as error:  # raised in the training thread, by `wait`
+            self._error = error
+
+    def _write(self, step: int, share: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+        directory, size = _directory(self.folder, step), self.world.size
+        path = directory / f"state{f'-{self.world.rank}-of-{size}' if size > 1 else ''}.safetensors"
+        path.with_suffix(".json").unlink(missing_ok=True)
+        write_tensors(path, share, metadata)
+        checksums = {name: _checksum(tensor) for name, tensor in share.items()}
+        _check(path, checksums)
+        write_json(path.with_suffix(".json"), {"processes": size, "step": step, "checksums": checksums})
+        self._steps = [*(earlier for earlier in self._steps if earlier != step), step]
+        self.rotate()
 
 
 class State:
-    """A checkpoint opened for reading: `metadata`, tensor names, and one tensor at a time."""
+    """A complete checkpoint opened for reading: its `step`, `metadata`, tensor names, and one tensor at a time.
+
+    Damaged: ValueError that names the file and the tensor.
+    """
 
     def __init__(self, files: list[Path], device: torch.device | str = "cpu") -> None:
-        self.source = str(files[0])
-        self._files = files
-        if len(files) == 1:
-            self._tensors, self.metadata = read_tensors(files[0], device)
-            return
-        self._tensors = {}
+        self.source, self.device = str(files[0]), str(device)
+        self._places: dict[str, list[Path]] = {}
+        self.digest = 0
         for path in files:
-            self.metadata = _metadata(path)
+            checksums = read_json(path.with_suffix(".json"))["checksums"]
+            self.metadata = _check(path, checksums)
+            self.digest = zlib.crc32(json.dumps(checksums).encode(), self.digest)
+            for name in checksums:
+                self._places.setdefault(name, []).append(path)
 
     def names(self) -> list[str]:
         """Names of all tensors."""
-        if self._tensors:
-            return list(self._tensors)
-        with safe_open(self._files[0], framework="pt") as file:
-            return list(file.keys())
+        return list(self._places)
 
     def __getitem__(self, name: str) -> Tensor:
-        """A full tensor; shards are concatenated along the first dimension."""
-        if self._tensors:
-            return self._tensors[name]
+        """A full tensor; the shards of a sharded run are concatenated along the first dimension."""
         shards = []
-        for path in self._files:
-            with safe_open(path, framework="pt") as file:
+        for path in self._places[name]:
+            with safe_open(path, framework="pt", device=self.device) as file:
                 shards.append(file.get_tensor(name))
-        return shards[0] if shards[0].ndim == 0 or _replicated(name, self.metadata) else torch.cat(shards)
+        return torch.cat(shards) if name in self.metadata["cut"].split() and shards[0].ndim else shards[0]
 
     @property
     def step(self) -> int:
@@ -85,85 +133,101 @@ class State:
         return int(self.metadata["step"])
 
 
-def read_state(folder: Path, device: torch.device | str = "cpu") -> State | None:
-    """The newest readable checkpoint; None if there is none; ValueError if there are some but none is readable.
+def read_state(folder: Path, device: torch.device | str = "cpu", step: int | None = None) -> State | None:
+    """The newest readable checkpoint of a run; None if none is complete; ValueError if all of these are damaged.
 
-    Falling back to an older one gives a warning that names the bad file.
+    Falling back to an older one gives a warning that names the damaged file. step: read that of this step only.
     """
-    states, first_error = [], None
-    for files in _candidates(folder):
+    first_error: ValueError | None = None
+    for directory in reversed(_directories(folder)):
+        files = _complete(directory) if step in (None, int(directory.name)) else []
         try:
-            states.append(State(files, device))
+            state = State(files, device) if files else None
         except ValueError as error:
             first_error = first_error or error
-    if first_error is not None and not states:
-        raise first_error
+            continue
+        if state is not None:
+            if first_error is not None:
+                warnings.warn(f"{first_error}; going on from {state.source}", stacklevel=2)
+            return state
     if first_error is not None:
-        warnings.warn(f"{first_error}; going on from {states[0].source}", stacklevel=2)
-    return max(states, key=lambda state: state.step, default=None)
+        raise first_error
+    return None
+
+
+def steps_of(folder: Path) -> list[int]:
+    """The steps of a run's complete checkpoints, in order."""
+    return [int(directory.name) for directory in _directories(folder) if _complete(directory)]
 
 
 def remove_partial_files(folder: Path) -> None:
-    """Remove temporary files left by interrupted writes."""
+    """Remove what interrupted writes left: temporary files, and checkpoints that are not complete."""
     for path in folder.glob("*.tmp"):
         path.unlink(missing_ok=True)
+    for directory in _directories(folder):
+        if not _complete(directory):
+            shutil.rmtree(directory)
+        for path in directory.glob("*.tmp"):
+            path.unlink(missing_ok=True)
 
 
-def _candidates(folder: Path) -> Iterator[list[Path]]:
-    """The newest checkpoint of either kind, and the previous one if the newest is unreadable."""
-    for newest, previous in ((STATE_FILE, PREVIOUS_FILE), (SHARDS_FILE, PREVIOUS_SHARDS)):
-        if not _exists(folder, newest):
-            continue
-        files = list(_files(folder, newest))
-        yield files
-        if _exists(folder, previous) and not all(map(_readable, files)):
-            yield list(_files(folder, previous))
+def _directory(folder: Path, step: int) -> Path:
+    return folder / CHECKPOINTS / f"{step:07}"
 
 
-def _files(folder: Path, name: str) -> Iterable[Path]:
-    if name.endswith(".json"):
-        record = read_json(folder / name)
-        step, processes = int(record["step"]), int(record["processes"])
-        return [_shard(folder, step, rank, processes) for rank in range(processes)]
-    return [folder / name]
+def _directories(folder: Path) -> list[Path]:
+    """The folders of a run's checkpoints, in the order of their steps."""
+    found = (folder / CHECKPOINTS).glob("*") if (folder / CHECKPOINTS).is_dir() else ()
+    return sorted((path for path in found if path.is_dir() and path.name.isdecimal()), key=lambda path: int(path.name))
 
 
-def _exists(folder: Path, name: str) -> bool:
-    return (folder / name).is_file()
+def _complete(directory: Path) -> list[Path]:
+    """The files of a checkpoint, one per process, if all processes have finished theirs; else none."""
+    names: dict[int, list[str]] = {}
+    for path in directory.glob("state*.json"):
+        _, _, processes = path.stem.partition("-of-")
+        names.setdefault(int(processes or 1), []).append(path.stem)
+    for size, found in names.items():
+        if len(found) == size:
+            return [directory / f"{name}.safetensors" for name in sorted(found, key=_rank)]
+    return []
 
 
-def _shard(folder: Path, step: int, rank: int, size: int) -> Path:
-    return folder / SHARDS / str(step) / f"{rank}-of-{size}.safetensors"
+def _rank(stem: str) -> int:
+    """state-3-of-8 -> 3"""
+    return int(stem.split("-")[1]) if "-" in stem else 0
 
 
-def _replicated(name: str, metadata: Mapping[str, str]) -> bool:
-    return name in metadata["replicated"].split()
+def _share(tensors: Mapping[str, Tensor], world: World) -> dict[str, Tensor]:
+    """What this process writes: its shard of every sharded tensor, and some of the others, about equal in bytes."""
+    whole = [(name, tensor) for name, tensor in tensors.items() if not isinstance(tensor, DTensor)]
+    share = {name: local(tensor).detach() for name, tensor in tensors.items() if isinstance(tensor, DTensor)}
+    total, before = sum(tensor.nbytes for _, tensor in whole), 0
+    for name, tensor in whole:
+        if min(world.size - 1, before * world.size // max(1, total)) == world.rank:
+            share[name] = tensor.detach()
+        before += tensor.nbytes
+    return share
 
 
-def _metadata(path: Path) -> dict[str, str]:
+def _checksum(tensor: Tensor) -> int:
+    """CRC-32 of a tensor's bytes."""
+    return zlib.crc32(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+
+
+def _check(path: Path, checksums: Mapping[str, int]) -> dict[str, str]:
+    """The metadata of a file; ValueError unless it holds tensors with these checksums."""
     try:
         with safe_open(path, framework="pt") as file:
-            return file.metadata() or {}
+            names = set(file.keys())
+            bad = [name for name, value in checksums.items() if name not in names or _differs(file, name, value)]
+            metadata = file.metadata() or {}
     except (SafetensorError, FileNotFoundError) as error:
         raise ValueError(f"{path} is not a complete safetensors file ({error})") from error
+    if bad:
+        raise ValueError(f"{path} is damaged: {len(bad)} tensors differ from their checksums, {', '.join(bad[:4])}")
+    return metadata
 
 
-def _readable(path: Path) -> bool:
-    try:
-        _metadata(path)
-    except ValueError:
-        return False
-    return True
-
-
-def _copy_to_previous(newest: Path, previous: Path) -> None:
-    """Atomically replace `previous` by a copy of `newest`, which stays in place."""
-    if not newest.exists():
-        return
-    temporary = previous.with_name(f"{previous.name}.{os.getpid()}.tmp")
-    temporary.unlink(missing_ok=True)
-    try:
-        os.link(newest, temporary)
-    except OSError:  # a file system without hard links
-        shutil.copy2(newest, temporary)
-    temporary.replace(previous)
+def _differs(file: safe_open, name: str, checksum: int) -> bool:
+    return _checksum(file.get_tensor(name)) != checksum

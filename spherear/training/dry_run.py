@@ -25,7 +25,7 @@ TRIAL = (2, 4)  # batch sizes of the measured steps
 @dataclass(frozen=True)
 class Estimate:
     """parameters: of the model.  flops: per step on all devices, forward and backward.
-    fixed: bytes per device of weights, gradients, moments and EMA.  activations: bytes per device of one part.
+    fixed: bytes per device of weights, gradients, moments and EMA.  activations: bytes per device of one micro-batch.
     """
 
     parameters: int
@@ -44,7 +44,7 @@ class Estimate:
 
 
 def estimate(model: nn.Module, step: StepFunction, recipe: Recipe, execution: Execution, devices: int = 1) -> Estimate:
-    """Measure small steps and extrapolate: memory to the size of a part, operations to the size of a batch.
+    """Measure small steps and extrapolate: memory to the size of a micro-batch, operations to the size of a batch.
 
     step: number of images -> their loss, on the model's device.
     """
@@ -58,14 +58,14 @@ def estimate(model: nn.Module, step: StepFunction, recipe: Recipe, execution: Ex
     with FlopCounterMode(display=False) as counter:
         step(1).backward()
     per_image = (large - small) / (TRIAL[1] - TRIAL[0])
-    part_size = recipe.batch_size // recipe.parts
+    micro_batch = recipe.batch_size // recipe.micro_batches_on(devices)
     parameters = sum(p.numel() for p in model.parameters())
     copies = 4 + (recipe.ema_decay > 0 and not execution.average_on)  # weight, gradient, two moments, EMA
     return Estimate(
         parameters,
         counter.get_total_flops() * recipe.batch_size,
         FLOAT * copies * parameters // (devices if execution.sharded else 1),
-        int(small + per_image * (part_size - TRIAL[0])),
+        int(small + per_image * (micro_batch - TRIAL[0])),
     )
 
 
@@ -100,7 +100,7 @@ def report(found: Estimate, recipe: Recipe, images: int, devices: int, teraflops
         f"arithmetic          {found.flops / 1e12:.4g} TFLOP per step, forward and backward\n"
         f"memory              {found.memory / gib:.3f} GiB on each of {devices} devices: {found.fixed / gib:.3f} for "
         f"weights, gradients, moments and average, {found.activations / gib:.3f} for "
-        f"activations of {recipe.batch_size // recipe.parts} images\n"
+        f"activations of {recipe.batch_size // recipe.micro_batches_on(devices)} images\n"
         f"time                {hours:.4g} hours at {teraflops:g} TFLOP/s per device"
     )
 

@@ -33,12 +33,18 @@ class Execution:
     """Steps between preview images in the run's folder. 0: none."""
     tensorboard: bool = False
     """Write TensorBoard logs to the run's folder."""
+    keep_every: int = 0
+    """Keep the checkpoints at multiples of this many steps, for `spherear export`. 0: only the newest two."""
+    timeout: float = 30.0
+    """Minutes that processes wait for each other (the timeout of NCCL and gloo) before they give up."""
     override: bool = False
     """Resume even if the folder's run was started with another recipe or other data."""
 
     def __post_init__(self) -> None:
-        for name in ("workers", "preview_every"):
-            require(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}; expected 0 or more")
+        for name in ("workers", "preview_every", "keep_every"):
+            value = getattr(self, name)
+            require(value >= 0, f"{name} is {value}; expected 0 or more")
+        require(0 < self.timeout < 1e6, f"timeout is {self.timeout}; expected minutes, above 0")
 
 
 PLAIN = Execution()
@@ -50,51 +56,45 @@ def sizes_name(preset: str) -> str:
 
 
 @dataclass(frozen=True)
-class VAEJob:
+class Job:
+    """Shared by both kinds of training."""
+
+    data: str
+    """Data set: digits, mnist, shapes, folder:PATH, tar:PATH or hub:OWNER/NAME[@REVISION][#SPLIT][?stream]."""
+    run: Path
+    """The run's folder. Use --out under torchrun, which takes --run for an option of its own."""
+    device: str = "auto"
+    """cpu, cuda, or auto: cuda if available."""
+    execution: Execution = PLAIN
+    """How the run is executed. None of this changes the result."""
+    dry_run: bool = False
+    """Estimate the cost of the run and check the data. Nothing is trained or written."""
+    teraflops: float = 1.0
+    """Throughput of one device in 10^12 operations per second, for the time estimate of a dry run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VAEJob(Job):
     """Train a VAE on a preset's data. The same command on the same folder resumes the run."""
 
     recipe: VAERecipe
     """Hyperparameters of the training. The defaults are the preset's."""
-    data: str
-    """Data set: digits, mnist, shapes, folder:PATH, tar:PATH or hub:OWNER/NAME[@REVISION][#SPLIT][?stream]."""
-    run: Path
-    """The run's folder. Use --out under torchrun, which takes --run for an option of its own."""
     preset: Literal[*RECIPES, *ALIASES] = "digits"  # type: ignore[valid-type]
     """Model sizes."""
     bottleneck: Literal[*FAMILIES] = "power_spherical"  # type: ignore[valid-type]
     """Family of latents."""
-    device: str = "auto"
-    """cpu, cuda, or auto: cuda if available."""
-    execution: Execution = PLAIN
-    """How the run is executed. None of this changes the result."""
-    dry_run: bool = False
-    """Estimate the cost of the run and check the data. Nothing is trained or written."""
-    teraflops: float = 1.0
-    """Throughput of one device in 10^12 operations per second, for the time estimate of a dry run."""
 
 
-@dataclass(frozen=True)
-class ARJob:
+@dataclass(frozen=True, kw_only=True)
+class ARJob(Job):
     """Train an AR model on a trained VAE's tokens. The same command on the same folder resumes the run."""
 
     recipe: ARRecipe
     """Hyperparameters of the training. The defaults are the preset's."""
-    data: str
-    """Data set: digits, mnist, shapes, folder:PATH, tar:PATH or hub:OWNER/NAME[@REVISION][#SPLIT][?stream]."""
-    run: Path
-    """The run's folder. Use --out under torchrun, which takes --run for an option of its own."""
     vae: Path
     """Folder of the VAE's finished run."""
     preset: Literal[*RECIPES] = "digits"  # type: ignore[valid-type]
     """Model sizes."""
-    device: str = "auto"
-    """cpu, cuda, or auto: cuda if available."""
-    execution: Execution = PLAIN
-    """How the run is executed. None of this changes the result."""
-    dry_run: bool = False
-    """Estimate the cost of the run and check the data. Nothing is trained or written."""
-    teraflops: float = 1.0
-    """Throughput of one device in 10^12 operations per second, for the time estimate of a dry run."""
 
 
 def parse_job(args: list[str]) -> VAEJob | ARJob:
@@ -104,8 +104,8 @@ def parse_job(args: list[str]) -> VAEJob | ARJob:
     args = ["--run" + arg[5:] if re.fullmatch("--out(=.*)?", arg) else arg for arg in args]
     name = _option(args, "preset", "digits")
     plan, folder = recipes(sizes_name(name)), Path("runs") / name
-    vae = VAEJob(plan.vae, plan.data, folder / "vae", preset=name)
-    ar = ARJob(plan.ar, plan.data, folder / "ar", folder / "vae", preset=sizes_name(name))
+    vae = VAEJob(plan.data, folder / "vae", recipe=plan.vae, preset=name)
+    ar = ARJob(plan.data, folder / "ar", recipe=plan.ar, vae=folder / "vae", preset=sizes_name(name))
     kinds = Union[  # noqa: UP007 (tyro reads a Union)
         Annotated[VAEJob, tyro.conf.subcommand("vae", default=vae)],
         Annotated[ARJob, tyro.conf.subcommand("ar", default=ar)],

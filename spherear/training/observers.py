@@ -15,7 +15,7 @@ from spherear.sampling.pixels import save_png, tile
 from spherear.sampling.settings import SamplingSettings
 from spherear.training.progress import memory_gib
 from spherear.training.run import TrainState
-from spherear.training.world import gathered
+from spherear.world import gathered
 
 Observer = Callable[[TrainState], None]
 Preview = Callable[[torch.nn.Module], Float[Tensor, "n 3 size size"]]
@@ -33,7 +33,7 @@ def every(steps: int, observer: Observer) -> Observer:
 
 
 def curves(folder: Path) -> Observer:
-    """TensorBoard curves: losses, learning rate, steps per second, share of time waiting for data, memory.
+    """TensorBoard curves: losses, and what metrics.jsonl has beside them; memory.
 
     Without tensorboard: ModuleNotFoundError that says what to install.
     """
@@ -48,8 +48,8 @@ def curves(folder: Path) -> Observer:
         if not writer:
             writer.append(SummaryWriter(str(folder / "tensorboard"), purge_step=state.step))
         numbers = {f"loss/{name}": value for name, value in state.metrics().items()}
-        numbers |= {"run/learning_rate": state.learning_rate, "run/steps_a_second": state.rate}
-        numbers |= {"run/waiting": state.waiting, "run/memory_gib": memory_gib()}
+        numbers |= {f"run/{name}": value for name, value in state.numbers().items()}
+        numbers |= {"run/memory_gib": memory_gib()}
         for name, value in numbers.items():
             writer[0].add_scalar(name, value, state.step)
         writer[0].flush()

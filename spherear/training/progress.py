@@ -1,41 +1,19 @@
-"""A progress bar for training loops, and signal handling that stops a run without losing work."""
+"""Progress of training loops: a bar in a terminal, lines in a log file; and stop signals that lose no work."""
 
 import os
-import signal
 import sys
-import threading
+import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
-from types import FrameType
 
 import torch
 from tqdm import tqdm
 
+from spherear import signals
 from spherear.training.run import TrainState
 
 REFRESH = 10  # steps between readings of the loss; each one waits for the device
-
-
-@contextmanager
-def interruptible() -> Iterator[Callable[[], int]]:
-    """Yields a function that returns the stop signal received (SIGINT, which is Ctrl-C, or SIGTERM), or 0.
-    A second signal raises KeyboardInterrupt."""
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: 0
-        return
-    received: list[int] = []
-
-    def handler(number: int, frame: FrameType | None) -> None:
-        if received:
-            raise KeyboardInterrupt
-        received.append(number)
-
-    previous = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: received[0] if received else 0
-    finally:
-        for number, original in previous.items():
-            signal.signal(number, original)
+INTERVAL = 30.0  # seconds between the lines of a log file
 
 
 def memory_gib() -> float:
@@ -56,34 +34,67 @@ def watch(
     total: int,
     observers: Sequence[Callable[[TrainState], None]] = (),
 ) -> bool:
-    """Run a training loop under a progress bar with loss, time waited for data, memory, rate and time left.
+    """Run a training loop with loss, time waited for data, memory, rate and time left: a bar in a terminal, else a line
+    at the first step, every half minute and at the end.
 
-    Returns whether the loop finished. Ctrl-C and SIGTERM stop it between two steps, so that it can write a
-    checkpoint. Several processes stop after the same step, and the first shows the bar.
+    Returns whether the loop finished. Stop signals end it between two steps, with a checkpoint: Ctrl-C, SIGTERM,
+    SIGUSR1 and SIGHUP. Several processes stop after the same step, and the first shows the progress.
     observers: called with every state.
     """
     step = total  # for a run with no steps left
     silent = os.environ.get("RANK", "0") != "0"
+    terminal = sys.stderr.isatty()
     with (
-        interruptible() as stop_signal,
+        signals.handled(),
         closing(states),
-        tqdm(total=total, desc=title, unit="step", disable=silent) as bar,
+        tqdm(total=total, desc=title, unit="step", disable=silent or not terminal) as bar,
     ):
+        lines = _Lines(title, silent or terminal)
         for state in states:
             step = state.step
-            if step % REFRESH == 0 or step == total:
-                metrics = {name: f"{value:.3g}" for name, value in state.metrics().items()}
-                metrics |= {"waiting": f"{state.waiting:.0%}", "GiB": f"{memory_gib():.2f}"}
-                bar.set_postfix(metrics, refresh=False)
             if bar.n == 0:
-                bar.initial = step - 1
-                bar.n = step - 1
+                bar.initial = bar.n = step - 1
+            if not bar.disable and (step % REFRESH == 0 or step == total):
+                bar.set_postfix(_shown(state), refresh=False)
             bar.update(step - bar.n)
+            lines.show(state)
             for observe in observers:
                 observe(state)
-            if (state.world.size == 1 or step % REFRESH == 0) and state.world.any(bool(stop_signal())):
-                break
-        else:
-            bar.n = total
-            bar.refresh()
+        bar.refresh()
     return step >= total
+
+
+@contextmanager
+def counting(title: str, total: int, unit: str) -> Iterator[Callable[[int], object]]:
+    """Progress of what comes before a loop, while a command runs `watch`; yields a function to call with counts."""
+    shown = signals.in_command() and os.environ.get("RANK", "0") == "0"
+    line = "{desc}: {n_fmt} of {total_fmt}, {rate_fmt}, {remaining} left"
+    style = {} if sys.stderr.isatty() else {"mininterval": INTERVAL, "bar_format": line + "\n"}
+    with tqdm(total=total, desc=title, unit=unit, disable=not shown, **style) as bar:  # type: ignore[call-overload]
+        yield bar.update
+
+
+def _shown(state: TrainState) -> dict[str, str]:
+    metrics = {name: f"{value:.3g}" for name, value in state.metrics().items()}
+    return metrics | {"waiting": f"{state.waiting:.0%}", "GiB": f"{memory_gib():.2f}"}
+
+
+class _Lines:
+    """Progress as lines on stderr."""
+
+    def __init__(self, title: str, silent: bool) -> None:
+        self.title, self.silent, self.next = title, silent, 0.0
+
+    def show(self, state: TrainState) -> None:
+        """A line, if one is due."""
+        if self.silent or (time.monotonic() < self.next and state.step < state.total):
+            return
+        self.next = time.monotonic() + INTERVAL
+        shown = ", ".join(f"{name}={value}" for name, value in _shown(state).items())
+        left = tqdm.format_interval(state.seconds_left)
+        print(
+            f"{self.title}: step {state.step} of {state.total}, {shown}, {state.rate:.3g} step/s, "
+            f"{state.images_per_second:.4g} images/s, {left} left",
+            file=sys.stderr,
+            flush=True,
+        )

@@ -42,8 +42,9 @@ class Recipe(Config):
     """Steps between checkpoints."""
     log_every: int = 20
     """Steps between lines of metrics.jsonl."""
-    parts: int = 1
-    """Equal parts of a batch: spread over the processes, the rest by gradient accumulation."""
+    micro_batches: int = 1
+    """Gradient accumulation: a batch is computed in this many equal parts, or in more if the processes need more.
+    The effective batch is always batch_size: 8 on 8 processes is one each, on 2 processes four each."""
     skip_limit: int = 10
     """The run stops after this many consecutive steps with a non-finite loss or gradient; each is skipped."""
     max_broken: float = 0.01
@@ -58,7 +59,7 @@ class Recipe(Config):
     """Epoch from which all crops are centre crops."""
 
     def check(self) -> None:
-        for name in ("steps", "batch_size", "save_every", "log_every", "parts", "skip_limit"):
+        for name in ("steps", "batch_size", "save_every", "log_every", "micro_batches", "skip_limit"):
             value = getattr(self, name)
             require(value >= 1, f"{name} is {value}; expected at least 1")
         for name in ("learning_rate", "final_learning_rate", "clip"):
@@ -73,8 +74,8 @@ class Recipe(Config):
         require(0 <= self.seed < 2**63, f"seed is {self.seed}; expected an integer from 0 to 2^63 - 1")
         one_of("precision", self.precision, PRECISIONS)
         require(
-            self.batch_size % self.parts == 0,
-            f"parts is {self.parts}; expected a divisor of the batch size, {self.batch_size}",
+            self.batch_size % self.micro_batches == 0,
+            f"micro_batches is {self.micro_batches}; expected a divisor of the batch size, {self.batch_size}",
         )
         require(0 <= self.max_broken <= 1, f"max_broken is {self.max_broken}; expected a share from 0 to 1")
         require(1 <= self.crop < math.inf, f"crop is {self.crop}; expected a finite number, 1 or more")
@@ -82,6 +83,20 @@ class Recipe(Config):
             0 <= self.fade_start < self.fade_end or self.fade_start == self.fade_end == -1,
             f"crops fade from epoch {self.fade_start} to {self.fade_end}; expected the first to be smaller, or both -1",
         )
+
+    def micro_batches_on(self, processes: int) -> int:
+        """Micro-batches of a batch on so many processes: at least `micro_batches`, and equally many on each.
+
+        ValueError if the batch cannot be divided so.
+        """
+        counts = range(processes, self.batch_size + 1, processes)
+        found = [n for n in counts if n >= self.micro_batches and self.batch_size % n == 0]
+        require(
+            bool(found),
+            f"batch_size is {self.batch_size}; expected a multiple of the {processes} processes, so that each computes "
+            "an equal share of every batch",
+        )
+        return found[0]
 
     def learning_rate_at(self, step: int) -> float:
         """Linear from 0 over the warm-up, then half a cosine to the final rate; `step` counts from 0."""
@@ -153,12 +168,12 @@ _IMAGENET = Recipes(
     "folder:imagenet/train",
     VAERecipe(
         steps=100 * (_IMAGENET_EPOCH // 256), batch_size=256, learning_rate=1e-4, final_learning_rate=1e-4,
-        warmup_steps=0, ema_decay=0.0, precision="bfloat16", save_every=5000, log_every=100, parts=8,
+        warmup_steps=0, ema_decay=0.0, precision="bfloat16", save_every=5000, log_every=100, micro_batches=8,
         crop=1.25, flip=True, lpips_weight=1.0, gan_weight=0.5,
     ),
     ARRecipe(
         steps=400 * (_IMAGENET_EPOCH // 512), batch_size=512, learning_rate=3e-4, final_learning_rate=1e-5,
-        warmup_steps=20_000, ema_decay=0.9999, precision="bfloat16", save_every=5000, log_every=100, parts=8,
+        warmup_steps=20_000, ema_decay=0.9999, precision="bfloat16", save_every=5000, log_every=100, micro_batches=8,
         crop=1.25, flip=True, fade_start=350, fade_end=375,
     ),
 )  # fmt: skip
@@ -199,6 +214,6 @@ RECIPES: dict[str, Recipes] = {
 
 
 def recipes(name: str) -> Recipes:
-    """The course of a preset. Unknown names: ValueError that lists the known ones."""
+    """The recipes of a preset. Unknown names: ValueError that lists the known ones."""
     one_of("preset", name, RECIPES)
     return RECIPES[name]

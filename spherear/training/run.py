@@ -1,6 +1,7 @@
 """State of one training run: weights, optimiser, EMA, step count, and the folder they are stored in.
 
-It resumes exactly from the last checkpoint. The training loops are in `spherear.train`.
+It resumes exactly from the last checkpoint: bit for bit on the same number of processes, and up to the rounding of sums
+(1e-7) on another. The training loops are in `spherear.train`.
 
 A run folder holds `run.json` (what the run is), `metrics.jsonl` (one line every few steps), checkpoints
 (see `training.checkpoint`; no pickle) and, once finished, `config.json` and `model.safetensors` (the weights
@@ -21,16 +22,24 @@ import numpy as np
 import torch
 from filelock import BaseFileLock
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
+from spherear import signals
 from spherear.models.pretrained import CONFIG_FILE, Pretrained, fingerprint
-from spherear.training.checkpoint import State, read_state, remove_partial_files, write_shard, write_state
+from spherear.training.checkpoint import Checkpoints, State, read_state, remove_partial_files
 from spherear.training.data.dataset import ImageData
-from spherear.training.data.feed import Feed, Part
+from spherear.training.data.feed import Feed, MicroBatch, Stopped
 from spherear.training.jobs import PLAIN, Execution
 from spherear.training.recipes import Recipe
-from spherear.training.run_file import METRICS_FILE, RUN_FILE, cut_metrics, locked_run, open_facts
-from spherear.training.world import World, as_split, gathered, local, put_weights
+from spherear.training.run_file import (
+    METRICS_FILE,
+    RUN_FILE,
+    check_agreement,
+    cut_metrics,
+    is_visible,
+    locked_run,
+    open_facts,
+)
+from spherear.world import World, as_split, gathered, local, put_weights, whole
 
 __all__ = ["METRICS_FILE", "RUN_FILE", "Run", "TrainState", "fingerprint", "keyed_generator", "make_optimizer"]
 
@@ -45,6 +54,8 @@ class TrainState:
     learning_rate: of this step.  rate: steps per second since the run started or resumed.
     model: the weights to evaluate or sample from: the EMA if there is one.
     world: the processes of the run.  waiting: share of the elapsed time spent waiting for data.
+    epoch: images trained on, over those of the data set.  gradient_norm: before clipping.
+    images_per_second: on all processes, since the run started or resumed.
     """
 
     step: int
@@ -55,10 +66,20 @@ class TrainState:
     model: nn.Module = field(repr=False)
     world: World = field(default_factory=World, repr=False)
     waiting: float = 0.0
+    epoch: float = 0.0
+    images_per_second: float = 0.0
+    gradient_norm: Tensor | None = None
 
     def metrics(self) -> dict[str, float]:
         """The losses as numbers; waits for the device."""
         return {name: float(value) for name, value in self.losses.items()}
+
+    def numbers(self) -> dict[str, float]:
+        """What is logged beside the losses, by name; waits for the device."""
+        found = {"learning_rate": self.learning_rate, "epoch": self.epoch}
+        if self.gradient_norm is not None:
+            found["gradient_norm"] = float(self.gradient_norm)
+        return found | {"rate": self.rate, "images_per_second": self.images_per_second, "waiting": self.waiting}
 
     @property
     def seconds_left(self) -> float:
@@ -88,7 +109,7 @@ class Run:
         self.world = world or World()
         self.facts = json.loads(json.dumps({**facts, "recipe": recipe.to_dict()}))
         self.folder = Path(folder) if folder is not None else None
-        self.step = 0
+        self.step, self._saved = 0, -1
         self.ema = copy.deepcopy(model).requires_grad_(False).eval() if recipe.ema_decay else None
         self.world.shard(model)
         if self.ema is not None:
@@ -99,24 +120,33 @@ class Run:
         self._feed: Feed | None = None
         self._losses: list[dict[str, Tensor]] = []
         self._lock: BaseFileLock | None = None
+        self._checkpoints: Checkpoints | None = None
+        self._between_steps = True  # whether all that is stored belongs to one step
         if self.folder is not None:
-            self._open(self.folder, execution.override)
+            self._open(self.folder, execution)
         self._start_time, self._start_step = time.monotonic(), self.step
 
-    def _open(self, folder: Path, override: bool) -> None:
-        if self.world.first:
+    def _open(self, folder: Path, execution: Execution) -> None:
+        def prepare() -> None:
             self._lock = locked_run(folder)
-            open_facts(folder, self.facts, override)
+            open_facts(folder, self.facts, execution.override)
             remove_partial_files(folder)
-        self.world.wait()
-        state = read_state(folder, "cpu" if self.world.sharded else next(self.model.parameters()).device)
-        if state is not None:
-            self._resume(state)
-        if self.world.first:
+
+        def clean() -> None:
             cut_metrics(folder / METRICS_FILE, self.step)
             if not self.done:  # a model of fewer steps must not pass for this run's
                 (folder / CONFIG_FILE).unlink(missing_ok=True)
-        self.world.wait()
+
+        device = next(self.model.parameters()).device
+        self.world.first_does(prepare)
+        state = read_state(folder, "cpu" if self.world.sharded else device) if is_visible(folder) else None
+        resumed = (0, "none") if state is None else (state.step, f"{state.digest:08x}")
+        check_agreement(self.world, folder, self.facts, *resumed)
+        if state is not None:
+            self._resume(state)
+        good = None if state is None else state.step
+        self._checkpoints = Checkpoints(folder, self.world, execution.keep_every, device.type != "cpu", good)
+        self.world.first_does(clean)
 
     @property
     def result(self) -> nn.Module:
@@ -128,9 +158,9 @@ class Run:
         """Whether all steps of the recipe are done."""
         return self.step >= self.recipe.steps
 
-    def generator(self, device: torch.device | str, part: int = 0) -> torch.Generator:
-        """Random generator for a part of the next step; depends on (seed, step, part) alone."""
-        return keyed_generator(self.recipe.seed, self.step, device, part)
+    def generator(self, device: torch.device | str, number: int = 0) -> torch.Generator:
+        """Random generator for a micro-batch of the next step; depends on (seed, step, number) alone."""
+        return keyed_generator(self.recipe.seed, self.step, device, number)
 
     def feed(self, data: ImageData, device: torch.device | str, workers: int = 0) -> Feed:
         """The batches of the remaining steps; broken images are logged to `skipped-RANK.jsonl`."""
@@ -140,21 +170,22 @@ class Run:
         self._feed = feed
         return feed
 
-    def each(self, objective: nn.Module, parts: list[Part]) -> Iterator[Part]:
-        """The parts of a step (gradient accumulation); processes exchange gradients only with the last part."""
-        for part in parts:
-            self.world.sync(objective, last=part is parts[-1])
-            yield part
+    def micro_batches(self, objective: nn.Module, batch: list[MicroBatch]) -> Iterator[MicroBatch]:
+        """The micro-batches of a step; processes exchange gradients only with the last one."""
+        self._between_steps = False
+        for micro_batch in batch:
+            with self.world.synchronised(objective, last=micro_batch is batch[-1]):
+                yield micro_batch
 
-    def accumulate(self, losses: Mapping[str, Tensor], parts: int = 1) -> None:
-        """Add the gradient of one part, out of `parts` on this process (gradient accumulation)."""
+    def accumulate(self, losses: Mapping[str, Tensor], count: int = 1) -> None:
+        """Add the gradient of one micro-batch, out of `count` on this process (gradient accumulation)."""
         if not self._losses:
             for optimizer in (self.optimizer, *(other for _, other in self.others.values())):
                 optimizer.zero_grad(set_to_none=True)
-        (losses["loss"] / parts).backward()
+        (losses["loss"] / count).backward()
         self._losses.append({name: value.detach() for name, value in losses.items()})
 
-    def descend(self) -> TrainState:
+    def update(self) -> TrainState:
         """Take an optimiser step; log and save a checkpoint when due.
 
         A step with a non-finite loss or gradient only changes the step count; `skip_limit` consecutive ones
@@ -168,10 +199,11 @@ class Run:
         for other, _ in self.others.values():
             self.world.average(other)
             finite = finite & torch.isfinite(nn.utils.clip_grad_norm_(other.parameters(), self.recipe.clip))
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
-        self._step_optimizers(finite & torch.isfinite(norm.full_tensor() if isinstance(norm, DTensor) else norm))
+        norm = whole(nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip))
+        self._step_optimizers(finite & torch.isfinite(norm))
         self.step += 1
-        state = self._state(losses, rate)
+        self._between_steps = True
+        state = self._state(losses, rate, norm)
         if self.step % self.recipe.log_every == 0 or self.done:
             self._log(state)
         elif self.skipped.device.type == "cpu":
@@ -182,33 +214,53 @@ class Run:
 
     @contextmanager
     def checkpointed(self) -> Iterator["Run"]:
-        """Context for the training loop: leaving it early at a `yield` saves a checkpoint, an error does not.
+        """Context for the training loop: a stop signal, or leaving the loop at a `yield`, saves a checkpoint.
 
-        An error may occur in the middle of a step, so the last saved checkpoint stays the good one.
+        So does an error between two steps, such as data that cannot be read. After an error within a step, the last
+        saved checkpoint stays the good one.
         """
         try:
-            yield self
-            self._finish()
-        except GeneratorExit:
-            self.save()
-            raise
+            with signals.deferred():
+                try:
+                    yield self
+                    self._finish()
+                except (Stopped, GeneratorExit) as reason:
+                    self._save_to_disk()
+                    if isinstance(reason, GeneratorExit):
+                        raise
+                except (OSError, ValueError, RuntimeError) as error:
+                    self._save_after(error)
+                    raise
         finally:
             if self._lock is not None:
                 self._lock.release()
 
     def save(self) -> None:
-        """Write a checkpoint atomically. All processes must call it."""
-        if self.folder is None:
+        """Write a checkpoint atomically; from a GPU, in the background. All processes must call it."""
+        if self._checkpoints is not None:
+            self._checkpoints.write(self.step, dict(self._tensors()), {"facts": json.dumps(self.facts)})
+            self._saved = self.step
+
+    def _save_to_disk(self) -> None:
+        """Save unless it is done, and wait until all processes have written their shares."""
+        if self._checkpoints is not None:
+            if self._saved != self.step:
+                self.save()
+            self._checkpoints.wait()
+            self.world.wait()
+            self._checkpoints.rotate()
+
+    def _save_after(self, error: Exception) -> None:
+        """Save after an error between two steps; the error says that it was done."""
+        if self._checkpoints is None or not self._between_steps:
             return
-        metadata = {"step": str(self.step), "facts": json.dumps(self.facts)}
-        tensors = dict(self._tensors())
-        if self.world.sharded:
-            metadata["replicated"] = " ".join(name for name, t in tensors.items() if not isinstance(t, DTensor))
-            write_shard(self.folder, self.step, self.world, {k: local(t) for k, t in tensors.items()}, metadata)
-            return
-        if self.world.first:
-            write_state(self.folder, tensors, metadata)
-        self.world.wait()
+        try:
+            if self._saved != self.step:
+                self.save()
+            self._checkpoints.wait()
+            error.add_note(f"{self.folder} holds step {self.step}; once this is mended, the same command goes on")
+        except OSError as second:
+            error.add_note(f"{second}; {self.folder} holds an earlier step")
 
     def _trained(self) -> Iterable[tuple[str, nn.Module, torch.optim.Optimizer]]:
         """Name prefix in a checkpoint, model and optimiser of every trained module."""
@@ -226,11 +278,11 @@ class Run:
             yield from ((f"ema/{name}", tensor) for name, tensor in self.ema.state_dict().items())
 
     def _mean_losses(self) -> dict[str, Tensor]:
-        """Mean over the step's parts on all processes."""
-        parts, self._losses = self._losses, []
-        if len(parts) == 1:
-            return self.world.mean(parts[0])
-        return self.world.mean({name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]})
+        """Mean over the step's micro-batches on all processes."""
+        found, self._losses = self._losses, []
+        if len(found) == 1:
+            return self.world.mean(found[0])
+        return self.world.mean({name: torch.stack([one[name] for one in found]).mean() for name in found[0]})
 
     def _step_optimizers(self, finite: Tensor) -> None:
         """Step the optimisers if `finite` (waiting for the device only when sharded), then update the EMA."""
@@ -244,12 +296,14 @@ class Run:
         self.skipped = torch.stack((bad * (self.skipped[0] + 1), self.skipped[1] + bad))
         self._update_ema()
 
-    def _state(self, losses: Mapping[str, Tensor], learning_rate: float) -> TrainState:
+    def _state(self, losses: Mapping[str, Tensor], learning_rate: float, norm: Tensor) -> TrainState:
         elapsed = max(1e-9, time.monotonic() - self._start_time)
-        rate, waited = (self.step - self._start_step) / elapsed, self._feed.waited if self._feed is not None else 0.0
+        rate, size = (self.step - self._start_step) / elapsed, self.recipe.batch_size
+        waited, images = (self._feed.waited, len(self._feed.data)) if self._feed is not None else (0.0, 0)
         return TrainState(
-            self.step, self.recipe.steps, losses, learning_rate, rate, self.result, self.world, waited / elapsed
-        )
+            self.step, self.recipe.steps, losses, learning_rate, rate, self.result, self.world, waited / elapsed,
+            self.step * size / images if images else 0.0, rate * size, norm.detach(),
+        )  # fmt: skip
 
     @torch.no_grad()
     def _update_ema(self) -> None:
@@ -274,17 +328,17 @@ class Run:
     def _log(self, state: TrainState) -> None:
         self._check_skipped(state)
         if self.folder is not None and self.world.first:
-            metrics = {k: v if math.isfinite(v) else None for k, v in state.metrics().items()}
-            line = {"step": state.step, **metrics, "learning_rate": state.learning_rate, "rate": state.rate}
+            numbers = state.metrics() | state.numbers()
+            line = {"step": state.step, **{k: v if math.isfinite(v) else None for k, v in numbers.items()}}
             if self.skipped[1] > 0:
                 line["skipped_steps"] = int(self.skipped[1])
-            if self._feed is not None and self._feed.data.broken:
-                line["skipped_images"] = len(self._feed.data.broken)
+            if self._feed is not None and self._feed.broken:
+                line["skipped_images"] = len(self._feed.broken)
             with (self.folder / METRICS_FILE).open("a", encoding="utf-8", newline="\n") as file:
                 file.write(json.dumps(line) + "\n")
 
     def _finish(self) -> None:
-        self.save()
+        self._save_to_disk()
         if self.folder is not None:
             model = gathered(self.result)
             assert isinstance(model, Pretrained)
@@ -311,6 +365,7 @@ class Run:
         if self.ema is not None:
             put_weights(self.ema, group("ema/"), state.source)
         self.step = state.step
+        self._saved = self.step
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
@@ -325,8 +380,8 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(recipe.beta1, recipe.beta2), fused=True)
 
 
-def keyed_generator(seed: int, step: int, device: torch.device | str = "cpu", part: int = 0) -> torch.Generator:
-    """A generator whose stream depends on (seed, step, part) alone."""
-    words = [seed, step, part] if part else [seed, step]
+def keyed_generator(seed: int, step: int, device: torch.device | str = "cpu", number: int = 0) -> torch.Generator:
+    """A generator whose stream depends on (seed, step, number) alone; number: of a micro-batch."""
+    words = [seed, step, number] if number else [seed, step]
     key = int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0])
     return torch.Generator(device).manual_seed(key >> 1)

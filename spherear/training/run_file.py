@@ -1,7 +1,9 @@
 """The description of a run: `run.json`, its comparison with another run, and the lines of `metrics.jsonl`."""
 
+import hashlib
 import json
 import math
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,12 +12,17 @@ from filelock import BaseFileLock, FileLock, Timeout
 
 from spherear.models.config import require
 from spherear.models.files import read_json, write_json, write_text
+from spherear.world import World
 
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.jsonl"
 LOCK_FILE = ".lock"
+VISIBLE = 30.0  # seconds for a new file to appear on a network file system
 LONGEST = 120  # characters of a value in a message
 IMMUTABLE = ("kind", "model.", "vae")  # prefixes of facts that not even `override` can change
+FREE = {"dataset.revision"} | {  # facts that are recorded, and may change when a run is resumed
+    f"recipe.{name}" for name in ("log_every", "save_every", "micro_batches", "skip_limit", "max_broken")
+}
 
 
 def locked_run(folder: Path) -> BaseFileLock:
@@ -41,13 +48,39 @@ def open_facts(folder: Path, facts: Mapping[str, Any], override: bool = False) -
     write_json(folder / RUN_FILE, facts)
 
 
+def is_visible(folder: Path) -> bool:
+    """Whether this process sees the run's description; a network file system may show it late."""
+    end = time.monotonic() + VISIBLE
+    while not (folder / RUN_FILE).exists() and time.monotonic() < end:
+        time.sleep(0.1)
+    return (folder / RUN_FILE).exists()
+
+
+def check_agreement(world: World, folder: Path, facts: Mapping[str, Any], step: int, checkpoint: str) -> None:
+    """ValueError unless all processes see the same folder with the same checkpoint, for the same run."""
+    stored = read_json(folder / RUN_FILE) if (folder / RUN_FILE).exists() else {}
+    seen = {"step": step, "checkpoint": checkpoint, RUN_FILE: _digest(stored), "command": _digest(facts)}
+    found = world.gather(seen)
+    for name in seen:
+        values = [str(values[name]) for values in found]
+        require(
+            len(set(values)) == 1,
+            f"the processes disagree about {folder} ({name} by process: {', '.join(values)}); expected one folder that "
+            "all of them share, and the same data and options for each",
+        )
+
+
+def _digest(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]
+
+
 def check_facts(folder: Path, facts: Mapping[str, Any], override: bool = False) -> list[str]:
     """Names of the facts that differ; ValueError if they must not. Recipe facts missing from an older file
     count as equal."""
     stored, requested = _flat(read_json(folder / RUN_FILE)), _flat(facts)
     missing = {name for name in requested if name.startswith("recipe.") and name not in stored}
     differ = sorted(k for k in (stored.keys() | requested.keys()) - missing if stored.get(k) != requested.get(k))
-    refused = [name for name in differ if not override or name.startswith(IMMUTABLE)]
+    refused = [name for name in differ if name not in FREE and (not override or name.startswith(IMMUTABLE))]
     listed = _listed(refused, stored, requested)
     require(not refused, f"{folder} holds another run ({listed}); expected the same run, or an empty folder")
     return differ

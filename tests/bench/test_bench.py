@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from spherear import Pipeline, SamplingSettings, SphereAR, cli
-from spherear.bench import MEASUREMENTS, command, decoding, floor, latency
+from spherear.bench import MEASUREMENTS, command, decoding, floor, latency, sizes
 from spherear.bench.command import KINDS, Request
 from spherear.bench.decoding import bench_decode, fits, random_model
 from spherear.bench.floor import copy_rate, floor_seconds, product_rate, works
@@ -16,7 +16,9 @@ from spherear.bench.growth import bench_memory, straight_line
 from spherear.bench.latency import bench_latency
 from spherear.bench.steps import step_times
 from spherear.bench.timing import measure, summary
-from spherear.models.presets import PRESETS
+from spherear.models.presets import PRESETS, preset
+from spherear.models.sources import Outline
+from spherear.sampling.placement import SMALL
 from spherear.sampling.settings import NAMED_SETTINGS
 from tests.conftest import TINY_AR
 
@@ -221,3 +223,18 @@ def test_an_unknown_word_gets_the_known_ones(option, known, capsys):
         cli.main(["bench", "decode", option, "cats"])
     assert stop.value.code == 2
     assert known in capsys.readouterr().err
+
+
+def test_sizes_are_measured_in_pairs(monkeypatch, capsys):
+    """The command behind `sampling.placement.SMALL`: its sizes lie on both sides of it, up to that of SphereAR-B."""
+    parameters = [Outline(preset("digits").vae, sizes.config_of(width)).parameters()[1] for width in sizes.WIDTHS]
+    assert parameters == sorted(parameters)
+    assert parameters[0] < SMALL < parameters[-1]
+    assert parameters[-1] == pytest.approx(204.5e6, rel=0.1)
+    monkeypatch.setattr(sizes, "WIDTHS", {96: 4})
+    monkeypatch.setattr(sizes, "REPEATS", 1)
+    (row,) = sizes.measure_sizes()
+    assert row.parameters == parameters[0]
+    assert row.speedup == pytest.approx(row.eager / row.packed)
+    sizes.main()
+    assert capsys.readouterr().out.splitlines()[2].startswith("| 0.7 ")

@@ -15,14 +15,17 @@ NUMBERS = {
     "seed": ["-1", "x", "1.5", str(2**64), "-99999999999999999999"], "word": ["zz", "", "None", "digit s", "../x"],
 }  # fmt: skip
 DEVICES = ["zz", "cuda:x", "cuda:99", "meta:1:2"]
+PLACES = {"device": DEVICES, "dtype": ["zz", "float16", ""], "engine": ["zz", "cuda_graphs", ""]}
+MODELS = {"ar": ["zz", "no/such", "../x", "~zz", "{models}/ar/config.json"], "vae": ["zz", "{models}/ar/config.json"]}
 SAMPLE = {
     "labels": ["-1", "11", "x", "1.5", str(10**30), "#99", ""], "count": NUMBERS["count"], "zoom": NUMBERS["count"],
     "seed": NUMBERS["seed"], "guidance-scale": NUMBERS["float"], "steps": NUMBERS["count"],
     "solver": NUMBERS["word"], "spacing": NUMBERS["word"], "schedule": NUMBERS["word"],
-    "temperature": NUMBERS["float"], "last-step": ["0", "1", "nan", "x", "2"], "device": DEVICES,
-    "run": ["zz", "no/such", "../x", "a/b/c", "~zz"],
+    "temperature": NUMBERS["float"], "last-step": ["0", "1", "nan", "x", "2"], **PLACES,
+    "run": ["zz", "no/such", "../x", "a/b/c", "~zz", "{models}/ar/config.json"], "vae": MODELS["vae"],
 }  # fmt: skip
-EVALUATE = {name: SAMPLE[name] for name in ("guidance-scale", "steps", "solver", "temperature", "device", "seed")} | {
+SHARED = ("guidance-scale", "steps", "solver", "temperature", "vae", "seed", *PLACES)
+EVALUATE = {name: SAMPLE[name] for name in SHARED} | {
     "count": ["0", "-3", "3", "x"], "shard": NUMBERS["count"], "data": NUMBERS["word"],
     "reference": ["zz", "x.npz", "folder:zz", "~zz/x", "{folder}", "{models}/vae/config.json"],
 }  # fmt: skip
@@ -46,17 +49,19 @@ COMMANDS: dict[tuple[str, ...], dict[str, list[str]]] = {
     | AR
     | {"cached-copies": ["-1", "x"]},
     ("demo", "--run", "{folder}/run"): {
-        "guidance": NUMBERS["float"], "bottleneck": NUMBERS["word"], "seed": ["-1", "x"], "device": ["zz"],
+        "guidance": NUMBERS["float"], "bottleneck": NUMBERS["word"], "seed": ["-1", "x"], **PLACES,
         "vae-steps": NUMBERS["count"], "ar-steps": NUMBERS["count"],
     },
-    ("study", "quick", "--out", "{folder}/study"): {"jobs": ["-1", "x"], "budget": ["nan", "0", "-1", "x", "-inf"]},
+    ("study", "quick", "--out", "{folder}/study"): {
+        "jobs": ["-1", "x"], "budget": ["nan", "0", "-1", "x", "-inf"], **PLACES,
+    },
     ("bench", "decode", "--out", "{folder}/x.json"): {
         "batches": ["0", "-1", "x"], "tokens": ["-1", "x"], "steps": ["-1", "x"], "repeats": ["-1", "x"],
         "threads": ["-1", "x"], "dtypes": NUMBERS["word"], "presets": NUMBERS["word"], "device": ["zz"],
     },
     ("notebooks",): {"folder": ["/zz"], "only": ["zz"]},
-    ("lab", "{folder}/mine"): {"port": ["x", "1.5", "-1", "70000"]},
-    ("page",): {"port": ["x", "-1", "70000"], "visits": ["0", "-1", "x"], "idle": ["0", "-3", "x"]},
+    ("lab", "{folder}/mine"): {"port": ["x", "1.5", "-1", "70000"], **MODELS, **PLACES},
+    ("page",): {**MODELS, **PLACES, "port": ["x", "-1", "70000"], "visits": ["0", "-1", "x"], "idle": ["0", "-3", "x"]},
 }  # fmt: skip
 
 

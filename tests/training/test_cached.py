@@ -16,13 +16,14 @@ from spherear import VAE, SphereAR
 from spherear.models.presets import Preset, with_vae
 from spherear.sphere.bottlenecks import BOTTLENECKS
 from spherear.train import train_ar
-from spherear.training.data.cached import encode_all
+from spherear.training.data.cached import Encoding, encode_all
 from spherear.training.data.catalog import load_data
 from spherear.training.dry_run import ar_step, estimate
 from spherear.training.jobs import Execution
 from spherear.training.objectives import ARObjective
 from spherear.training.recipes import ARRecipe
 from spherear.training.run import keyed_generator
+from spherear.world import World
 from tests.conftest import TINY_AR, TINY_VAE, randomise
 
 RECIPE = ARRecipe(
@@ -200,3 +201,46 @@ def test_a_compiled_run_is_the_run(request):
     plain, compiled = (torch.tensor([float(x) for x in line.split()]) for line in done.stdout.splitlines())
     assert len(plain) == RECIPE.steps
     assert_close(compiled, plain, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_workers_encode_what_the_loop_encodes_and_train_from_a_folder(digits, tmp_path):
+    vae, recipe = family("power_spherical"), replace(RECIPE, cached_copies=1)
+    execution = Execution(cache=tmp_path / "kept", workers=2)
+    expected = [s.metrics() for s in train_ar(TINY_AR, vae, digits, recipe)]
+    assert [s.metrics() for s in train_ar(TINY_AR, vae, digits, recipe, execution=execution)] == expected
+    in_memory = train_ar(TINY_AR, vae, digits, recipe, execution=Execution(workers=2))
+    assert [s.metrics() for s in in_memory] == expected
+
+
+def test_a_disk_without_room_is_named_before_anything_is_encoded(digits, tmp_path, monkeypatch):
+    def full(file, start, count):
+        assert count == 1442 * 16 * 5 * 4  # images, tokens, channels, bytes
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", full)
+    monkeypatch.setattr(VAE, "features", None)  # who encodes, fails
+    with pytest.raises(OSError, match=r"could not write .*features.bin: .*No space left on device"):
+        encode_all(family("power_spherical"), digits, folder=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(OSError, match="No space left"):
+        encode_all(family("vmf"), digits, folder=tmp_path / "kept")
+
+
+def test_processes_encode_a_share_each_and_all_images_once(digits):
+    """The shares of three processes are the chunks of one, none twice."""
+
+    class Third(World):
+        size = 3
+
+    vae, rows = family("power_spherical"), []
+    whole = encode_all(vae, digits, copies=2)
+    found = torch.zeros_like(whole.features)
+    for rank in range(3):
+        world = Third()
+        world.rank = rank
+        for row, features, _ in Encoding(vae, digits, copies=2, world=world).share():
+            found[row : row + len(features)] = features
+            rows += range(row, row + len(features))
+    assert sorted(rows) == list(range(2 * 1442))
+    assert torch.equal(found, whole.features)

@@ -69,10 +69,10 @@ def test_memory_of_b_is_within_15_percent(tmp_path, monkeypatch):
     sizes, plan = preset("imagenet256-B"), recipes("imagenet256-B")
     coder = seeded(0, VAE, sizes.vae)
     coder.save_pretrained(tmp_path / "vae")
-    recipe = replace(plan.ar, batch_size=32, parts=1, steps=3)
+    recipe = replace(plan.ar, batch_size=32, micro_batches=1, steps=3)
     data = load_data("shapes", 256)
-    args = ["ar", "--preset", "imagenet256-B", "--vae", str(tmp_path / "vae"), "--batch-size", "32", "--parts", "1",
-            "--device", "cuda", "--data", "shapes"]  # fmt: skip
+    args = ["ar", "--preset", "imagenet256-B", "--vae", str(tmp_path / "vae"), "--batch-size", "32",
+            "--micro-batches", "1", "--device", "cuda", "--data", "shapes"]  # fmt: skip
     monkeypatch.setattr(type(data), "classes", tuple(map(str, range(1000))))
     found, _ = estimated(monkeypatch, args)
     coder = coder.to("cuda")

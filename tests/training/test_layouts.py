@@ -1,5 +1,6 @@
 """Which files are images of which class: folders, tars, tars in tars, WebDatasets; hidden, other and missing files."""
 
+import errno
 import io
 import os
 import tarfile
@@ -298,3 +299,72 @@ def test_a_small_picture_is_seen_pixel_by_pixel(tmp_path):
     (image,), _ = load_data(f"folder:{root}", 16).batch(torch.tensor([0]))
     assert torch.equal(image, as_tensor(Image.open(io.BytesIO(png(7)))))
     assert Path(root / "a" / "1.png").read_bytes() == png(7)
+
+
+@pytest.mark.parametrize("inner", [False, True])
+def test_a_tar_that_was_cut_between_two_files_is_noticed(tmp_path, inner):
+    """It holds whole files, and lacks the zeros at its end."""
+    whole = tar_of({f"cat/{i}.jpg": jpeg(i) for i in range(3)} | {f"dog/{i}.jpg": jpeg(i) for i in range(3)})
+    with tarfile.open(fileobj=io.BytesIO(whole)) as archive:
+        cut = whole[: archive.getmembers()[-1].offset]
+    path = tmp_path / "x.tar"
+    path.write_bytes(tar_of({"cat.tar": cut, "dog.tar": whole}) if inner else cut)
+    with pytest.raises(ValueError, match=r"x.tar.* ends without the zeros that end a tar; .* this one was cut"):
+        load_data(f"tar:{path}", 16)
+    assert [p.name for p in tmp_path.iterdir() if p.name.endswith(".safetensors")] == []
+
+
+def test_folders_of_splits_are_no_classes(tmp_path):
+    files = {f"{split}/{name}": content for split in ("train", "Val") for name, content in FILES.items()}
+    root = write(tmp_path / "data", files)
+    for spec in (f"folder:{root}", f"tar:{pack(root, tmp_path / 'x.tar')}"):
+        with pytest.raises(ValueError, match=r"has the classes (Val, train|train, Val), names of splits; expected the"):
+            load_data(spec, 16)
+    assert load_data(f"folder:{root / 'train'}", 16).classes == ("cat", "dog")
+
+
+def test_an_index_in_a_folder_that_cannot_be_written_is_read_without_a_lock(tmp_path, monkeypatch):
+    path = pack(write(tmp_path / "data", FILES), tmp_path / "x.tar")
+    before = load_data(f"tar:{path}", 16)
+    lock = tmp_path / "x.tar.index.safetensors.lock"
+    lock.unlink(missing_ok=True)
+    monkeypatch.setattr("os.access", lambda *args: False)
+    monkeypatch.setattr("spherear.training.data.tar.locked", lambda place: pytest.fail(f"a lock at {place}"))
+    assert classes_of(load_data(f"tar:{path}", 16)) == classes_of(before)
+    monkeypatch.undo()
+    monkeypatch.setattr("os.access", lambda *args: False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    os.utime(path, (1, 1))  # another file by its time: the index beside it does not count
+    assert classes_of(load_data(f"tar:{path}", 16)) == classes_of(before)
+    assert len(list((tmp_path / "cache" / "spherear").glob("*.safetensors"))) == 1
+    assert not lock.exists()
+
+
+def test_photographs_travel_as_bytes(tmp_path):
+    data = load_data(f"folder:{write(tmp_path / 'data', FILES)}", 16)
+    stored, labels = data.raw(torch.arange(4))
+    images, expected = data.batch(torch.arange(4))
+    assert (stored.dtype, stored.shape) == (torch.uint8, (4, 3, 16, 16))
+    assert torch.equal(stored.double() / 127.5 - 1, (images.double() + 1).mul(127.5).round() / 127.5 - 1)
+    assert torch.equal(labels, expected)
+
+
+def test_storage_that_fails_is_asked_again_and_is_no_broken_image(tmp_path, monkeypatch):
+    data = load_data(f"folder:{write(tmp_path / 'data', FILES)}", 16)
+    expected, waits, left = data.batch(torch.arange(4))[0], [], [2]
+    real = type(data).content
+
+    def sometimes(self, index):
+        left[0] -= 1
+        if left[0] >= 0:
+            raise OSError(errno.EIO, "Input/output error")
+        return real(self, index)
+
+    monkeypatch.setattr(type(data), "content", sometimes)
+    monkeypatch.setattr("time.sleep", waits.append)
+    assert torch.equal(data.batch(torch.arange(4))[0], expected)
+    assert waits == [0.5, 2.0]
+    left[0] = 100
+    with pytest.raises(OSError, match=r"cat/day/1.png of folder:.* cannot be read: the storage fails .*Input/output"):
+        data.batch(torch.arange(4))
+    assert data.broken == {}

@@ -1,5 +1,6 @@
 """What is shown of a run, and that showing changes nothing."""
 
+import json
 import sys
 
 import numpy as np
@@ -40,6 +41,15 @@ def test_a_watched_run_is_the_run_and_leaves_curves_and_pictures(vae, tmp_path, 
     assert [event.step for event in found.Scalars("loss/loss")] == [2, 4, 5]
     assert all(event.value > 0 for event in found.Scalars("run/memory_gib"))
     assert all(0 <= event.value < 1 for event in found.Scalars("run/waiting"))
+    lines = [json.loads(line) for line in (tmp_path / "shown" / "metrics.jsonl").read_text().splitlines()]
+    for name in ("gradient_norm", "epoch", "images_per_second", "learning_rate"):
+        logged = {line["step"]: line[name] for line in lines}
+        events = found.Scalars(f"run/{name}")
+        assert [event.value for event in events] == pytest.approx([logged[event.step] for event in events], rel=1e-4)
+    assert [line["epoch"] for line in lines] == [4 * line["step"] / 1442 for line in lines]
+    for line in lines:
+        assert line["images_per_second"] == pytest.approx(4 * line["rate"])
+        assert line["gradient_norm"] > 0
 
 
 def test_a_vaes_preview_is_images_over_reconstructions(tmp_path):
@@ -62,3 +72,19 @@ def test_curves_without_tensorboard_say_what_to_install(monkeypatch, tmp_path, c
 
 def test_memory_is_what_the_process_held():
     assert 0.05 < memory_gib() < 64
+
+
+def test_a_log_file_gets_lines_and_a_terminal_a_bar(tmp_path, capsys, monkeypatch):
+    args = ["vae", "--steps", "30", "--batch-size", "4", "--run"]
+    assert train.main([*args, str(tmp_path / "a")]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition(",")[0] for line in lines] == ["VAE (digits): step 1 of 30", "VAE (digits): step 30 of 30"]
+    assert all("loss=" in line and "images/s" in line and "left" in line for line in lines)
+    monkeypatch.setattr("spherear.training.progress.INTERVAL", 0.0)
+    assert train.main([*args, str(tmp_path / "b")]) == 0
+    assert len(capsys.readouterr().err.splitlines()) == 30
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    assert train.main([*args, str(tmp_path / "c")]) == 0
+    shown = capsys.readouterr().err
+    assert shown.count("\r") > 1
+    assert "30/30" in shown

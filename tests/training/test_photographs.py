@@ -137,7 +137,7 @@ def test_too_many_broken_images_stop_the_run_with_the_list(ilsvrc):
 
 @pytest.mark.slow
 def test_workers_read_what_the_loop_reads(ilsvrc):
-    recipe = replace(VAE_RECIPE, max_broken=0.06, crop=1.25, flip=True, parts=2)
+    recipe = replace(VAE_RECIPE, max_broken=0.06, crop=1.25, flip=True, micro_batches=2)
     runs = []
     for workers in (0, 2):
         data = load_data(f"tar:{ilsvrc}", 16)
@@ -184,7 +184,7 @@ def test_a_pickle_is_never_read(tmp_path):
     states = train_vae(TINY_VAE, digits, VAE_RECIPE, run)
     next(states)
     states.close()
-    (run / "state.safetensors").write_bytes(evil)
+    (run / "checkpoints" / "0000001" / "state.safetensors").write_bytes(evil)
     with pytest.raises(ValueError, match="not a complete safetensors file"):
         next(train_vae(TINY_VAE, digits, VAE_RECIPE, run))
     (tmp_path / "broken" / "a").mkdir(parents=True)
@@ -255,6 +255,7 @@ def test_the_hubs_formats_are_read_by_index_and_as_a_stream(folder, tmp_path, mo
         if not streaming:
             return found
         stream = found.to_iterable_dataset()
+        stream.info.builder_name = found.info.builder_name
         stream.info.splits = datasets.splits.SplitDict(  # as a hub's data card says
             train=datasets.splits.SplitInfo("train", num_examples=len(found))
         )
@@ -284,6 +285,42 @@ def test_the_hubs_formats_are_read_by_index_and_as_a_stream(folder, tmp_path, mo
     assert len(list(train_vae(TINY_VAE, stream, VAE_RECIPE))) == 8
     with pytest.raises(ValueError, match="expected \\?stream or nothing"):
         load_data("hub:some/body?flow", 16)
+
+
+def test_a_row_of_the_hub_cannot_read_a_file_of_this_machine(tmp_path):
+    """A table whose image is a path, of which the file exists."""
+    datasets = pytest.importorskip("datasets")
+    secret = tmp_path / "secret.png"
+    picture(1).save(secret)
+    root = tmp_path / "table"
+    root.mkdir()
+    features = datasets.Features(image=datasets.Image(decode=False), label=datasets.ClassLabel(names=["a", "b"]))
+    content = secret.read_bytes()
+    rows = [{"bytes": content, "path": None}, {"bytes": None, "path": str(secret)}, {"bytes": content, "path": None}]
+    table = datasets.Dataset.from_dict({"image": rows, "label": [0, 0, 1]}, features=features)
+    table.to_parquet(root / "train-00000.parquet")
+    for stream in ("", "?stream"):
+        data = load_data(f"hub:{root}{stream}", 16)
+        data.batch(torch.arange(3))
+        assert list(data.broken.items()) == [
+            ("row 1", f"it is the file {secret}; expected one in the folders of the data set")
+        ]
+        assert data.facts()["revision"] == ""
+
+
+def test_the_revision_of_the_hub_is_recorded_and_may_change(folder, tmp_path, monkeypatch):
+    from spherear.training.data.hub import _revision
+    from spherear.training.run_file import check_facts
+
+    commit = "0123456789abcdef" * 2 + "01234567"
+    files = f"[{{'filename': '/cache/some___body/default/0.0.0/{commit}/body-train.arrow'}}]"
+    assert _revision("some/body", "main", files) == commit
+    assert _revision(str(folder), "", "[]") == ""
+    assert _revision("some/body", commit, "") == commit
+    (tmp_path / "run.json").write_text(json.dumps({"dataset": {"revision": commit, "images": 3}}))
+    assert check_facts(tmp_path, {"dataset": {"revision": "other", "images": 3}}) == ["dataset.revision"]
+    with pytest.raises(ValueError, match=r"dataset.images: expected 3, got 4\)"):
+        check_facts(tmp_path, {"dataset": {"revision": "other", "images": 4}})
 
 
 def test_a_view_depends_on_seed_epoch_and_index_alone():

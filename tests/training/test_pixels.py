@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageOps
 
-from spherear.training.data.pixels import GROUND, decode_image, is_hidden, is_picture
+from spherear.training.data.pixels import GROUND, decode_image, decode_small, is_hidden, is_picture
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
@@ -148,3 +148,41 @@ def test_endings_and_hidden_names():
     assert not any(map(is_picture, ("a.txt", "tif", "a.pdf", "a.h5", "a.mpg", "a.cls")))
     assert all(map(is_hidden, (".x.png", "a/._x.png", "__MACOSX/a/x.png", ".ipynb_checkpoints", "a/.git/x.png")))
     assert not any(map(is_hidden, ("x.png", "./a/x.png", "../x.png", "a.b/x.png")))
+
+
+def test_a_format_that_starts_a_program_is_not_opened_whatever_its_name(monkeypatch):
+    """An EPS in a file `x.jpg`: Pillow would call Ghostscript."""
+    from PIL import EpsImagePlugin
+
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *args, **options: pytest.fail("Ghostscript was started"))
+    content = stored(quarters(), "EPS")
+    assert Image.open(io.BytesIO(content)).format == "EPS"
+    with pytest.raises(OSError, match="cannot identify image file"):
+        decode_image(content)
+
+
+def test_more_pixels_than_the_limit_are_refused_before_pillow_warns():
+    with pytest.raises(ValueError, match="it has 50005000 pixels; expected at most 50000000"):
+        decode_image(stored(Image.new("1", (10_001, 5_000))))
+    assert Image.MAX_IMAGE_PIXELS > 50_000_000
+
+
+@pytest.mark.parametrize("size", [(800, 600), (601, 1207)])
+def test_a_large_jpeg_is_decoded_small_and_looks_the_same(size):
+    """Against the decoding of all pixels: 1/8 of the side at most, and nearly the same picture."""
+    noise = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    content = stored(Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC), "JPEG", quality=95)
+    whole, (small, extent) = decode_image(content), decode_small(content, 64)
+    assert whole.size == size
+    assert 64 <= min(small.size) < min(size) / 4
+    assert extent[0] / size[0] == extent[1] / size[1] == 1 / 8
+    views = [
+        np.asarray(picture.resize((32, 32), Image.Resampling.LANCZOS, box=(0, 0, *sides))).astype(int)
+        for picture, sides in ((whole, whole.size), (small, extent))
+    ]
+    assert np.abs(views[0] - views[1]).mean() < 1.5
+    assert decode_small(stored(quarters()), 4)[1] == (16, 16)  # no JPEG
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = decode_small(stored(whole, "JPEG", exif=exif), 64)
+    assert turned[1] == turned[0].size == size[::-1]

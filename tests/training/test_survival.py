@@ -13,12 +13,16 @@ import torch
 from torch.testing import assert_close
 
 from spherear.models.files import read_json
-from spherear.training.checkpoint import read_state
+from spherear.train import train_vae
+from spherear.training.checkpoint import Checkpoints, read_state, steps_of
 from spherear.training.data.catalog import load_data
+from spherear.training.data.dataset import ImageData
 from spherear.training.jobs import Execution
 from spherear.training.objectives import vae_losses
 from spherear.training.run import Run
-from tests.training.test_train import AR_RECIPE, loop, same_weights, vae  # noqa: F401
+from spherear.world import World
+from tests.conftest import TINY_VAE
+from tests.training.test_train import AR_RECIPE, VAE_RECIPE, loop, same_weights, vae  # noqa: F401
 
 
 @pytest.fixture(scope="module")
@@ -82,12 +86,12 @@ while killed < 20:
     if killed % 2:
         time.sleep(chance.random() * 4 * took)
     else:  # as soon as a checkpoint is being written
-        until(lambda: list((folder / "killed").glob("state.safetensors.*.tmp")), pid)
+        until(lambda: list((folder / "killed").glob("checkpoints/*/state.safetensors.*.tmp")), pid)
     os.kill(pid, signal.SIGKILL)
     status = os.waitpid(pid, 0)[1]
     assert os.WIFSIGNALED(status), "finished before it was killed"
     killed += 1
-    writing += bool(list((folder / "killed").glob("state*.tmp")))
+    writing += bool(list((folder / "killed").rglob("state*.tmp")))
     state = read_state(folder / "killed") if (folder / "killed").exists() else None
     step = -1 if state is None else state.step
     assert step >= last, "a checkpoint went back"
@@ -99,7 +103,7 @@ met, whole = losses(log), losses(log + ".whole")
 assert len(whole) == STEPS and met.items() <= whole.items(), "a step has another loss"
 assert whole.keys() - met.keys() == unwritten, "another step has no line"
 assert weights(folder / "killed") == weights(folder / "whole")
-assert not list((folder / "killed").glob("*.tmp"))
+assert not list((folder / "killed").rglob("*.tmp"))
 assert writing > 0 and last > 0
 print(killed, "kills,", writing, "of them while a checkpoint was written, the last from step", last)
 """
@@ -121,10 +125,12 @@ def test_the_checkpoint_before_the_last_is_kept_and_gone_back_to(digits, tmp_pat
     with closing(loop("vae", None, digits, tmp_path, save_every=2)) as states:
         for _ in range(5):
             next(states)
-    newest = tmp_path / "state.safetensors"
+    newest = tmp_path / "checkpoints" / "0000005" / "state.safetensors"
     assert read_state(tmp_path).step == 5
     newest.write_bytes(newest.read_bytes()[:-100])
-    with pytest.warns(UserWarning, match=r"state.safetensors is not a complete.*going on from .*previous"):
+    with pytest.warns(
+        UserWarning, match=r"state.safetensors is not a complete.*going on from .*0000004/state.safetensors"
+    ):
         rest = [state.metrics() for state in loop("vae", None, digits, tmp_path, save_every=2)]
     assert rest == whole[4:]
 
@@ -133,7 +139,8 @@ def test_a_full_disk_leaves_both_checkpoints(digits, tmp_path, monkeypatch):
     states = loop("vae", None, digits, tmp_path, save_every=2)
     for _ in range(4):
         next(states)
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.name != "metrics.jsonl"}
+    before = {path: path.read_bytes() for path in tmp_path.rglob("state.*")}
+    assert len(before) == 4  # two checkpoints, each with its checksums
 
     def full(*args):
         raise OSError(28, "No space left on device")
@@ -141,18 +148,21 @@ def test_a_full_disk_leaves_both_checkpoints(digits, tmp_path, monkeypatch):
     monkeypatch.setattr("spherear.models.tensor_files.save_file", full)
     with pytest.raises(OSError, match=r"could not write .*state.safetensors.*what it held before is unchanged"):
         list(states)
-    after = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.name != "metrics.jsonl"}
-    assert after["state.safetensors"] == before["state.safetensors"]
-    assert not list(tmp_path.glob("*.tmp"))
+    assert {path: path.read_bytes() for path in tmp_path.rglob("state.*")} == before
+    assert not list(tmp_path.rglob("*.tmp"))
 
 
 def test_half_written_files_are_swept(digits, tmp_path):
     with closing(loop("vae", None, digits, tmp_path)) as states:
         next(states)
-    (tmp_path / "state.safetensors.123.tmp").write_bytes(b"half")
+    (tmp_path / "run.json.123.tmp").write_bytes(b"half")
+    for folder in ("0000001", "0000009"):  # a step that is complete, and one that is not
+        (tmp_path / "checkpoints" / folder).mkdir(exist_ok=True)
+        (tmp_path / "checkpoints" / folder / "state.safetensors.123.tmp").write_bytes(b"half")
     with closing(loop("vae", None, digits, tmp_path)) as states:
         assert next(states).step == 2
-    assert not list(tmp_path.glob("*.tmp"))
+    assert not list(tmp_path.rglob("*.tmp"))
+    assert not (tmp_path / "checkpoints" / "0000009").exists()
 
 
 def test_a_step_that_is_not_finite_is_skipped_and_counted(digits, tmp_path, monkeypatch, device):
@@ -183,7 +193,7 @@ def test_an_infinite_gradient_is_skipped_too():
     run = Run(model, replace(AR_RECIPE, ema_decay=0.0), {})
     before = model.weight.detach().clone()
     run.accumulate({"loss": (model(torch.zeros(1, 2)) ** 2).sum().sqrt()})  # 0, with slope 0 / 0
-    run.descend()
+    run.update()
     assert torch.equal(model.weight, before)
     assert run.skipped.tolist() == [1, 1]
 
@@ -193,9 +203,8 @@ def test_another_recipe_goes_on_only_when_told(digits, tmp_path):
         next(states)
     with pytest.raises(ValueError, match="recipe.learning_rate: expected 0.001, got 0.01"):
         next(loop("vae", None, digits, tmp_path, learning_rate=0.01))
-    from spherear.train import train_ar, train_vae
-    from tests.conftest import TINY_AR, TINY_VAE
-    from tests.training.test_train import VAE_RECIPE
+    from spherear.train import train_ar
+    from tests.conftest import TINY_AR
 
     told, recipe = Execution(override=True), replace(VAE_RECIPE, learning_rate=0.01)
     with closing(train_vae(TINY_VAE, digits, recipe, tmp_path, execution=told)) as states:
@@ -246,11 +255,11 @@ def test_sigterm_leaves_a_checkpoint(tmp_path):
 @pytest.mark.parametrize("kind", ["vae", "ar"])
 def test_parts_one_after_another_are_a_batch(kind, vae, digits):  # noqa: F811
     """Gradients of two halves, averaged, against the definition: one step of plain AdamW on the mean loss."""
-    whole = list(loop(kind, vae, digits, parts=1, steps=3))
-    halves = list(loop(kind, vae, digits, parts=2, steps=3))
+    whole = list(loop(kind, vae, digits, micro_batches=1, steps=3))
+    halves = list(loop(kind, vae, digits, micro_batches=2, steps=3))
     assert whole[0].metrics() != halves[0].metrics()  # other random numbers
     assert_close(halves[0].metrics()["loss"], whole[0].metrics()["loss"], rtol=0.1, atol=0)
-    again = list(loop(kind, vae, digits, parts=2, steps=3))
+    again = list(loop(kind, vae, digits, micro_batches=2, steps=3))
     for a, b in zip(halves, again, strict=True):
         assert a.metrics() == b.metrics()
     same_weights(halves[-1].model, again[-1].model)
@@ -263,7 +272,107 @@ def test_parts_add_up_to_the_mean_gradient():
     x = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
     run = Run(model, replace(AR_RECIPE, ema_decay=0.0, clip=1e9), {})
     for half in x.split(2):
-        run.accumulate({"loss": model(half).square().mean()}, parts=2)
-    state = run.descend()
+        run.accumulate({"loss": model(half).square().mean()}, count=2)
+    state = run.update()
     assert_close(model.weight.grad, (w @ x.T @ x) / 2)
     assert_close(state.losses["loss"], (x @ w.T).square().mean())
+
+
+def left_at(step, data, folder, **changes):
+    """A run that was left after `step`, with a checkpoint there."""
+    with closing(loop("vae", None, data, folder, **changes)) as states:
+        for _ in range(step):
+            next(states)
+
+
+def state_of(folder, step):
+    return folder / "checkpoints" / f"{step:07}" / "state.safetensors"
+
+
+def test_zeros_in_the_middle_of_a_checkpoint_are_noticed(digits, tmp_path):
+    whole = [state.metrics() for state in loop("vae", None, digits)]
+    left_at(5, digits, tmp_path, save_every=2)
+    path, size = state_of(tmp_path, 5), state_of(tmp_path, 5).stat().st_size
+    with path.open("rb+") as file:  # as a bad block would
+        file.seek(size // 2)
+        file.write(bytes(4096))
+    with pytest.warns(UserWarning, match=r"0000005/state.safetensors is damaged: .* going on from .*0000004"):
+        rest = [state.metrics() for state in loop("vae", None, digits, tmp_path, save_every=2)]
+    assert rest == whole[4:]
+
+
+def test_a_failed_write_after_falling_back_leaves_what_was_fallen_back_to(digits, tmp_path, monkeypatch):
+    left_at(5, digits, tmp_path, save_every=2)
+    state_of(tmp_path, 5).write_bytes(b"damaged")
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("spherear.models.tensor_files.save_file", full)
+    with pytest.warns(UserWarning, match="going on from"), pytest.raises(OSError, match="No space left"):
+        list(loop("vae", None, digits, tmp_path, save_every=2))
+    monkeypatch.undo()
+    with pytest.warns(UserWarning, match="going on from"), closing(loop("vae", None, digits, tmp_path)) as states:
+        assert next(states).step == 5
+    with closing(loop("vae", None, digits, tmp_path)) as states:  # the damaged one was replaced
+        assert next(states).step == 6
+
+
+def test_the_newest_two_stay_and_those_that_are_to_be_kept(digits, tmp_path):
+    recipe, execution = replace(VAE_RECIPE, steps=30, save_every=2), Execution(keep_every=8)
+    with closing(train_vae(TINY_VAE, digits, recipe, tmp_path, execution=execution)) as states:
+        for _ in range(21):
+            next(states)
+    assert steps_of(tmp_path) == [8, 16, 20, 21]
+    assert read_state(tmp_path, step=8).step == 8
+    assert read_state(tmp_path, step=9) is None
+
+
+def test_a_checkpoint_written_in_the_background_is_a_copy(tmp_path):
+    """What changes after `write` is not in it; an error is raised at the next call."""
+    tensor = torch.arange(6.0)
+    checkpoints = Checkpoints(tmp_path, World(), background=True)
+    checkpoints.write(1, {"x": tensor}, {})
+    tensor += 1
+    checkpoints.wait()
+    assert read_state(tmp_path)["x"].tolist() == list(range(6))
+    (tmp_path / "checkpoints" / "0000002").write_text("a file in its way")
+    checkpoints.write(2, {"x": tensor}, {})
+    with pytest.raises(OSError):  # noqa: PT011 (the system's words)
+        checkpoints.wait()
+    assert read_state(tmp_path).step == 1
+
+
+class Failing(ImageData):
+    """Digits whose storage fails from some read on."""
+
+    spec, classes, image_size = "digits", tuple("0123456789"), 16
+
+    def __init__(self, data, after):
+        self.data, self.left = data, after
+
+    def __len__(self):
+        return len(self.data)
+
+    def _read(self, indices, augmentation):
+        self.left -= 1
+        if self.left < 0:
+            raise OSError(5, "Input/output error")
+        return self.data._read(indices, augmentation)
+
+
+def test_data_that_cannot_be_read_end_a_run_between_two_steps(digits, tmp_path):
+    whole = [state.metrics() for state in loop("vae", None, digits)]
+    with pytest.raises(OSError, match="Input/output error") as caught:
+        list(loop("vae", None, Failing(digits, 5), tmp_path, save_every=100))
+    assert caught.value.__notes__ == [f"{tmp_path} holds step 5; once this is mended, the same command goes on"]
+    assert [state.metrics() for state in loop("vae", None, digits, tmp_path, save_every=100)] == whole[5:]
+
+
+def test_what_does_not_matter_may_change_and_is_recorded(digits, tmp_path):
+    left_at(2, digits, tmp_path)
+    changes = {"log_every": 1, "save_every": 7, "skip_limit": 3, "max_broken": 0.5, "micro_batches": 2}
+    with closing(loop("vae", None, digits, tmp_path, **changes)) as states:
+        assert next(states).step == 3
+    recipe = read_json(tmp_path / "run.json")["recipe"]
+    assert {name: recipe[name] for name in changes} == changes

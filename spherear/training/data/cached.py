@@ -6,7 +6,9 @@ which any family of latents samples. With the same generator the tokens equal th
 
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +20,14 @@ from spherear.models.config import require
 from spherear.models.files import atomic_path, read_json, write_json
 from spherear.models.vae import VAE
 from spherear.training.augment import PLAIN_VIEW, Augmentation
-from spherear.training.data.dataset import ImageData
+from spherear.training.data.dataset import ImageData, as_float
+from spherear.training.data.feed import Key, read_ahead
 from spherear.training.data.tar import locked
 from spherear.training.run_file import differences
+from spherear.world import World
 
 CHUNK = 128  # images encoded at a time
-DTYPES = {"torch.float32": torch.float32, "torch.bfloat16": torch.bfloat16}
+FILES = ("features.bin", "labels.bin")
 
 
 class Posteriors(ImageData):
@@ -51,8 +55,67 @@ class Posteriors(ImageData):
         self, indices: Int[Tensor, " n"], augmentation: Augmentation = PLAIN_VIEW
     ) -> tuple[Float[Tensor, "n tokens channels"], Int[Tensor, " n"]]:
         """Features and labels; indices wrap around after the last copy."""
+        return self.raw(indices, augmentation)
+
+    def raw(self, indices: Int[Tensor, " n"], augmentation: Augmentation = PLAIN_VIEW) -> tuple[Tensor, Tensor]:
+        """The same."""
         rows = indices % len(self.labels)
         return self.features[rows], self.labels[rows]
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How a data set is encoded: with which VAE, on which device, and by how many workers and processes.
+
+    augmentation_at: epoch -> its augmentation; copy c is encoded with that of epoch c.
+    progress: called with the number of images encoded on all processes together, each time about as many on each.
+    """
+
+    vae: VAE
+    data: ImageData
+    copies: int = 1
+    device: torch.device | str = "cpu"
+    precision: str = "float32"
+    augmentation_at: Callable[[int], Augmentation] = lambda epoch: PLAIN_VIEW
+    workers: int = 0
+    world: World = field(default_factory=World)
+    progress: Callable[[int], object] = int
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the stored features."""
+        return torch.bfloat16 if self.precision == "bfloat16" else torch.float32
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of the stored features: (copies * images, tokens, channels)."""
+        return self.copies * len(self.data), self.vae.config.tokens, self.vae.bottleneck.channels
+
+    def keys(self) -> list[tuple[int, Key]]:
+        """The chunks: index of the first row, and what to read for it."""
+        count, found = len(self.data), []
+        for copy in range(self.copies):
+            for indices in torch.arange(count).split(CHUNK):
+                offset = copy * count if self.data.unlimited else 0
+                row = copy * count + int(indices[0])
+                found.append((row, (self.augmentation_at(copy), [(row, indices + offset)])))
+        return found
+
+    def owner(self, chunk: int, chunks: int) -> int:
+        """The process that encodes a chunk."""
+        return chunk * self.world.size // chunks
+
+    def share(self) -> Iterator[tuple[int, Tensor, Int[Tensor, " n"]]]:
+        """This process's chunks: index of the first row, features, labels. It takes 1 / `world.size` of them."""
+        keys, kind = self.keys(), torch.device(self.device).type
+        own = [key for number, (_, key) in enumerate(keys) if self.owner(number, len(keys)) == self.world.rank]
+        for ((row, images, labels),), broken in read_ahead(self.data, own, self.workers):
+            if broken:
+                self.data.broken.update(broken)  # which workers found
+            with torch.no_grad(), torch.autocast(kind, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+                features = self.vae.features(as_float(images.to(self.device))).to("cpu", self.dtype)
+            yield row, features, labels
+            self.progress(len(labels) * self.world.size)
 
 
 def encode_all(
@@ -63,79 +126,81 @@ def encode_all(
     precision: str = "float32",
     folder: Path | None = None,
     facts: Mapping[str, Any] | None = None,
-    augmentation_at: Callable[[int], Augmentation] = lambda epoch: PLAIN_VIEW,
+    **options: Any,
 ) -> Posteriors:
     """Encode `copies` epochs of a data set, once -> `Posteriors`, in the precision of the encoder.
 
-    augmentation_at: epoch -> its augmentation; copy c is encoded with that of epoch c.
-
     folder: where to store them, memory-mapped; None: in memory. A folder with the same `facts` is reused, one
-    with other facts is a ValueError.
+    with other facts is a ValueError. A disk without room for them: OSError, before anything is encoded.
+    options: of `Encoding`; all processes of its world must call this, and share the work.
     """
     require(copies >= 1, f"copies is {copies}; expected at least 1")
-    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
-    shape = (copies * len(data), vae.config.tokens, vae.bottleneck.channels)
+    encoding = Encoding(vae, data, copies, device, precision, **options)
     if folder is None:
-        features = torch.empty(shape, dtype=dtype)
-        return Posteriors(data, features, _fill(features, vae, data, copies, device, augmentation_at))
-    facts = {**(facts or {}), "shape": list(shape), "dtype": str(dtype), "data": data.facts()}
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with locked(folder):  # one process encodes, others wait
-        if not (folder / "posteriors.json").exists():
-            _write(folder, facts, vae, data, copies, device, augmentation_at)
+        return Posteriors(data, *_in_memory(encoding))
+    facts = {**(facts or {}), "shape": list(encoding.shape), "dtype": str(encoding.dtype), "data": data.facts()}
+    with ExitStack() as stack:
+        if encoding.world.first:  # other runs wait
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(folder))
+        if not encoding.world.gather((folder / "posteriors.json").exists())[0]:
+            _write(folder, facts, encoding)
     stored = read_json(folder / "posteriors.json")
     differ = differences(stored, facts)
     require(not differ, f"{folder} holds other posteriors ({differ}); expected the same, or an empty folder")
-    features = _mapped(folder / "features.bin", shape, dtype)
-    return Posteriors(data, features, _mapped(folder / "labels.bin", shape[:1], torch.int64))
+    features = _mapped(folder / "features.bin", encoding.shape, encoding.dtype)
+    return Posteriors(data, features, _mapped(folder / "labels.bin", encoding.shape[:1], torch.int64))
 
 
-def _write(
-    folder: Path,
-    facts: Mapping[str, Any],
-    vae: VAE,
-    data: ImageData,
-    copies: int,
-    device: torch.device | str,
-    augmentation_at: Callable[[int], Augmentation],
-) -> None:
-    """Write features and labels, each atomically; the file that describes them comes last.
-
-    No name holds the mapped features: Windows does not rename a mapped file.
-    """
-    shape, dtype = facts["shape"], DTYPES[facts["dtype"]]
-    with atomic_path(folder / "features.bin") as part:
-        labels = _fill(_mapped(part, shape, dtype, create=True), vae, data, copies, device, augmentation_at)
-    with atomic_path(folder / "labels.bin") as part:
-        part.write_bytes(labels.numpy().tobytes())
-    write_json(folder / "posteriors.json", facts)
+def _in_memory(encoding: Encoding) -> tuple[Tensor, Int[Tensor, " n"]]:
+    """Features and labels, of which each process encodes its share and receives the rest."""
+    features = torch.empty(encoding.shape, dtype=encoding.dtype)
+    labels = torch.empty(encoding.shape[0], dtype=torch.int64)
+    for row, part, kinds in encoding.share():
+        features[row : row + len(part)] = part
+        labels[row : row + len(part)] = kinds
+    keys = encoding.keys()
+    for number, (row, (_, ((_, indices),))) in enumerate(keys):
+        for rows in (features, labels):
+            encoding.world.broadcast(rows[row : row + len(indices)], encoding.owner(number, len(keys)))
+    return features, labels
 
 
-def _mapped(path: Path, shape: tuple[int, ...] | list[int], dtype: torch.dtype, create: bool = False) -> Tensor:
+def _write(folder: Path, facts: Mapping[str, Any], encoding: Encoding) -> None:
+    """Write features and labels, each atomically; the file that describes them comes last."""
+    rows, world = encoding.shape[0], encoding.world
+    row_bytes = math.prod(encoding.shape[1:]) * encoding.dtype.itemsize
+    with ExitStack() as stack:
+        begun: list[Path] = []
+
+        def begin() -> None:
+            for name, size in zip(FILES, (row_bytes, 8), strict=True):
+                begun.append(stack.enter_context(atomic_path(folder / name)))
+                _reserve(begun[-1], rows * size)
+
+        world.first_does(begin)
+        files = [stack.enter_context(path.open("rb+")) for path in world.gather(begun)[0]]
+        for row, features, labels in encoding.share():
+            for file, part, size in zip(files, (features, labels), (row_bytes, 8), strict=True):
+                file.seek(row * size)
+                file.write(part.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        for file in files:
+            file.close()
+        world.wait()
+    world.first_does(lambda: write_json(folder / "posteriors.json", facts))
+
+
+def _reserve(path: Path, count: int) -> None:
+    """A file of so many bytes, for which the disk has room: OSError otherwise."""
+    with path.open("wb") as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, count)
+        file.truncate(count)
+
+
+def _mapped(path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """A file as a memory-mapped tensor. A file of another size: ValueError."""
     count = math.prod(shape)
-    if not create:
-        nbytes = os.path.getsize(path)
-        require(nbytes == count * dtype.itemsize, f"{path} has {nbytes} bytes; expected {count * dtype.itemsize}")
-    return torch.from_file(str(path), shared=create, size=count, dtype=dtype).view(*shape)
-
-
-@torch.no_grad()
-def _fill(
-    features: Tensor,
-    vae: VAE,
-    data: ImageData,
-    copies: int,
-    device: torch.device | str,
-    augmentation_at: Callable[[int], Augmentation],
-) -> Int[Tensor, " n"]:
-    """Write the features of all images, copy by copy -> their labels."""
-    labels = []
-    kind = torch.device(device).type
-    for copy in range(copies):
-        for indices in torch.arange(len(data)).split(CHUNK):
-            images, kinds = data.batch(indices + copy * len(data) if data.unlimited else indices, augmentation_at(copy))
-            with torch.autocast(kind, torch.bfloat16, enabled=features.dtype == torch.bfloat16):
-                features[copy * len(data) + indices] = vae.features(images.to(device)).to("cpu", features.dtype)
-            labels.append(kinds)
-    return torch.cat(labels)
+    nbytes = os.path.getsize(path)
+    require(nbytes == count * dtype.itemsize, f"{path} has {nbytes} bytes; expected {count * dtype.itemsize}")
+    return torch.from_file(str(path), shared=False, size=count, dtype=dtype).view(*shape)

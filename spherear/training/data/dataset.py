@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -25,6 +26,11 @@ def hashed(parts: Iterable[str | bytes]) -> str:
 def _listed(names: Sequence[str]) -> str:
     """The first names, and the last."""
     return ", ".join(names if len(names) <= LISTED else (*names[: LISTED - 1], "...", names[-1]))
+
+
+def as_float(images: Tensor) -> Tensor:
+    """Bytes from 0 to 255 -> x / 127.5 - 1; floats are returned unchanged."""
+    return images.float() / 127.5 - 1 if images.dtype == torch.uint8 else images
 
 
 class ImageData:
@@ -75,6 +81,11 @@ class ImageData:
 
         augmentation: crop and flip of photographs; drawings (digits, mnist, shapes) ignore it.
         """
+        images, labels = self.raw(indices, augmentation)
+        return as_float(images), labels
+
+    def raw(self, indices: Int[Tensor, " n"], augmentation: Augmentation = PLAIN_VIEW) -> tuple[Tensor, Tensor]:
+        """As `batch`, but photographs as bytes, a quarter of the size: `as_float` makes images of them."""
         length = TEST_START if self.unlimited else len(self)
         bad = (indices < 0) | (indices >= length)
         if bad.any():

@@ -3,6 +3,8 @@
 `hub:owner/name@revision#split` names one; `?stream` reads it without downloading it first.
 """
 
+import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,10 +34,14 @@ def load_hub(rest: str, spec: str, image_size: int) -> Photographs:
     classes = source.features[label].names
     if stream:
         count = source.info.splits[split or "train"].num_examples if source.info.splits else 0
-        return Stream(source, count, image, label, classes, spec, image_size)
+        stream_data = Stream(source, count, image, label, classes, spec, image_size)
+        stream_data.roots, stream_data.revision = _roots(name, source), _revision(name, revision, "")
+        return stream_data
     labels = torch.tensor(source.with_format(None).select_columns([label])[label], dtype=torch.int64)
     require(bool((labels >= 0).all()), f"{spec} has rows without a label (-1); expected a class for each")
-    return Hub(source, image, labels, classes, spec, image_size)
+    data = Hub(source, image, labels, classes, spec, image_size)
+    data.roots, data.revision = _roots(name, source), _revision(name, revision, str(source.cache_files))
+    return data
 
 
 def parse_hub(rest: str, spec: str) -> tuple[str, str, str, bool]:
@@ -60,12 +66,59 @@ def _columns(features: Any, spec: str) -> tuple[str, str]:
     return images[0], labels[0]
 
 
-def _content(stored: dict[str, Any]) -> bytes:
-    """A stored image, given as bytes or as a file path."""
-    return stored["bytes"] if stored["bytes"] is not None else Path(stored["path"]).read_bytes()
+def _roots(name: str, source: Any) -> tuple[str, ...]:
+    """The folders in which the files of a data set lie: its own, if it is a local one, and the caches of downloads.
+
+    Rows of an image folder are files that the library found itself, wherever they are.
+    """
+    import datasets
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    if source.info.builder_name == "imagefolder":
+        return (os.path.abspath(os.sep),)
+    local = [name] if Path(name).exists() else []
+    return tuple(os.path.abspath(path) for path in (*local, datasets.config.HF_DATASETS_CACHE, HF_HUB_CACHE))
 
 
-class Hub(Photographs):
+def _revision(name: str, requested: str, cache_files: str) -> str:
+    """The commit that was read, from the names of the cached files or the hub; else what was requested."""
+    found = re.search(r"[/\\]([0-9a-f]{40})[/\\]", cache_files)
+    if found:
+        return found[1]
+    if Path(name).exists() or re.fullmatch("[0-9a-f]{40}", requested):
+        return requested
+    from huggingface_hub import HfApi
+
+    try:
+        return HfApi().dataset_info(name, revision=requested or None).sha or requested
+    except (OSError, ValueError):  # offline, or no repository
+        return requested
+
+
+class _Rows(Photographs):
+    """Rows of a data set. roots: folders in which the rows' files may lie.  revision: the commit, "" if unknown."""
+
+    roots: tuple[str, ...] = ()
+    revision = ""
+
+    def name_of(self, index: int) -> str:
+        return f"row {index}"
+
+    def facts(self) -> dict[str, Any]:
+        """As for other data, and the revision."""
+        return super().facts() | {"revision": self.revision}
+
+    def stored(self, value: dict[str, Any]) -> bytes:
+        """An image, given as bytes or as the path of a file. A path outside the data set's folders: ValueError."""
+        if value["bytes"] is not None:
+            return value["bytes"]
+        path = os.path.abspath(value["path"])
+        inside = any(Path(path).is_relative_to(root) for root in self.roots)
+        require(inside, f"it is the file {value['path']}; expected one in the folders of the data set")
+        return Path(path).read_bytes()
+
+
+class Hub(_Rows):
     """A downloaded data set, read by index."""
 
     def __init__(
@@ -76,14 +129,11 @@ class Hub(Photographs):
         empty = [f"class {name!r}, without a row" for label, name in enumerate(classes) if label not in present]
         super().__init__(spec, classes, labels, image_size, empty)
 
-    def name_of(self, index: int) -> str:
-        return f"row {index}"
-
     def content(self, index: int) -> bytes:
-        return _content(self.source[index][self.image])
+        return self.stored(self.source[index][self.image])
 
 
-class Stream(Photographs):
+class Stream(_Rows):
     """A streamed data set, read forwards in its own order; reading an earlier row restarts the stream.
 
     A label is known once its row has been read.
@@ -98,9 +148,6 @@ class Stream(Photographs):
         self._next = count  # index of the next row of `_rows`
         super().__init__(spec, classes, torch.zeros(count, dtype=torch.int64), image_size)
 
-    def name_of(self, index: int) -> str:
-        return f"row {index}"
-
     def fingerprint(self) -> str:
         """A hash of the name and of what the hub says about the data: reading them would read the whole stream."""
         return hashed([self.spec, str(self.source.info.splits), str(self.source.info.version)])
@@ -112,7 +159,7 @@ class Stream(Photographs):
             row, self._next = next(self._rows), self._next + 1
             if self._next > index:
                 self.labels[index] = row[self.label]
-                return _content(row[self.image])
+                return self.stored(row[self.image])
 
     def __getstate__(self) -> dict[str, object]:
         return self.__dict__ | {"_rows": None, "_next": len(self)}

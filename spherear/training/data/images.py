@@ -4,23 +4,37 @@ Classes are sorted by name, character by character: 10 comes before 2. Hidden fi
 Archives are never unpacked but read in place, so a malicious one cannot write files.
 """
 
+import errno
+import math
 import os
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
 from spherear.models.config import require
 from spherear.training.augment import Augmentation
-from spherear.training.data.dataset import ImageData, hashed
-from spherear.training.data.pixels import decode_image, is_hidden, is_picture
+from spherear.training.data.dataset import ImageData, as_float, hashed
+from spherear.training.data.pixels import Extent, decode_small, is_hidden, is_picture
 
 SAMPLED = 64  # images whose content is part of a fingerprint
+SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})  # no names of classes
+STORAGE = frozenset(
+    getattr(errno, name)
+    for name in ("EIO", "ESTALE", "ETIMEDOUT", "ENOTCONN", "ECONNRESET", "EHOSTDOWN", "EREMOTEIO", "EMFILE", "ENOMEM")
+    if hasattr(errno, name)
+)  # errors of the storage, not of a file
+PAUSES = (0.5, 2.0, 8.0)  # seconds before reading again after such an error
+
+
+class StorageError(Exception):
+    """The storage fails; what an image is, is not known."""
 
 
 class Photographs(ImageData):
@@ -38,6 +52,10 @@ class Photographs(ImageData):
     ) -> None:
         found = f"only {', '.join(others[:4])}" if others else "no files"
         require(len(labels) > 0, f"{spec} has no images ({found}); expected pictures in a folder for each class")
+        require(
+            not SPLITS.issuperset(name.lower() for name in classes),
+            f"{spec} has the classes {', '.join(classes)}, names of splits; expected the folder or tar of one",
+        )
         self.spec, self.classes, self.image_size = spec, tuple(classes), image_size
         self.labels, self.others = labels, tuple(others)
         self.broken: dict[str, str] = {}
@@ -80,19 +98,35 @@ class Photographs(ImageData):
             rows.append(row)
         return torch.stack(images), self.labels[torch.tensor(rows)]
 
-    def _read_intact(self, index: int, augmentation: Augmentation) -> tuple[Float[Tensor, "3 size size"], int]:
-        """Image `index`, or the next intact one -> the image, and its index."""
+    def _read_intact(self, index: int, augmentation: Augmentation) -> tuple[UInt8[Tensor, "3 size size"], int]:
+        """Image `index`, or the next intact one -> the image, and its index. OSError if the storage fails."""
+        shorter = 2 * math.ceil(self.image_size * augmentation.crop)  # a crop is at least twice as large as its image
         for candidate in (*range(index, len(self)), *range(index)):
             name = self.name_of(candidate)
             if name in self.broken:
                 continue
             try:
-                picture = decode_image(self.content(candidate))
-                return as_tensor(seen(picture, augmentation, candidate, self.image_size)), candidate
+                picture, extent = decode_small(self._stored(candidate), shorter)
+                return as_bytes(seen(picture, augmentation, candidate, self.image_size, extent)), candidate
+            except StorageError as error:
+                raise OSError(f"{name} of {self.spec} cannot be read: {error}") from error
             except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
                 self.broken[name] = str(error) or type(error).__name__
                 self._count_broken(int(self.labels[candidate]))
         raise ValueError(f"not one of the {len(self)} images of {self.spec} can be read; expected some")
+
+    def _stored(self, index: int) -> bytes:
+        """The content of an image; StorageError if the storage fails, also when asked again."""
+        for pause in (*PAUSES, None):
+            try:
+                return self.content(index)
+            except OSError as error:
+                if error.errno not in STORAGE:
+                    raise
+                if pause is None:
+                    raise StorageError(f"the storage fails ({error})") from error
+                time.sleep(pause)
+        raise AssertionError
 
     def _count_broken(self, label: int) -> None:
         """ValueError once all images of a class are broken: others would stand in for all of it."""
@@ -102,16 +136,30 @@ class Photographs(ImageData):
             raise ValueError(f"no image of the class {self.classes[label]!r} of {self.spec} can be read ({reasons})")
 
 
-def seen(picture: Image.Image, augmentation: Augmentation, index: int, size: int) -> Image.Image:
-    """The crop of `augmentation`, resized to `size` pixels and flipped if `augmentation` flips it."""
-    box, mirrored = augmentation.view(index, picture.width, picture.height)
+def seen(
+    picture: Image.Image,
+    augmentation: Augmentation,
+    index: int,
+    size: int,
+    extent: Extent | None = None,
+) -> Image.Image:
+    """The crop of `augmentation`, resized to `size` pixels and flipped if `augmentation` flips it.
+
+    extent: width and height of the picture if they are not those in pixels (see `decode_small`).
+    """
+    box, mirrored = augmentation.view(index, *(extent or picture.size))
     picture = picture.resize((size, size), Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
     return picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else picture
 
 
 def as_tensor(picture: Image.Image) -> Float[Tensor, "3 height width"]:
     """Pixels from 0 to 255 -> x / 127.5 - 1."""
-    return torch.from_numpy(np.asarray(picture, dtype=np.float32)).permute(2, 0, 1) / 127.5 - 1
+    return as_float(as_bytes(picture))
+
+
+def as_bytes(picture: Image.Image) -> UInt8[Tensor, "3 height width"]:
+    """Pixels from 0 to 255, channels first."""
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
 
 
 def all_with_images(classes: Sequence[str], labels: Sequence[int], where: str) -> None:

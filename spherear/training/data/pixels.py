@@ -5,6 +5,7 @@ are composited on white. 16-bit grey is divided by 257. What has no agreed range
 """
 
 import io
+import math
 from functools import cache, lru_cache
 
 from PIL import Image, ImageCms, ImageOps
@@ -12,17 +13,30 @@ from PIL import Image, ImageCms, ImageOps
 from spherear.models.config import require
 
 GROUND = (255, 255, 255)  # below transparent pixels
-MAX_PIXELS = 200_000_000  # a larger image is a mistake or a decompression bomb
-NO_PICTURES = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "PDF", "WMF"})  # Pillow knows the names, and reads none
+MAX_PIXELS = 50_000_000  # a larger image is a mistake or a decompression bomb; below the limit at which Pillow warns
+FORMATS = (
+    "AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PCX", "PNG", "PPM", "QOI", "SGI", "TGA", "TIFF",
+    "WEBP",
+)  # fmt: skip
+"""What is opened: formats that Pillow decodes itself. Others start programs (EPS: Ghostscript) or are no pictures."""
 UNSCALED = {"I": "32-bit integers", "F": "floats"}  # Pillow clips these modes at 255
+ORIENTATION = 0x0112  # the EXIF tag
+Extent = tuple[int | float, int | float]  # width and height in pixels
 SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 
 
 @cache
 def suffixes() -> tuple[str, ...]:
-    """The endings of all picture files that Pillow can read, in lower case."""
+    """The endings of all picture files that are read, in lower case."""
     endings = Image.registered_extensions().items()
-    return tuple(sorted(ending for ending, kind in endings if kind in Image.OPEN and kind not in NO_PICTURES))
+    return tuple(sorted(ending for ending, kind in endings if kind in formats()))
+
+
+@cache
+def formats() -> tuple[str, ...]:
+    """Those of FORMATS that this Pillow reads."""
+    Image.init()
+    return tuple(kind for kind in FORMATS if kind in Image.OPEN)
 
 
 def is_picture(name: str) -> bool:
@@ -40,12 +54,33 @@ def is_hidden(path: str) -> bool:
 def decode_image(content: bytes) -> Image.Image:
     """Bytes -> an RGB image as a viewer shows it. Truncated or too large images, or modes without a range: an error.
 
-    OSError, ValueError or SyntaxError, as Pillow raises them.
+    OSError, ValueError or SyntaxError, as Pillow raises them. A file of a format that is not in FORMATS is not opened,
+    whatever its name ends in.
     """
-    picture = Image.open(io.BytesIO(content))
+    return viewed(_opened(content))
+
+
+def decode_small(content: bytes, shorter: int) -> tuple[Image.Image, Extent]:
+    """As `decode_image`, but a large JPEG is decoded at 1/2, 1/4 or 1/8 of its size -> the image, its width and height.
+
+    Its shorter side keeps at least `shorter` pixels. Width and height are those of the original, scaled: the last
+    column and row of pixels may lie beyond them.
+    """
+    picture, extent = _opened(content), None
+    if picture.format in ("JPEG", "MPO") and picture.getexif().get(ORIENTATION, 1) == 1:
+        scale = shorter / min(picture.size)
+        drafted = picture.draft(None, (math.ceil(picture.width * scale), math.ceil(picture.height * scale)))
+        extent = drafted[1][2:] if drafted else None
+    seen = viewed(picture)
+    return seen, extent or seen.size
+
+
+def _opened(content: bytes) -> Image.Image:
+    """A picture whose pixels are not decoded yet."""
+    picture = Image.open(io.BytesIO(content), formats=formats())
     pixels = picture.width * picture.height
     require(pixels <= MAX_PIXELS, f"it has {pixels} pixels; expected at most {MAX_PIXELS}")
-    return viewed(picture)
+    return picture
 
 
 def viewed(picture: Image.Image) -> Image.Image:

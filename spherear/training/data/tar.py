@@ -56,6 +56,9 @@ def read_index(path: Path) -> Index:
     require(path.is_file(), f"{path} is not a file; expected a tar of images, or of tars of images")
     status = path.stat()
     identity = f"{FORMAT} {status.st_size} {status.st_mtime_ns}"
+    for place in (_beside(path), _in_cache(path)):
+        if place.is_file() and (index := _stored(place, identity)) is not None:
+            return index  # without a lock: the folder may be read-only
     index_path = _index_path(path)
     with locked(index_path):
         index = _stored(index_path, identity)
@@ -91,7 +94,7 @@ def build_index(path: Path) -> Index:
     """Scan a tar and the tars in it. Errors: ValueError, see `read_index`."""
     try:
         with tarfile.open(path, "r:") as tar:
-            members = [member for member in _members(tar, 0, "") if not is_hidden(member.name)]
+            members = [member for member in _members(tar, 0, "", path) if not is_hidden(member.name)]
     except tarfile.TarError as error:
         raise ValueError(f"{path} is not a complete tar file ({error}); expected one that is not compressed") from error
     class_of = _by_label_file(path, members) or _by_tar(path, members) or _by_folder(members)
@@ -124,8 +127,8 @@ class _Member:
     label: str = ""
 
 
-def _members(tar: tarfile.TarFile, start: int, outer: str) -> Iterator[_Member]:
-    """The files of a tar, and of the tars in it."""
+def _members(tar: tarfile.TarFile, start: int, outer: str, path: Path) -> Iterator[_Member]:
+    """The files of a tar, and of the tars in it. A tar without the zeros that end it: ValueError."""
     for member in tar:
         name, content = member.name.removeprefix("./"), tar.extractfile(member) if member.isfile() else None
         if content is None:
@@ -134,11 +137,19 @@ def _members(tar: tarfile.TarFile, start: int, outer: str) -> Iterator[_Member]:
             stem = Path(name).stem
             yield _Member(f"{stem}/", member.offset_data, 0, tar=stem)
             with tarfile.open(fileobj=content, mode="r:") as inner:
-                yield from _members(inner, member.offset_data, stem)
+                yield from _members(inner, member.offset_data, stem, path)
             continue
         label = content.read(LONGEST_LABEL).decode(errors="replace").strip() if name.lower().endswith(LABEL) else ""
         full_name = f"{outer}/{name}" if outer else name
         yield _Member(full_name, start + member.offset_data, member.size, outer, label)
+    assert tar.fileobj is not None
+    tar.fileobj.seek(tar.offset)  # of the block that ended it
+    end = tar.fileobj.read(tarfile.BLOCKSIZE)
+    where = f"{path}, in {outer}.tar," if outer else str(path)
+    require(
+        len(end) == tarfile.BLOCKSIZE and not any(end),
+        f"{where} ends without the zeros that end a tar; expected a complete one: this one was cut",
+    )
 
 
 def _by_label_file(path: Path, members: list[_Member]) -> dict[str, str]:
@@ -199,12 +210,10 @@ class Tar(Photographs):
 
 
 def _index_path(path: Path) -> Path:
-    """The path of a tar's index."""
-    beside = path.with_name(path.name + SUFFIX)
-    if beside.is_file() or os.access(path.parent, os.W_OK):
-        return beside
-    key = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
-    cache = user_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "spherear"
+    """Where a tar's index is written."""
+    if os.access(path.parent, os.W_OK):
+        return _beside(path)
+    cache = _in_cache(path).parent
     try:
         cache.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -212,7 +221,16 @@ def _index_path(path: Path) -> Path:
             f"neither {path.parent} nor {cache} can be written ({error}); "
             "expected one of them for the tar's index: XDG_CACHE_HOME names another cache"
         ) from error
-    return cache / (key + SUFFIX)
+    return _in_cache(path)
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(path.name + SUFFIX)
+
+
+def _in_cache(path: Path) -> Path:
+    key = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
+    return user_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "spherear" / (key + SUFFIX)
 
 
 def locked(place: Path) -> FileLock:

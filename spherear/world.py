@@ -1,19 +1,26 @@
 """The processes of a run: one alone, or several with equal shares of every batch.
 
-Several processes need the extra `train` and a launcher (torchrun).
+Several processes are started by torchrun. Weights and gradients travel between the devices; what processes agree on
+(whether to stop, which images are broken) travels between the CPUs, so that no step waits for a device.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch import Tensor, distributed, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
 
-from spherear.console import require_installed
 from spherear.models.config import require
 from spherear.models.layers import Block
 from spherear.models.pretrained import Pretrained, load_weights
+
+T = TypeVar("T")
 
 
 class World:
@@ -35,8 +42,9 @@ class World:
         """The module to call for the loss; its gradients are averaged over the processes."""
         return objective
 
-    def sync(self, objective: nn.Module, last: bool) -> None:
-        """Average gradients in the next backward pass, or (for all parts but the last) only accumulate them."""
+    def synchronised(self, objective: nn.Module, last: bool) -> AbstractContextManager[None]:
+        """Context of a forward and backward pass: gradients are averaged in the last of a step, else accumulated."""
+        return nullcontext()
 
     def mean(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Scalars averaged over the processes, still on the device."""
@@ -45,31 +53,51 @@ class World:
     def average(self, model: nn.Module) -> None:
         """Average the gradients of an unwrapped model over the processes."""
 
-    def any(self, flag: bool) -> bool:
-        """Whether the flag is set on any process; all processes get the same answer."""
-        return flag
+    def total(self, counts: Sequence[float]) -> list[float]:
+        """Sums over the processes."""
+        return list(counts)
+
+    def gather(self, value: Any) -> list[Any]:
+        """The value of every process, in the order of their ranks."""
+        return [value]
+
+    def broadcast(self, tensor: Tensor, source: int) -> None:
+        """Overwrite a tensor in memory, in place, by that of process `source`."""
 
     def wait(self) -> None:
         """Wait for all processes (barrier)."""
 
+    def first_does(self, work: Callable[[], object]) -> None:
+        """Run `work` on the first process, while the others wait. Its ValueError or OSError is raised on all."""
+        error: Exception | None = None
+        if self.first:
+            try:
+                work()
+            except (ValueError, OSError) as raised:
+                error = raised
+        message = self.gather(None if error is None else str(error))[0]
+        if error is not None:
+            raise error
+        if message is not None:
+            raise ValueError(f"process 0: {message}")
+
 
 class DistributedWorld(World):
-    """Several processes, started by torchrun or `accelerate launch`: DDP, or FSDP2 if `sharded`."""
+    """Several processes, started by torchrun: DDP, or FSDP2 if `sharded`. timeout: minutes to wait for each other."""
 
-    def __init__(self, device: torch.device, sharded: bool) -> None:
-        require_installed("accelerate", "train", "several processes need it")
-        from accelerate import Accelerator
-
-        self.accelerator = Accelerator(cpu=device.type == "cpu")
-        self.rank, self.size = self.accelerator.process_index, self.accelerator.num_processes
+    def __init__(self, device: torch.device, sharded: bool, timeout: float = 30.0) -> None:
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        if not distributed.is_initialized():
+            backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+            distributed.init_process_group(backend, timeout=timedelta(minutes=timeout))
+        self.rank, self.size = distributed.get_rank(), distributed.get_world_size()
         self.device, self.sharded = device, sharded
-        self.mesh = torch.distributed.init_device_mesh(device.type, (self.size,)) if sharded else None
+        self.mesh = distributed.init_device_mesh(device.type, (self.size,)) if sharded else None
 
     def shard(self, model: nn.Module) -> None:
         if not self.sharded:
             return
-        from torch.distributed.fsdp import fully_shard
-
         for part in model.modules():
             if isinstance(part, Block):
                 fully_shard(part, mesh=self.mesh)
@@ -79,44 +107,56 @@ class DistributedWorld(World):
         fully_shard(model, mesh=self.mesh)
 
     def wrap(self, objective: nn.Module) -> nn.Module:
-        return objective if self.sharded else self.accelerator.prepare_model(objective, device_placement=False)
-
-    def sync(self, objective: nn.Module, last: bool) -> None:
         if self.sharded:
-            from torch.distributed.fsdp import FSDPModule
+            return objective
+        return DistributedDataParallel(objective, device_ids=[self.device] if self.device.type == "cuda" else None)
 
-            for part in objective.modules():
-                if isinstance(part, FSDPModule):
-                    part.set_requires_gradient_sync(last, recurse=False)
-        else:
-            objective.require_backward_grad_sync = last  # type: ignore[assignment]
+    def synchronised(self, objective: nn.Module, last: bool) -> AbstractContextManager[None]:
+        for part in objective.modules():
+            if isinstance(part, FSDPModule):
+                part.set_requires_gradient_sync(last, recurse=False)
+        return nullcontext() if last or not isinstance(objective, DistributedDataParallel) else objective.no_sync()
 
     def mean(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         stacked = torch.stack([value.float() for value in values.values()])
-        torch.distributed.all_reduce(stacked)
+        distributed.all_reduce(stacked)
         return dict(zip(values, (stacked / self.size).unbind(), strict=True))
 
     def average(self, model: nn.Module) -> None:
         for parameter in model.parameters():
             if parameter.grad is not None:
-                torch.distributed.all_reduce(parameter.grad)
+                distributed.all_reduce(parameter.grad)
                 parameter.grad /= self.size
 
-    def any(self, flag: bool) -> bool:
-        count = torch.tensor(float(flag), device=self.device)
-        torch.distributed.all_reduce(count)
-        return bool(count > 0)
+    def total(self, counts: Sequence[float]) -> list[float]:
+        sums = torch.tensor(counts, dtype=torch.float64)  # on the CPU
+        distributed.all_reduce(sums)
+        return [float(value) for value in sums]
+
+    def gather(self, value: Any) -> list[Any]:
+        found: list[Any] = [None] * self.size
+        distributed.all_gather_object(found, value)
+        return found
+
+    def broadcast(self, tensor: Tensor, source: int) -> None:
+        distributed.broadcast(tensor.view(torch.uint8), source)  # bytes: gloo does not know every type
 
     def wait(self) -> None:
-        self.accelerator.wait_for_everyone()
+        self.total([0.0])
 
 
-def launched_world(device: torch.device | str, sharded: bool = False) -> World:
+def launched_world(device: torch.device | str, sharded: bool = False, timeout: float = 30.0) -> World:
     """The processes of this launch; one without a launcher, and then `sharded` is a ValueError."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        return DistributedWorld(torch.device(device), sharded)
+        return DistributedWorld(torch.device(device), sharded, timeout)
     require(not sharded, "sharded is True for a single process; expected several processes, started by torchrun")
     return World()
+
+
+def end_processes() -> None:
+    """Close the connections between processes, if there are any."""
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -157,6 +197,4 @@ def as_split(tensor: Tensor, like: Tensor) -> Tensor:
     """A full tensor, sharded and placed like `like`."""
     if not isinstance(like, DTensor):
         return tensor.to(like.device)
-    from torch.distributed.tensor import distribute_tensor
-
     return distribute_tensor(tensor.to(local(like).device), like.device_mesh, like.placements, src_data_rank=None)
