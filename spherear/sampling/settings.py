@@ -62,7 +62,8 @@ class SamplingSettings(Config):
     temperature: float = 1.0
     """Factor on all noise."""
     spacing: Literal[*SPACINGS] = "even"  # type: ignore[valid-type]
-    """Where the solver's steps are short: even, early (near the noise), late (near the data) or ends (both)."""
+    """Where the solver's steps are short: even, early (near the noise), late (near the data) or ends (both); annealed:
+    even, and fewer for later tokens."""
 
     def check(self) -> None:
         for name, table in TABLES.items():
