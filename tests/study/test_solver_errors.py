@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from scipy import stats
 
 from spherear import SamplingSettings
 from spherear.sampling.pipeline import cached_pipeline
@@ -13,7 +14,10 @@ from spherear.study.solver_errors import (
     CANDIDATES,
     ERRORS,
     EVALUATIONS,
+    NEARLY_SOLVED,
     SOLUTION,
+    STUDENT,
+    Difference,
     compared_settings,
     distance,
     error_table,
@@ -27,7 +31,6 @@ from spherear.study.solver_errors import (
     within_margin,
 )
 from spherear.study.solvers import REFERENCE, SweepRecord, place_of
-from spherear.study.statistics import Comparison
 
 
 def test_the_solution_takes_more_evaluations_than_anything_compared():
@@ -82,13 +85,25 @@ def test_an_unknown_kind_leaves_nothing(tmp_path):
 
 def test_a_margin_holds_for_the_whole_interval():
     def interval(low, high):
-        return Comparison((low + high) / 2, low, high, 0.5, 0.01)
+        return Difference((low + high) / 2, low, high)
 
     assert within_margin("frechet", interval(-9.0, 0.1), 1.0)
     assert not within_margin("frechet", interval(-0.2, 0.11), 1.0)
     assert within_margin("recall", interval(-0.05, 9.0), 0.8)
     assert not within_margin("recall", interval(-0.06, 0.1), 0.8)
-    assert not within_margin("accuracy", interval(-math.inf, math.inf), 0.9)  # too few blocks say nothing
+    assert not within_margin("accuracy", interval(-0.021, 9.0), 0.9)
+
+
+def test_an_interval_is_scipys():
+    a, b = [1.0, 1.3, 0.9, 1.4], [1.1, 1.0, 1.0, 1.2]
+    found, expected = Difference.of(a, b), stats.ttest_rel(a, b).confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), rel=1e-3)
+    assert found.mean == pytest.approx(0.075)
+    for count, quantile in STUDENT.items():
+        assert quantile == pytest.approx(stats.t.ppf(0.975, count - 1), abs=1e-3)
+    for values in (a[:1], a[:3]):
+        with pytest.raises(ValueError, match="blocks; expected as many, 2 to 10"):
+            Difference.of(values, b[:1])
 
 
 def records(settings, frechet, scale=2.0):
@@ -102,20 +117,22 @@ def records(settings, frechet, scale=2.0):
 
 def test_verdicts_compare_with_the_published_settings():
     reference = [1.0, 1.01, 0.99, 1.0, 1.02, 0.98]
-    good, bad = settings_of("heun", 3), settings_of("euler", 4)
+    good, bad, other = settings_of("adams_bashforth_3", 6), settings_of("euler_maruyama", 5), settings_of("euler", 3)
     told = [
         *records(REFERENCE, reference), *records(good, [x + 0.02 for x in reference]),
-        *records(bad, [x + 0.09 for x in reference]),
+        *records(bad, [x + 0.2 * i for i, x in enumerate(reference)]), *records(other, reference),
         *records(REFERENCE, reference, 4.5), *records(good, reference, 4.5),
     ]  # fmt: skip
     found = verdicts(told)
     assert [(v.settings.solver, v.guidance_scale, v.passes) for v in found] == [
-        ("euler", 2.0, False), ("heun", 2.0, True), ("heun", 4.5, True)]  # fmt: skip
-    assert found[0].comparison["frechet"].difference == pytest.approx(0.09)
+        ("adams_bashforth_3", 2.0, True), ("euler_maruyama", 2.0, False), ("adams_bashforth_3", 4.5, True)]  # fmt: skip
+    assert found[1].difference["frechet"].mean == pytest.approx(0.5)
     assert passing_everywhere(found) == [good]
-    assert "| m | 2 | euler | 4 | even | 4 | 1.09 (+0.0" in quality_table(found)
-    with pytest.raises(ValueError, match="there is no reference for m at 2"):
+    assert "| m | 2 | euler_maruyama | 5 | even | 6 | 1.5 (+0.1" in quality_table(found)
+    with pytest.raises(ValueError, match="there is no euler_maruyama x 100 for m at 2"):
         verdicts(records(good, reference))
+    with pytest.raises(ValueError, match="there is no adams_bashforth x 20 for m at 2"):
+        verdicts(told, NEARLY_SOLVED)
 
 
 def test_a_table_of_errors_begins_with_the_smallest():
