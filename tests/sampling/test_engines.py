@@ -80,7 +80,7 @@ def test_half_draws_what_the_model_with_rounded_weights_draws(tiny_ar, all_weigh
     for change in (*list(CHANGES.values())[:4], lambda weight: None):
         found, exact = tokens(tiny_ar, engine), tokens(tiny_ar, engine_named("eager"))
         assert_close(found, tokens(rounded(tiny_ar), engine_named("eager")), atol=2e-4, rtol=0)
-        assert 0 < (found - exact).abs().max() < 0.03
+        assert 0 < (found - exact).abs().mean() < 0.01
         with torch.no_grad():
             change(tiny_ar.get_submodule("layers.1.attention.wqkv").weight)
 

@@ -24,6 +24,7 @@ from spherear.sampling.reference import published_solve, reference_decode
 from spherear.sphere.geometry import project
 from tests.conftest import TINY_AR, randomise
 from tests.sampling.replayed import Replayed
+from tests.sampling.test_engines import rounded
 
 SMALL = replace(TINY_AR, tokens=4, width=16, head_width=16)
 ENGINES = {
@@ -32,8 +33,6 @@ ENGINES = {
     "eager": lambda: engine_named("eager"),
     **({"half": lambda: engine_named("half")} if packing.can_halve() else {}),
 }
-CLOSE = {"half": 0.03}
-"""Where the weights are rounded; 5e-3 elsewhere."""
 
 
 def on_sphere(z):
@@ -73,8 +72,9 @@ class History:
             found = torch.stack([step.token for step in self.decode(ar, settings, batch, first)], dim=1)
         solve = published_solve if settings.solver == "euler_maruyama" else by_its_solver
         labels, noise = torch.arange(first, first + batch) % 10, seeded_noise(range(batch))
-        expected = reference_decode(copy.deepcopy(ar), labels, settings, noise, 2.0, solve=solve)
-        torch.testing.assert_close(found, expected, atol=CLOSE.get(self.name, 5e-3), rtol=0)
+        same = rounded(ar) if self.name == "half" else copy.deepcopy(ar)
+        expected = reference_decode(same, labels, settings, noise, 2.0, solve=solve)
+        torch.testing.assert_close(found, expected, atol=5e-3, rtol=0)
 
     def nan(self):
         *_, last = self.decode(*self.request(), projection=lambda z: z * math.nan)
