@@ -9,6 +9,7 @@ from scipy import stats
 
 from spherear import SamplingSettings
 from spherear.sampling.pipeline import cached_pipeline
+from spherear.sampling.settings import NAMED_SETTINGS
 from spherear.study import solver_errors as measuring
 from spherear.study.solver_errors import (
     CANDIDATES,
@@ -26,6 +27,8 @@ from spherear.study.solver_errors import (
     passing_everywhere,
     quality_table,
     settings_of,
+    shipped_errors,
+    shipped_quality,
     tokens_of,
     verdicts,
     within_margin,
@@ -150,3 +153,24 @@ def test_tokens_are_of_the_first_seeds():
     pipeline, settings = cached_pipeline("digits-power_spherical"), SamplingSettings(solver="euler", steps=1)
     tokens = tokens_of(pipeline, settings, 3)
     torch.testing.assert_close(pipeline.images(tokens), pipeline.sample([0, 1, 2], settings, seeds=[0, 1, 2]))
+
+
+def smallest_error(evaluations):
+    """The solver and spacing with the smallest mean error of the tokens, over models and scales."""
+    found = {}
+    for r in shipped_errors():
+        if r.evaluations == evaluations and r.metric == "token_error":
+            found.setdefault((r.solver, r.spacing), []).append(r.value)
+    return min(found, key=lambda key: sum(found[key]) / len(found[key]))
+
+
+def test_named_settings_are_what_the_records_say():
+    """The smallest error of their number of evaluations, and images as good as with twice as many or more."""
+    passing = passing_everywhere(verdicts(shipped_quality(), NEARLY_SOLVED))
+    for name, evaluations in (("balanced", 10), ("fast", 6)):
+        settings = NAMED_SETTINGS[name]
+        assert settings.evaluations == evaluations
+        assert (settings.solver, settings.spacing) == smallest_error(evaluations)
+        assert settings in passing
+    assert {r.model for r in shipped_errors()} == {"digits-power_spherical", "digits-gaussian"}
+    assert not passing_everywhere(verdicts(shipped_quality()))  # against noise at every step, too few blocks decide
