@@ -216,6 +216,7 @@ def bench(
     decode: every engine against the plain reference and the machine's own ceilings, with random weights.
     latency: how long a person waits for digits, by named settings.  growth: time over tokens.  memory: over steps.
     train: a training step, encoding at every step and with cached posteriors.
+    image: one guided image, whole, for every engine and dtype; and the memory of four settings.
     Empty or 0: what suits the measurement and the device.
 
     Args:

@@ -11,6 +11,7 @@ from tqdm import tqdm
 from spherear.bench import report
 from spherear.bench.decoding import DecodeRow, bench_decode, fits
 from spherear.bench.growth import bench_growth, bench_memory
+from spherear.bench.image import SETTINGS, bench_image, cases_on, settings_memory
 from spherear.bench.latency import bench_latency
 from spherear.bench.machine import machine
 from spherear.bench.steps import VARIANTS, step_times
@@ -121,6 +122,19 @@ def _train(request: Request) -> list[Any]:
     ]
 
 
+def _image(request: Request) -> list[Any]:
+    rows: list[Any] = []
+    for name in request.presets or ("imagenet256-B",):
+        cases = cases_on(request.device, [DTYPES[dtype] for dtype in request.dtypes])
+        for settings in SETTINGS:
+            few = 8 if settings == "reference" and _tokens(name, request.device) < preset(name).ar.tokens else 0
+            tokens = request.tokens or few or preset(name).ar.tokens
+            rows += bench_image(name, settings, cases, request.device, tokens, request.repeats or 2)
+        if request.device.type == "cpu":
+            rows.append(settings_memory(name))
+    return rows
+
+
 Kind = tuple[Callable[[Request], list[Any]], Callable[[Sequence[Any]], str]]
 KINDS: dict[str, Kind] = {
     "decode": (_decode, report.decode_table),
@@ -128,4 +142,5 @@ KINDS: dict[str, Kind] = {
     "growth": (_growth, report.growth_table),
     "memory": (_memory, report.memory_table),
     "train": (_train, report.step_table),
+    "image": (_image, report.image_table),
 }

@@ -10,6 +10,7 @@ import torch
 
 from spherear.bench.decoding import DecodeRow
 from spherear.bench.growth import Growth, Memory
+from spherear.bench.image import ImageRow
 from spherear.bench.latency import LatencyRow
 from spherear.bench.machine import machine
 from spherear.bench.steps import StepTime
@@ -52,6 +53,34 @@ def latency_table(rows: Sequence[LatencyRow]) -> str:
     return markdown_table(head, [
         (r.settings, str(r.evaluations), str(r.images), ms(r.first), ms(r.grid), ms(r.stream)) for r in rows
     ], padded=True)  # fmt: skip
+
+
+def image_table(rows: Sequence[Any]) -> str:
+    """One line per engine; then the memory of four settings. Where few tokens were drawn, the image is `about`."""
+    head = (
+        "preset",
+        "settings",
+        "engine",
+        "dtype",
+        "tokens",
+        "ms per token",
+        "x eager",
+        "pixels, ms",
+        "whole image, s",
+    )
+    images = [row for row in rows if isinstance(row, ImageRow)]
+    table = markdown_table(head, [
+        (r.preset, r.settings, r.engine, r.dtype, str(r.tokens), ms(r.timing), f"{r.speedup:.2f}", ms(r.pixels),
+         f"{'' if r.measured else 'about '}{r.image:.3g}")
+        for r in images
+    ], padded=True)  # fmt: skip
+    memory = [
+        f"{r.preset}, {r.engine}: {r.one:.0f} MiB with one setting, {r.four:.0f} with four in turn, "
+        f"{r.four / r.one:.2f} x"
+        for r in rows
+        if not isinstance(r, ImageRow)
+    ]
+    return "\n".join([table.rstrip("\n"), "", *memory])
 
 
 def growth_table(rows: Sequence[Growth]) -> str:

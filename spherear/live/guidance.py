@@ -85,6 +85,7 @@ class GuidanceExplorer(controls.Panel[GuidanceRequest]):
         for control in (self.solver, self.steps):
             control.observe(self._name_settings, "value")
         self.upload.observe(self.guarded(self._open), "value")
+        SCHEDULES.watch(self._offer_schedule)
         self.changed()
 
     def _make_controls(self, beside: str, label: int | str | None, settings: str, seed: int) -> None:
@@ -229,6 +230,17 @@ class GuidanceExplorer(controls.Panel[GuidanceRequest]):
             f"{progress(canvases[0], stopped, seconds)}, guidance {picture.settings.guidance_scale:g}, "
             f"{rate:,.{0 if rate >= 10 else 1}f} tokens/s, picture {self.runner.started}"
         )
+
+    def _offer_schedule(self, name: str) -> None:
+        """Put a schedule that was just registered in the menu; if it replaces the one that is shown, draw again."""
+        with self.showing_errors():
+            with self.together():
+                chosen = self.schedule.value
+                self.schedule.options = list(SCHEDULES)
+                self.schedule.value = chosen
+            if name == chosen:
+                self._last = None
+                self.changed()
 
     def _draw_seed(self) -> None:
         self.seed.value = self._random.randint(0, MAX_SEED)

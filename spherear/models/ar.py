@@ -188,7 +188,7 @@ class SphereAR(nn.Module, Pretrained[ARConfig]):
         return self._next(self._inputs(token[:, None]), kv_cache, index, span)
 
     def _next(self, inputs: Tensor, kv_cache: KVCache, index: Tensor, span: int) -> Tensor:
-        updates, mask = kv_cache.updates(index, span), kv_cache.mask(index, span)
+        updates, mask = kv_cache.updates(index, span), kv_cache.bias(index, span)
         x = self._transform(inputs, self.rotary.at(index), updates, mask)[:, -1]  # (batch, width)
         predicted = index[-1:] - (self.config.class_tokens - 1)
         return self.norm(x) + self.pos_for_diff.weight.index_select(0, predicted)

@@ -7,7 +7,6 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -73,13 +72,13 @@ class Rotary(nn.Module):
 
 
 def rotate(
-    x: Float[Tensor, "batch heads tokens width"], table: Float[Tensor, "tokens pairs 2"]
-) -> Float[Tensor, "batch heads tokens width"]:
-    """(a, b) -> (a cos - b sin, a sin + b cos) on interleaved pairs, in float32 or better."""
-    wide = x.to(torch.promote_types(x.dtype, table.dtype))
-    a, b = wide.unflatten(-1, (-1, 2)).unbind(-1)
-    cos, sin = table.unbind(-1)
-    return torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1).flatten(-2).to(x.dtype)
+    x: Float[Tensor, "*batch tokens width"], table: Float[Tensor, "tokens pairs 2"]
+) -> Float[Tensor, "*batch tokens width"]:
+    """(a, b) -> (a cos - b sin, b cos + a sin) on interleaved pairs, in float32 or better."""
+    pairs = x.to(torch.promote_types(x.dtype, table.dtype)).unflatten(-1, (-1, 2))
+    cos, sin = table.unsqueeze(-1).unbind(-2)  # (tokens, pairs, 1)
+    turned = pairs * cos + pairs.flip(-1) * torch.cat((-sin, sin), dim=-1)
+    return turned.flatten(-2).to(x.dtype)
 
 
 Update = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -135,6 +134,11 @@ class KVCache:
         index, self.filled = self.positions[self.filled : end], end
         return index
 
+    def bias(self, index: Int[Tensor, " new"], span: int) -> Float[Tensor, "new span"]:
+        """`mask` as attention adds it to its scores: 0, or -inf; made once per step, not in every layer."""
+        mask = self.mask(index, span)
+        return torch.zeros_like(mask, dtype=self.keys[0].dtype).masked_fill_(~mask, -math.inf)
+
     def mask(self, index: Int[Tensor, " new"], span: int) -> Bool[Tensor, "new span"]:
         """Which of the first `span` positions each token at `index` attends to: itself and earlier ones."""
         return self.positions[:span] <= index[:, None]
@@ -155,8 +159,8 @@ class KVCache:
 class Attention(nn.Module):
     """Multi-head attention with a fused, bias-free query-key-value projection and rotary positions.
 
-    update: adds the keys and values of earlier tokens, from a KV cache; then `mask` says who attends to whom. Without
-    it, `causal` chooses between causal and full attention.
+    update: adds the keys and values of earlier tokens, from a KV cache; then `mask` says who attends to whom (or is
+    added to the scores). Without it, `causal` chooses between causal and full attention.
     """
 
     def __init__(self, width: int, heads: int) -> None:
@@ -171,21 +175,17 @@ class Attention(nn.Module):
         rope: Float[Tensor, "tokens pairs 2"],
         causal: bool = False,
         update: Update | None = None,
-        mask: Bool[Tensor, "tokens span"] | None = None,
+        mask: Bool[Tensor, "tokens span"] | Float[Tensor, "tokens span"] | None = None,
     ) -> Float[Tensor, "batch tokens width"]:
-        q, k, v = rearrange(
-            self.wqkv(x),
-            "batch tokens (three heads w) -> three batch heads tokens w",
-            three=3,
-            heads=self.heads,
-        )
-        q, k = rotate(q, rope), rotate(k, rope)
+        qkv = self.wqkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (3, batch, heads, tokens, w)
+        q, k = rotate(qkv[:2], rope)
+        v = qkv[2]
         if update is not None:
             k, v = update(k, v)
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         else:
             out = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
-        return self.wo(rearrange(out, "batch heads tokens w -> batch tokens (heads w)"))
+        return self.wo(out.transpose(1, 2).flatten(2))  # (batch, tokens, width)
 
 
 class RMSNorm(nn.RMSNorm):
@@ -233,7 +233,7 @@ class Block(nn.Module):
         rope: Float[Tensor, "tokens pairs 2"],
         causal: bool = False,
         update: Update | None = None,
-        mask: Bool[Tensor, "tokens span"] | None = None,
+        mask: Bool[Tensor, "tokens span"] | Float[Tensor, "tokens span"] | None = None,
     ) -> Float[Tensor, "batch tokens width"]:
         x = x + self.attention(self.attention_norm(x), rope, causal, update, mask)
         return x + self.feed_forward(self.ffn_norm(x))

@@ -121,7 +121,7 @@ def _decode(
     with ExitStack() as stack:
         with own_precision(device):
             session = stack.enter_context(engine.session(ar, len(rows)))
-            condition = ar.start(rows, session.cache)  # (rows, width)
+            condition = session.ar.start(rows, session.cache)  # (rows, width)
             times = {plan.grid: Times.of(head, settings.method, plan.grid) for plan in plans}
         for index, plan in enumerate(plans):
             shape = (times[plan.grid].rows_of_noise(head), batch, ar.config.latent_dim)

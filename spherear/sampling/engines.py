@@ -1,4 +1,4 @@
-"""Engines run the two repeated computations of a decode: as written, with packed weights, compiled, or as CUDA graphs.
+"""Engines run the two repeated computations of a decode: as written, on other weights, compiled, or as CUDA graphs.
 
 The computations are two functions: `sample_token` draws a token, and `SphereAR.advance` is the transformer's step. An
 engine wraps them for one decode in a `Session`. What it keeps between decodes (packed weights, compiled code, graphs)
@@ -23,7 +23,15 @@ from spherear.models.ar import SphereAR
 from spherear.models.config import one_of
 from spherear.models.layers import KVCache
 from spherear.sampling.head_sampling import evaluate, sample_token
-from spherear.sampling.packed import PackedLinear, Swap, check_packable, swap_linears, tensors_of
+from spherear.sampling.packed import (
+    HalfLinear,
+    PackedLinear,
+    Swap,
+    check_halvable,
+    check_packable,
+    swap_linears,
+    tensors_of,
+)
 
 TokenFunction = Callable[..., Tensor]
 """`sample_token`, or a function that gives the same tokens for the same arguments."""
@@ -119,11 +127,25 @@ class Packed(Engine):
     def session(self, ar: SphereAR, rows: int, cache: KVCache | None = None) -> AbstractContextManager[Session]:
         """A session with the packed model; it is packed anew if any weight has changed."""
         with self.kept.lock:
-            copy = self.kept.get(ar, "copy", lambda: swap_linears(ar, self.swap))
+            copy = self.kept.get(ar, "copy", lambda: swap_linears(ar, self.swap, self.check))
             if not copy.is_of(ar):
                 self.kept.take(ar, "copy")
-                copy = self.kept.get(ar, "copy", lambda: swap_linears(ar, self.swap))
+                copy = self.kept.get(ar, "copy", lambda: swap_linears(ar, self.swap, self.check))
         return nullcontext(Session(copy.ar, cache or ar.kv_cache(rows)))
+
+
+@dataclass
+class Half(Packed):
+    """On the CPU, with large weights in float16 and everything else in float32 (see `HalfLinear`).
+
+    A draw differs from one with the weights as they are by about their rounding, see `spherear bench image`.
+    """
+
+    swap: Swap = HalfLinear
+
+    def check(self, ar: SphereAR) -> None:
+        """ValueError for a model whose weights cannot be float16."""
+        check_halvable(ar)
 
 
 @dataclass
@@ -209,6 +231,7 @@ def _cuda_graphs(compiled: bool = False) -> Engine:
 ENGINES: dict[str, Callable[[], Engine]] = {
     "eager": Engine,
     "packed": Packed,
+    "half": Half,
     "compiled": Compiled,
     "cuda_graphs": _cuda_graphs,
     "compiled_cuda_graphs": partial(_cuda_graphs, compiled=True),

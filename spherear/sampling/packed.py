@@ -1,8 +1,9 @@
-"""A copy of an AR model with its large weights in oneDNN's packed layout, for fast CPU decoding of few rows.
+"""A copy of an AR model with its large weights in another layout or format, for fast CPU decoding of few rows.
 
 One image with guidance is two rows. The time of a linear layer is then the time to read its weight, and the default
-layout is not the fastest to read (`spherear bench decode --presets imagenet256-B` measures the difference). Packed
-weights are copies, so they need additional memory. A copy knows whether the model's weights have changed since.
+layout is not the fastest to read (`spherear bench image` measures the difference): oneDNN has one of its own, and
+FBGEMM reads weights in float16, which are half as many bytes. Such weights are copies, so they need additional memory.
+A copy knows whether the model's weights have changed since.
 """
 
 import copy
@@ -36,6 +37,34 @@ class PackedLinear(nn.Module):
         return torch.ops.mkldnn._linear_pointwise(x.contiguous(), self.weight, self.bias, "none", [], "")
 
 
+class HalfLinear(nn.Module):
+    """x W^T + b in float32, with W rounded to float16 and read by FBGEMM: a relative error of up to 2^-11 per weight.
+
+    ValueError for weights that float16 cannot hold: not finite, or beyond 65504.
+    """
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        largest = float(linear.weight.detach().abs().max())
+        most = torch.finfo(torch.float16).max
+        require(largest <= most, f"the largest weight is {largest:g}; expected at most {most:g}, for float16 weights")
+        self.packed = torch.ops.quantized.linear_prepack_fp16(linear.weight.detach().float(), None)
+        self.bias = linear.bias
+
+    def forward(self, x: Float[Tensor, "*shape inputs"]) -> Float[Tensor, "*shape outputs"]:
+        product = torch.ops.quantized.linear_dynamic_fp16(x, self.packed)
+        return product if self.bias is None else product.add_(self.bias)
+
+
+def can_halve() -> bool:
+    """Whether this torch build and this processor have FBGEMM's kernels for float16 weights."""
+    try:
+        torch.ops.quantized.linear_prepack_fp16(torch.ones(1, 1), None)
+    except (AttributeError, NotImplementedError, RuntimeError):  # unknown to the build; or another backend is set
+        return False
+    return True
+
+
 def can_pack() -> bool:
     """Whether this torch build has the oneDNN kernels."""
     return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
@@ -58,6 +87,17 @@ def check_packable(ar: SphereAR) -> None:
         weight.dtype != torch.bfloat16 or can_pack_bfloat16(),
         "this processor has no bfloat16 kernels; expected AVX-512 or AVX-NE-CONVERT, float32, or engine 'eager'",
     )
+
+
+def check_halvable(ar: SphereAR) -> None:
+    """ValueError for a model that is not on the CPU or not float32, and for a torch without the kernels."""
+    weight = ar.proj_in.weight
+    require(weight.device.type == "cpu", f"the AR model is on {weight.device}; expected cpu for float16 weights")
+    require(
+        weight.dtype == torch.float32,
+        f"the AR model is {weight.dtype}; expected torch.float32, in which it computes with float16 weights",
+    )
+    require(can_halve(), "this torch has no FBGEMM; expected it for float16 weights (the engine 'eager' needs none)")
 
 
 @dataclass(frozen=True)
@@ -118,9 +158,14 @@ def tensors_of(ar: SphereAR) -> list[Tensor]:
     return [*ar.parameters(), *ar.buffers()]
 
 
-def swap_linears(ar: SphereAR, swap: Swap = PackedLinear) -> SwappedCopy:
-    """A copy of `ar` with `swap(linear)` for every large linear layer of its blocks; errors as in `check_packable`."""
-    check_packable(ar)
+def swap_linears(
+    ar: SphereAR, swap: Swap = PackedLinear, check: Callable[[SphereAR], None] = check_packable
+) -> SwappedCopy:
+    """A copy of `ar` with `swap(linear)` for every large linear layer of its blocks.
+
+    Errors: those of `check` and of `swap`.
+    """
+    check(ar)
     tensors = tensors_of(ar)
     twin = copy.deepcopy(ar, {id(tensor): tensor for tensor in tensors})
     copied = set[int]()

@@ -4,7 +4,7 @@ Nothing here reads weights, and importing this module does not import torch.
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from spherear.models.config import Config, one_of, require
@@ -23,7 +23,7 @@ parameters, 1.05 at 24.2, 0.96 at 62.1, 1.16 at 192.1. `OMP_NUM_THREADS=1 python
 """
 BYTES = {"float32": 4, "bfloat16": 2}
 """Of one number, per dtype of an AR model."""
-REQUIRED = {"packed": "cpu", "cuda_graphs": "cuda", "compiled_cuda_graphs": "cuda"}
+REQUIRED = {"packed": "cpu", "half": "cpu", "cuda_graphs": "cuda", "compiled_cuda_graphs": "cuda"}
 """Engines that run on one type of device alone."""
 
 
@@ -31,12 +31,14 @@ REQUIRED = {"packed": "cpu", "cuda_graphs": "cuda", "compiled_cuda_graphs": "cud
 class Hardware:
     """What the choice depends on. packs, packs_bfloat16: packed weights can be used, in float32 and in bfloat16.
 
+    halves: weights can be read in float16.
     fast_bfloat16: the processor has AMX or AVX512-BF16.  cuda_bfloat16: the GPU computes in bfloat16 itself.
     cuda_index: the device of this process, of several under torchrun.
     """
 
     packs: bool = False
     packs_bfloat16: bool = False
+    halves: bool = False
     fast_bfloat16: bool = False
     cuda: bool = False
     cuda_bfloat16: bool = False
@@ -48,13 +50,14 @@ class Hardware:
         """This machine."""
         import torch
 
-        from spherear.sampling.packed import can_pack, can_pack_bfloat16
+        from spherear.sampling.packed import can_halve, can_pack, can_pack_bfloat16
 
         cuda, packs_bfloat16 = torch.cuda.is_available(), can_pack() and can_pack_bfloat16()
         instructions = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
         return cls(
             packs=can_pack(),
             packs_bfloat16=packs_bfloat16,
+            halves=can_halve(),
             fast_bfloat16=packs_bfloat16 and any(getattr(torch.cpu, name, bool)() for name in instructions),
             cuda=cuda,
             cuda_bfloat16=cuda and torch.cuda.is_bf16_supported(including_emulation=False),
@@ -72,8 +75,8 @@ class Placement(Config):
     dtype: str = AUTO
     """Of the AR model: float32 or bfloat16; auto: bfloat16 where it is fast and the model large, or on CUDA."""
     engine: str = AUTO
-    """eager (as written), packed, compiled, cuda_graphs, compiled_cuda_graphs; auto: packed for large models on a CPU,
-    graphs on CUDA."""
+    """eager (as written), packed, half (weights in float16), compiled, cuda_graphs, compiled_cuda_graphs; auto: half or
+    packed for large models on a CPU, graphs on CUDA."""
 
     @property
     def sentence(self) -> str:
@@ -99,7 +102,8 @@ def choose(
 
     | device | model | engine | dtype |
     | cpu | up to `SMALL` parameters | eager | as stored |
-    | cpu | larger | packed | bfloat16 with AMX or AVX512-BF16, else float32 |
+    | cpu | larger | packed | bfloat16 with AMX or AVX512-BF16 |
+    | cpu | larger, otherwise | half with FBGEMM, else packed | float32 |
     | cuda | any | cuda_graphs | bfloat16 if the GPU has it, else float32 |
     | mps | any | eager | as stored |
 
@@ -112,9 +116,10 @@ def choose(
     device = _device(wish, here, large)
     kind = device.partition(":")[0]
     dtype = _dtype(kind, large, stored, here) if wish.dtype == AUTO else wish.dtype
-    if wish.engine == "packed" and wish.dtype == AUTO and not here.packs_bfloat16:
+    if wish.dtype == AUTO and (wish.engine == "half" or (wish.engine == "packed" and not here.packs_bfloat16)):
         dtype = "float32"
-    engine = _engine(kind, large, dtype, here) if wish.engine == AUTO else wish.engine
+    halves = here.halves and wish.dtype == AUTO  # who asks for float32 gets float32 weights
+    engine = _engine(kind, large, dtype, replace(here, halves=halves)) if wish.engine == AUTO else wish.engine
     _check_engine(engine, kind, dtype, here)
     return Placement(device, dtype, engine)
 
@@ -162,6 +167,8 @@ def _dtype(kind: str, large: bool, stored: str, here: Hardware) -> str:
 def _engine(kind: str, large: bool, dtype: str, here: Hardware) -> str:
     if kind == "cuda":
         return "cuda_graphs"
+    if kind == "cpu" and large and dtype == "float32" and here.halves:
+        return "half"
     packs = here.packs_bfloat16 if dtype == "bfloat16" else here.packs and dtype == "float32"
     return "packed" if kind == "cpu" and large and packs else "eager"
 
@@ -169,6 +176,8 @@ def _engine(kind: str, large: bool, dtype: str, here: Hardware) -> str:
 def _check_engine(engine: str, kind: str, dtype: str, here: Hardware) -> None:
     required = REQUIRED.get(engine, kind)
     require(kind == required, f"engine is {engine!r} on {kind}; expected {required}, or another engine")
+    require(engine != "half" or here.halves, "engine is 'half'; expected 'eager': this torch has no FBGEMM")
+    require(engine != "half" or dtype == "float32", f"dtype is {dtype!r} with engine 'half'; expected float32, or auto")
     require(engine != "packed" or here.packs, "engine is 'packed'; expected 'eager': this torch has no oneDNN")
     require(
         engine != "packed" or dtype != "bfloat16" or here.packs_bfloat16,
@@ -212,8 +221,8 @@ def describe(name: str, outline: "Outline", placement: Placement) -> str:
 def memory(outline: "Outline", placement: Placement) -> int:
     """Bytes that the weights take at most: the VAE in float32, the AR model as it is read (float32) or as it is run.
 
-    Packed weights are copies. Images, caches and what libraries take are not counted.
+    Packed weights are copies; in float16, of half the size. Images, caches and what libraries take are not counted.
     """
     vae, ar = outline.parameters()
-    copies = 2 if placement.engine == "packed" else 1
-    return 4 * vae + ar * max(BYTES["float32"], copies * BYTES[placement.dtype])
+    copied = {"packed": BYTES[placement.dtype], "half": 2}.get(placement.engine, 0)
+    return 4 * vae + ar * max(BYTES["float32"], BYTES[placement.dtype] + copied)

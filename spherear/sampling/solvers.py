@@ -45,6 +45,17 @@ def heun(velocity: Velocity, noise: Float[Tensor, "draws batch dim"], times: lis
     return x
 
 
+def midpoint(
+    velocity: Velocity, noise: Float[Tensor, "draws batch dim"], times: list[float]
+) -> Float[Tensor, "batch dim"]:
+    """x += v(x + v(x, t) dt / 2, t + dt / 2) dt: second order, two evaluations per step, one between two times."""
+    x = noise[0]
+    for t, end in pairwise(times):
+        half = (end - t) / 2
+        x = x + velocity(x + velocity(x, t) * half, t + half) * (end - t)
+    return x
+
+
 def adams_bashforth(
     velocity: Velocity, noise: Float[Tensor, "draws batch dim"], times: list[float]
 ) -> Float[Tensor, "batch dim"]:
@@ -57,6 +68,29 @@ def adams_bashforth(
         dt, slope = end - t, velocity(x, t)
         step = slope if previous_slope is None else slope + (slope - previous_slope) * (dt / previous_dt / 2)
         x, previous_slope, previous_dt = x + step * dt, slope, dt
+    return x
+
+
+def adams_bashforth_3(
+    velocity: Velocity, noise: Float[Tensor, "draws batch dim"], times: list[float]
+) -> Float[Tensor, "batch dim"]:
+    """x += the integral of the parabola through the newest three velocities: one evaluation per step.
+
+    Three-step Adams-Bashforth with variable step size; the first step is an Euler step, the second has two velocities.
+    Third order where the first step is short (spacings early and ends), otherwise second.
+    With v' and v'' the divided differences, a step is dt (v + v' dt / 2 + v'' (dt^2 / 3 + dt dt_previous / 2)).
+    """
+    x, past = noise[0], list[tuple[float, Tensor]]()  # the newest first
+    for t, end in pairwise(times):
+        dt, slope = end - t, velocity(x, t)
+        past = [(t, slope), *past[:2]]
+        step, first = slope, [(b - a) / (s - r) for (s, b), (r, a) in pairwise(past)]
+        if first:
+            step = step + first[0] * (dt / 2)
+        if len(first) == 2:
+            second = (first[0] - first[1]) / (t - past[2][0])
+            step = step + second * (dt * dt / 3 + dt * (t - past[1][0]) / 2)
+        x = x + step * dt
     return x
 
 
@@ -95,6 +129,17 @@ def ends(u: Float[Tensor, " points"]) -> Float[Tensor, " points"]:
     return (1 - (math.pi * u).cos()) / 2
 
 
+def annealed(steps: int, index: int, tokens: int) -> Float[Tensor, " points"]:
+    """Even steps, fewer for later tokens: from 1.5 x `steps` for the first to 0.5 x for the last, `steps` on average.
+
+    After DiSA (Zhao et al. 2025): the more tokens are drawn, the more they determine the next one.
+    """
+    import torch
+
+    share = index / (tokens - 1) if tokens > 1 else 0.5
+    return torch.linspace(0.0, 1.0, max(1, round((1.5 - share) * steps)) + 1, dtype=torch.float32)
+
+
 PARAMETERS = ("u", "steps", "index", "tokens")
 
 
@@ -104,7 +149,9 @@ def check_spacing(function: Any) -> Callable[..., Any]:
     return function
 
 
-SPACINGS = Table[Callable[..., Any]]({"even": even, "early": early, "late": late, "ends": ends}, check_spacing)
+SPACINGS = Table[Callable[..., Any]](
+    {"even": even, "early": early, "late": late, "ends": ends, "annealed": annealed}, check_spacing
+)
 """Where a token's steps are: functions of some of `u` (the ends of `steps` even steps, from 0 to 1), `steps`, `index`
 and `tokens`, that return times rising from 0 to 1. Their number may differ from token to token."""
 
@@ -197,7 +244,9 @@ SOLVERS = Table[Solver](
     {
         "euler": Solver(euler),
         "heun": Solver(heun),
+        "midpoint": Solver(midpoint),
         "adams_bashforth": Solver(adams_bashforth),
+        "adams_bashforth_3": Solver(adams_bashforth_3),
         "euler_maruyama": Solver(euler_maruyama, noisy=True),
     },
     as_solver,

@@ -61,14 +61,21 @@ def compared_settings() -> list[SamplingSettings]:
 
 
 def sweep(
-    name: str, pipeline: Pipeline, real: Reference, done: set[tuple], command: str, images: int = IMAGES
+    name: str,
+    pipeline: Pipeline,
+    real: Reference,
+    done: set[tuple],
+    command: str,
+    images: int = IMAGES,
+    compared: Sequence[SamplingSettings] | None = None,
+    blocks: int | None = None,
 ) -> Iterator[list[SweepRecord]]:
-    """Yields the records of each block that is not in `done`."""
+    """Yields the records of each block that is not in `done`; of `compared_settings` and BLOCKS blocks by default."""
     labels = torch.arange(images) % pipeline.ar.config.num_classes
     origin = provenance()
-    for settings in compared_settings():
+    for settings in compared_settings() if compared is None else compared:
         for scale in SCALES:
-            for block in range(BLOCKS):
+            for block in range(BLOCKS if blocks is None else blocks):
                 key = (name, scale, settings.solver, settings.steps, settings.spacing, settings.evaluations, block)
                 if key in done:
                     continue

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from spherear import Pipeline, SamplingSettings, SphereAR, cli
-from spherear.bench import MEASUREMENTS, command, decoding, floor, latency, sizes
+from spherear.bench import MEASUREMENTS, command, decoding, floor, image, latency, sizes
 from spherear.bench.command import KINDS, Request
 from spherear.bench.decoding import bench_decode, fits, random_model
 from spherear.bench.floor import copy_rate, floor_seconds, product_rate, works
@@ -18,6 +18,7 @@ from spherear.bench.steps import step_times
 from spherear.bench.timing import measure, summary
 from spherear.models.presets import PRESETS, preset
 from spherear.models.sources import Outline
+from spherear.sampling.packed import can_pack_bfloat16
 from spherear.sampling.placement import SMALL
 from spherear.sampling.settings import NAMED_SETTINGS
 from tests.conftest import TINY_AR
@@ -170,6 +171,7 @@ def test_steps_are_timed_in_every_way():
         ("growth", "r2 of a line"),
         ("memory", "cache MiB in float32"),
         ("train", "x encoding at every step"),
+        ("image", "whole image, s"),
     ],
 )
 def test_a_table_and_a_file(kind, head, tmp_path, capsys, monkeypatch):
@@ -190,6 +192,14 @@ def test_a_table_and_a_file(kind, head, tmp_path, capsys, monkeypatch):
         (row,) = kept["rows"]
         assert row["float32_mib"] == row["cache_mib"] > 0
         assert list(row["peak_mib"]) == ["2"]
+    if kind == "image":
+        *images, memory = kept["rows"]
+        assert [row["settings"] for row in images] == sorted(row["settings"] for row in images)
+        assert {"eager", "packed"} <= {row["engine"] for row in images}
+        assert not any(row["measured"] for row in images)
+        assert memory["one"] > 0
+        assert memory["four"] < 1.5 * memory["one"]
+        assert "MiB with one setting" in printed
     if kind == "growth":
         assert len(kept["rows"][0]["upto"]) == 16
 
@@ -211,6 +221,22 @@ def test_packed_bfloat16_is_left_out_where_the_processor_lacks_it(tiny_ar, monke
     settings = SamplingSettings(steps=1)
     assert "packed" in [name for name, _ in decoding.runs(tiny_ar, 1, settings, False)]
     assert "packed" not in [name for name, _ in decoding.runs(tiny_ar.bfloat16(), 1, settings, False)]
+
+
+def test_an_image_is_measured_whole_or_estimated():
+    cases = image.cases_on(CPU)
+    assert ("eager", torch.float32) == cases[0]
+    assert (("packed", torch.bfloat16) in cases) == can_pack_bfloat16()
+    assert image.cases_on(CPU, [torch.bfloat16])[0] == ("eager", torch.bfloat16)
+    for tokens in (3, 16):
+        rows = list(image.bench_image("digits3", "balanced", cases[:2], CPU, tokens, 2))
+        assert [row.engine for row in rows] == [name for name, _ in cases[:2]]
+        assert rows[0].speedup == 1.0
+        for row in rows:
+            assert (row.measured, row.timing.repeats) == (tokens == 16, 2 * tokens)
+            if not row.measured:
+                assert row.image == pytest.approx(16 * row.timing.median + row.pixels.median)
+            assert row.image > row.pixels.median > 0
 
 
 def test_every_measurement_has_a_function():

@@ -1,12 +1,14 @@
 """The panels without a browser: what controls stand for, what is shown, and that nothing is stale or left running."""
 
 import asyncio
+import gc
 import io
 import json
 import random
 import re
 import struct
 import threading
+import weakref
 import zlib
 from dataclasses import replace
 
@@ -31,6 +33,7 @@ from spherear.live import (
 from spherear.live.figure import live_figure
 from spherear.live.picture import Picture, png_bytes, read_picture, sheet
 from spherear.models.presets import preset
+from spherear.sampling.choices import Table
 from spherear.sampling.pipeline import cached_pipeline
 from spherear.sampling.settings import NAMED_SETTINGS, SCHEDULES, SamplingSettings
 from spherear.sampling.solvers import SOLVERS
@@ -89,6 +92,51 @@ def test_the_picture_is_that_of_the_controls(guidance):
         SamplingSettings.named("fast"), guidance_scale=7.5, schedule="constant", project=False, temperature=0.7
     )
     assert shows_what_its_controls_say(guidance)
+
+
+def test_a_schedule_of_ones_own_is_in_the_menu_and_live(guidance, as_users_do):
+    settled(guidance)
+
+    def late(scale, index, tokens):
+        return scale if 2 * index >= tokens else 1.0
+
+    try:
+        SCHEDULES.register(late)
+        assert (guidance.schedule.value, guidance.schedule.options[-1]) == ("linear", "late")
+        guidance.schedule.value = "late"
+        settled(guidance)
+        assert shows_what_its_controls_say(guidance)
+        before = guidance.model_columns[0].pixels.copy()
+        SCHEDULES.register(lambda scale: scale + 3.0, "late")  # the cell, edited and run again
+        settled(guidance)
+        assert guidance.schedule.value == "late"
+        assert shows_what_its_controls_say(guidance)
+        assert (guidance.model_columns[0].pixels != before).any()
+    finally:
+        del SCHEDULES["late"]
+
+
+def test_a_closed_table_watches_no_longer(as_users_do):
+    """The table holds no panel alive."""
+    table = Table({}, lambda function: function)
+
+    class Watcher:
+        def __init__(self):
+            self.seen = []
+
+        def see(self, name):
+            self.seen.append(name)
+
+    watcher = Watcher()
+    table.watch(watcher.see)
+    table.register(abs)
+    assert watcher.seen == ["abs"]
+    gone = weakref.ref(watcher)
+    del watcher
+    gc.collect()
+    assert gone() is None
+    table.register(abs)
+    assert table.watchers == []
 
 
 def test_lengths_stay_at_r_on_the_sphere_and_leave_it_elsewhere(guidance):

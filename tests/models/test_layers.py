@@ -1,10 +1,12 @@
 """Rotary positions, attention with and without a cache, and the gated feed-forward."""
 
 import math
+from collections import Counter
 
 import pytest
 import torch
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from spherear.models.layers import Attention, Block, KVCache, Rotary, SwiGLU, rope_table, rotate
 
@@ -84,6 +86,34 @@ def test_cache_is_preallocated_in_its_dtype_and_says_when_it_is_full():
     with pytest.raises(ValueError, match="has 5 positions; expected 8 or more"):
         cache.reserve(4)
     assert cache.filled == 4
+
+
+def test_a_step_of_one_token_has_few_operations():
+    """Per layer; each costs microseconds, and a large model has dozens of layers for each of hundreds of tokens."""
+    block, table = Block(32, 2), rope_table(GRID, PREFIX, HEAD)
+    cache, counts = KVCache(1, 2, 2, 7, HEAD), Counter()
+
+    class Count(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            counts[func.name()] += not func.is_view
+            return func(*args, **(kwargs or {}))
+
+    with torch.no_grad():
+        index = cache.reserve(1)
+        past = {"update": cache.updates(index, cache.span)[0], "mask": cache.bias(index, cache.span)}
+        with Count():
+            block(torch.randn(2, 1, 32), table[:1], **past)
+    assert counts["aten::mul.Tensor"] <= 7  # two of the rotation, four of the norms, one of the gate
+    assert counts.total() <= 35, counts
+
+
+def test_the_bias_of_attention_is_its_mask():
+    cache = KVCache(1, 1, 1, 7, HEAD, torch.bfloat16)
+    index = cache.reserve(3)
+    bias, mask = cache.bias(index, cache.span), cache.mask(index, cache.span)
+    assert bias.dtype == torch.bfloat16
+    assert ((bias == 0) == mask).all()
+    assert ((bias == -math.inf) == ~mask).all()
 
 
 def test_a_cache_is_read_in_few_shapes():

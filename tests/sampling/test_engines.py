@@ -1,5 +1,6 @@
 """Every way of running a decode gives the tokens of the plain reference; what they keep never shows."""
 
+import copy
 import gc
 import math
 import os
@@ -19,7 +20,7 @@ from spherear import Pipeline, SamplingSettings, SphereAR, decode, seeded_noise
 from spherear.sampling import packed as packing
 from spherear.sampling.engines import ENGINES, Packed, engine_named
 from spherear.sampling.head_sampling import Modulations
-from spherear.sampling.packed import PackedLinear, swap_linears
+from spherear.sampling.packed import HalfLinear, PackedLinear, can_halve, swap_linears
 from spherear.sampling.reference import reference_decode
 from spherear.sphere.geometry import project
 from tests.conftest import TINY_AR, randomise
@@ -58,6 +59,53 @@ def test_an_engine_draws_the_references_tokens(tiny_ar, all_weights_packed, name
     assert_close(
         other, tokens(tiny_ar, engine_named("eager"), replace(settings, guidance_scale=3.0)), atol=2e-3, rtol=0
     )
+
+
+needs_halves = pytest.mark.skipif(not can_halve(), reason="no kernels for float16 weights")
+
+
+def rounded(ar):
+    """A copy of the model whose large weights are rounded to float16."""
+    twin = copy.deepcopy(ar)
+    for part in (twin.layers, twin.head.res_blocks, twin.head.ada_ln_blocks):
+        for linear in (child for child in part.modules() if isinstance(child, torch.nn.Linear)):
+            linear.weight.data = linear.weight.data.half().float()
+    return twin
+
+
+@needs_halves
+def test_half_draws_what_the_model_with_rounded_weights_draws(tiny_ar, all_weights_packed):
+    """And goes on doing so when weights change, in place or unseen."""
+    engine = engine_named("half")
+    for change in (*list(CHANGES.values())[:4], lambda weight: None):
+        found, exact = tokens(tiny_ar, engine), tokens(tiny_ar, engine_named("eager"))
+        assert_close(found, tokens(rounded(tiny_ar), engine_named("eager")), atol=2e-4, rtol=0)
+        assert 0 < (found - exact).abs().mean() < 0.01
+        with torch.no_grad():
+            change(tiny_ar.get_submodule("layers.1.attention.wqkv").weight)
+
+
+@needs_halves
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(1, 24), (2, 1, 24), (3, 5, 24)])
+def test_a_half_layer_is_the_product_with_the_rounded_weight(bias, shape):
+    linear, x = torch.nn.Linear(24, 7, bias=bias), torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+    expected = x.double() @ linear.weight.detach().half().double().T + (linear.bias.detach() if bias else 0.0)
+    for given in (x, torch.cat((x, x), dim=-1)[..., :24]):  # and not contiguous
+        with torch.no_grad():
+            assert_close(HalfLinear(linear)(given).double(), expected, atol=1e-5, rtol=0)
+    if bias:  # shared, so that a change of it is seen
+        assert HalfLinear(linear).bias is linear.bias
+
+
+@needs_halves
+@pytest.mark.parametrize("bad", [7e4, -7e4, math.inf, math.nan])
+def test_weights_that_float16_cannot_hold_are_refused(tiny_ar, all_weights_packed, bad):
+    tiny_ar.layers[0].attention.wo.weight.data[1, 2] = bad
+    with pytest.raises(ValueError, match=r"the largest weight is (70000|inf|nan); expected at most 65504"):
+        tokens(tiny_ar, engine_named("half"))
+    with pytest.raises(ValueError, match=r"the AR model is torch.bfloat16; expected torch.float32"):
+        decode(tiny_ar.bfloat16(), LABELS, QUICK, seeded_noise(SEEDS), on_sphere, engine=engine_named("half"))
 
 
 @pytest.mark.parametrize("name", ["eager", "packed"])
@@ -236,13 +284,13 @@ def test_small_weights_stay_as_they_are(tiny_ar):
 
 
 def test_what_an_engine_cannot_run_is_said(tiny_ar, as_users_do):
-    with pytest.raises(ValueError, match=r"engine is 'warp'; expected one of 'compiled', .*'eager', 'packed'"):
+    with pytest.raises(ValueError, match=r"engine is 'warp'; expected one of 'compiled', .*'eager', 'half', 'packed'"):
         engine_named("warp")
     with pytest.raises(ValueError, match="the AR model is on cpu; expected cuda for CUDA graphs"):
         tokens(tiny_ar, engine_named("cuda_graphs"))
     with pytest.raises(ValueError, match=r"the AR model is torch.float64; expected one of .* for packed weights"):
         tokens(tiny_ar.double(), engine_named("packed"))
-    assert sorted(ENGINES) == ["compiled", "compiled_cuda_graphs", "cuda_graphs", "eager", "packed"]
+    assert sorted(ENGINES) == ["compiled", "compiled_cuda_graphs", "cuda_graphs", "eager", "half", "packed"]
 
 
 COMPILED = """

@@ -16,6 +16,7 @@ from tests.conftest import TINY_AR, randomise
 PLAIN = Hardware()
 OLD = Hardware(packs=True)
 AVX512 = Hardware(packs=True, packs_bfloat16=True)
+HALF = Hardware(packs=True, packs_bfloat16=True, halves=True)
 AMX = Hardware(packs=True, packs_bfloat16=True, fast_bfloat16=True)
 GPU = replace(AMX, cuda=True, cuda_bfloat16=True)
 SETTINGS = SamplingSettings(guidance_scale=2.0, solver="euler", steps=2)
@@ -30,6 +31,14 @@ LARGE = 200_000_000
         (AMX, SMALL + 1, Placement(), "cpu bfloat16 packed"),
         (AVX512, LARGE, Placement(), "cpu float32 packed"),  # bfloat16 would be emulated
         (OLD, LARGE, Placement(), "cpu float32 packed"),
+        (HALF, LARGE, Placement(), "cpu float32 half"),
+        (HALF, SMALL, Placement(), "cpu float32 eager"),
+        (HALF, LARGE, Placement(dtype="float32"), "cpu float32 packed"),  # in which half would not keep the weights
+        (HALF, LARGE, Placement(dtype="bfloat16"), "cpu bfloat16 packed"),
+        (HALF, 1, Placement(engine="half"), "cpu float32 half"),
+        (replace(AMX, halves=True), LARGE, Placement(), "cpu bfloat16 packed"),
+        (replace(AMX, halves=True), LARGE, Placement(engine="half"), "cpu float32 half"),
+        (replace(GPU, halves=True), LARGE, Placement(engine="half"), "cpu float32 half"),
         (PLAIN, LARGE, Placement(), "cpu float32 eager"),  # a torch without oneDNN
         (GPU, 1, Placement(), "cuda:0 bfloat16 cuda_graphs"),
         (replace(GPU, cuda_index=3), LARGE, Placement(), "cuda:3 bfloat16 cuda_graphs"),
@@ -65,6 +74,9 @@ def test_a_small_model_stays_as_it_is_stored():
         (AMX, Placement(device="cpu", engine="cuda_graphs"), "engine is 'cuda_graphs' on cpu; expected cuda"),
         (GPU, Placement(device="cuda", engine="packed"), "engine is 'packed' on cuda; expected cpu"),
         (PLAIN, Placement(engine="packed"), "expected 'eager': this torch has no oneDNN"),
+        (OLD, Placement(engine="half"), "expected 'eager': this torch has no FBGEMM"),
+        (HALF, Placement(engine="half", dtype="bfloat16"), "dtype is 'bfloat16' with engine 'half'; expected float32"),
+        (replace(GPU, halves=True), Placement(device="cuda", engine="half"), "engine is 'half' on cuda; expected cpu"),
         (OLD, Placement(engine="packed", dtype="bfloat16"), "dtype is 'bfloat16' with engine 'packed'"),
         (AMX, Placement(engine="warp"), "engine is 'warp'; expected one of"),
         (AMX, Placement(dtype="float16"), "dtype is 'float16'; expected one of"),
@@ -131,6 +143,8 @@ def test_the_sentence_says_source_size_memory_and_choice():
     row = preset("imagenet256-B")
     said = describe("B", Outline(row.vae, row.ar), Placement("cpu", "float32", "packed"))
     assert said == "B: AR model of 204.5 million parameters, 1.8 GiB of weights; engine packed, float32, on cpu"
+    said = describe("B", Outline(row.vae, row.ar), Placement("cpu", "float32", "half"))
+    assert said == "B: AR model of 204.5 million parameters, 1.4 GiB of weights; engine half, float32, on cpu"
 
 
 @pytest.mark.parametrize("engine", ["eager", "packed"])

@@ -54,7 +54,11 @@ def test_file_round_trip(tmp_path):
         ('{"guidance_scale": Infinity}', "guidance_scale is inf"),
         ('{"guidance_scale": NaN}', "guidance_scale is nan"),
         ('{"schedule": "cosine"}', "schedule is 'cosine'; expected one of 'constant', 'linear'"),
-        ('{"solver": "rk4"}', "solver is 'rk4'; expected one of 'adams_bashforth', 'euler', 'euler_maruyama', 'heun'"),
+        (
+            '{"solver": "rk4"}',
+            "solver is 'rk4'; expected one of 'adams_bashforth', 'adams_bashforth_3', 'euler', 'euler_maruyama', "
+            "'heun', 'midpoint'",
+        ),
         ('{"steps": 0}', "steps is 0; expected at least 1"),
         ('{"steps": 1000000000000}', "steps is 1000000000000; expected at most 100000"),
         ('{"steps": ' + "9" * 5000 + "}", "expected JSON"),
@@ -91,10 +95,10 @@ def test_the_defaults_are_the_published_settings():
 def test_named_settings_are_those_of_the_comparison():
     """What `balanced` and `fast` mean in records, in the table of solvers and in the README."""
     assert NAMED_SETTINGS.keys() == {"reference", "balanced", "fast"}
-    for name, steps in {"balanced": 10, "fast": 6}.items():
-        expected = SamplingSettings(solver="adams_bashforth", steps=steps, spacing="early")
+    for name, (solver, steps) in {"balanced": ("adams_bashforth", 10), "fast": ("adams_bashforth_3", 6)}.items():
+        expected = SamplingSettings(solver=solver, steps=steps, spacing="even")
         assert SamplingSettings.named(name) == expected
-        assert expected.times() == pytest.approx([(i / steps) ** 2 for i in range(steps + 1)], abs=1e-7)
+        assert expected.times() == pytest.approx([i / steps for i in range(steps + 1)], abs=1e-7)
         assert expected.evaluations == steps
 
 
@@ -152,7 +156,7 @@ def own_rows():
         table.update(before[name])
 
 
-def midpoint(velocity, noise, times):
+def halfway(velocity, noise, times):
     """x += v(x + v dt / 2, t + dt / 2) dt: evaluates between the grid's times."""
     x = noise[0]
     for t, end in pairwise(times):
@@ -177,7 +181,7 @@ def test_a_schedule_of_ones_own_is_a_function(tiny_ar, as_users_do):
     assert_close(drawn(tiny_ar, none), drawn(tiny_ar, replace(base, guidance_scale=1.0)), atol=0, rtol=0)
 
 
-@pytest.mark.parametrize("solver", ["euler", "heun", "euler_maruyama", midpoint])
+@pytest.mark.parametrize("solver", ["euler", "heun", "euler_maruyama", halfway])
 def test_guidance_in_an_interval_is_the_formula(tiny_ar, solver, as_users_do):
     """Against the solver on a velocity that is guided by hand, from teacher-forced conditions."""
     ar = tiny_ar.double()
@@ -208,7 +212,7 @@ def test_a_solver_of_ones_own_takes_any_times(tiny_ar, as_users_do):
             x = x + velocity(x, late) * (end - t)
         return x
 
-    settings = SamplingSettings(solver=midpoint, steps=5)
+    settings = SamplingSettings(solver=halfway, steps=5)
     assert settings.evaluations == 10
     assert drawn(tiny_ar, settings).isfinite().all()
     wander = SamplingSettings(solver=wandering, steps=3, schedule="constant", guidance_scale=2.0)
@@ -249,17 +253,17 @@ def test_times_can_change_from_token_to_token(tiny_ar, as_users_do):
 
 def test_own_rows_are_registered_in_one_line(own_rows, as_users_do):
     """And are then known by name: in JSON, too."""
-    SOLVERS.register(midpoint)
+    SOLVERS.register(halfway)
     SPACINGS.register(lambda u: u**3, "cubed")
 
     @SCHEDULES.register
     def late(scale, index, tokens):
         return scale if 2 * index >= tokens else 1.0
 
-    settings = SamplingSettings(guidance_scale=3.0, schedule="late", solver="midpoint", spacing="cubed", steps=4)
+    settings = SamplingSettings(guidance_scale=3.0, schedule="late", solver="halfway", spacing="cubed", steps=4)
     assert SamplingSettings.from_json(settings.to_json()) == settings
     assert [settings.scale_at(index, 4) for index in range(4)] == [1.0, 1.0, 3.0, 3.0]
-    by_function = replace(settings, schedule=late, solver=midpoint)
+    by_function = replace(settings, schedule=late, solver=halfway)
     assert by_function.to_json() == settings.to_json()
     SCHEDULES.register(late)  # a cell that runs again
     with pytest.raises(ValueError, match="the name 'linear' is taken by a row that ships"):
@@ -272,7 +276,7 @@ def test_own_rows_are_registered_in_one_line(own_rows, as_users_do):
 
 @pytest.mark.parametrize(
     ("field", "function"),
-    [("schedule", lambda index: 2.0), ("solver", midpoint), ("spacing", lambda u: u)],
+    [("schedule", lambda index: 2.0), ("solver", halfway), ("spacing", lambda u: u)],
 )
 def test_a_function_without_a_name_is_not_saved(field, function, tmp_path, as_users_do):
     settings = SamplingSettings(**{field: function})

@@ -21,13 +21,22 @@ def solve(name, velocity, steps, noise=None, last_step=0.04, spacing="even"):
 
 
 @pytest.mark.parametrize("spacing", sorted(SPACINGS))
-@pytest.mark.parametrize(("name", "order"), [("euler", 1), ("heun", 2), ("adams_bashforth", 2)])
+@pytest.mark.parametrize(("name", "order"), [("euler", 1), ("heun", 2), ("midpoint", 2), ("adams_bashforth", 2)])
 def test_order_of_convergence(name, order, spacing):
     """dx/dt = x cos t from 1 ends at exp(sin 1), whatever the steps' lengths."""
     field, end = (lambda x, t: x * math.cos(t)), math.exp(math.sin(1))
     errors = [abs(solve(name, field, n, spacing=spacing).item() - end) for n in STEPS]
     slopes = [math.log2(a / b) for a, b in pairwise(errors)]
     assert all(abs(slope - order) < 0.1 for slope in slopes[1:]), slopes
+
+
+@pytest.mark.parametrize(("spacing", "order"), [("even", 2), ("annealed", 2), ("late", 2), ("early", 3), ("ends", 3)])
+def test_three_steps_are_of_third_order_where_the_first_step_is_short(spacing, order):
+    """The first step is an Euler step, with an error of its length squared: 1/n^2, or 1/n^4 with early spacing."""
+    field, end = (lambda x, t: x * math.cos(t)), math.exp(math.sin(1))
+    errors = [abs(solve("adams_bashforth_3", field, n, spacing=spacing).item() - end) for n in STEPS]
+    slopes = [math.log2(a / b) for a, b in pairwise(errors)]
+    assert all(abs(slope - order) < 0.15 for slope in slopes[1:]), slopes
 
 
 def test_adams_bashforth_is_exact_for_a_linear_slope_whatever_the_steps():
@@ -37,7 +46,27 @@ def test_adams_bashforth_is_exact_for_a_linear_slope_whatever_the_steps():
     assert_close(x.item(), (1.0 - 0.1**2) / 2, rtol=1e-12, atol=0)
 
 
-@pytest.mark.parametrize("name", ["euler", "heun", "adams_bashforth"])
+def test_three_steps_of_adams_bashforth_are_exact_for_a_parabola_whatever_the_steps():
+    """dx/dt = t^2: from the third step on, every step adds (end^3 - t^3) / 3; the first two have what they know."""
+    times = [0.0, 0.1, 0.3, 0.35, 0.8, 1.0]
+    solver = SOLVERS["adams_bashforth_3"]
+    x = solver.integrate(lambda x, t: torch.full_like(x, t * t), torch.zeros(1, 1, 1).double(), times)
+    second = 0.2 * (0.1**2 + (0.1**2 - 0.0) / 0.1 * 0.2 / 2)
+    assert_close(x.item(), 0.0 + second + (1.0 - 0.3**3) / 3, rtol=1e-12, atol=0)
+
+
+def test_the_classic_coefficients_of_three_equal_steps():
+    """23/12, -16/12, 5/12 (Hairer, Norsett & Wanner, Solving Ordinary Differential Equations I, III.1)."""
+    slopes = {0.0: 2.0, 0.25: -1.0, 0.5: 7.0}
+    solver = SOLVERS["adams_bashforth_3"]
+    whole, before = (
+        solver.integrate(lambda x, t: torch.full_like(x, slopes[t]), torch.zeros(1, 1, 1).double(), times).item()
+        for times in ([0.0, 0.25, 0.5, 0.75], [0.0, 0.25, 0.5])
+    )
+    assert_close(whole - before, 0.25 * (23 * 7.0 - 16 * -1.0 + 5 * 2.0) / 12, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("name", ["euler", "heun", "midpoint", "adams_bashforth"])
 def test_one_uneven_step_after_another_by_hand(name):
     """x' = x + t from 1 over the times 0, 0.2, 1, written out."""
     first = 1.0 + 0.2 * 1.0
@@ -49,6 +78,8 @@ def test_one_uneven_step_after_another_by_hand(name):
     start = 1.0 + 0.2 * (1.0 + (first + 0.2)) / 2
     slope = start + 0.2
     expected["heun"] = start + 0.8 * (slope + (start + 0.8 * slope + 1.0)) / 2
+    start = 1.0 + 0.2 * (1.0 + 0.1 * 1.0 + 0.1)
+    expected["midpoint"] = start + 0.8 * (start + 0.4 * (start + 0.2) + 0.6)
     x = SOLVERS[name].integrate(lambda x, t: x + t, torch.ones(1, 1, 1).double(), [0.0, 0.2, 1.0])
     assert_close(x.item(), expected[name], rtol=1e-12, atol=0)
 
@@ -56,7 +87,7 @@ def test_one_uneven_step_after_another_by_hand(name):
 @pytest.mark.parametrize("last_step", [0.04, 0.25])
 def test_spacings_are_their_formulas(last_step):
     u = torch.linspace(0, 1, 9, dtype=torch.float64)
-    formulas = {"even": u, "early": u**2, "late": u * (2 - u), "ends": torch.sin(math.pi * u / 2) ** 2}
+    formulas = {"even": u, "early": u**2, "late": u * (2 - u), "ends": torch.sin(math.pi * u / 2) ** 2, "annealed": u}
     assert formulas.keys() == SPACINGS.keys()
     for name, expected in formulas.items():
         plain = torch.tensor(SOLVERS["euler"].grid(8, last_step, name), dtype=torch.float64)
@@ -74,6 +105,17 @@ def test_grids_rise_from_0_to_1_in_float32(name, spacing):
         assert (times[0], times[-1]) == (0.0, 1.0)
         assert all(a < b for a, b in pairwise(times))
         assert torch.tensor(times).tolist() == times
+
+
+@pytest.mark.parametrize("steps", [1, 4, 6, 10, 25])
+@pytest.mark.parametrize("tokens", [1, 2, 16, 256])
+def test_annealed_tokens_take_as_many_steps_on_average(steps, tokens):
+    counts = [len(SOLVERS["euler"].grid(steps, 0.04, "annealed", i, tokens)) - 1 for i in range(tokens)]
+    assert counts == sorted(counts, reverse=True)
+    assert min(counts) >= 1
+    if steps > 1:
+        assert sum(counts) == steps * tokens
+        assert tokens == 1 or (counts[0], counts[-1]) == (round(1.5 * steps), round(0.5 * steps))
 
 
 def test_spacings_are_dense_where_they_say():
@@ -104,7 +146,7 @@ def test_evaluations_are_counted():
         assert settings.evaluations == len(calls)
 
 
-@pytest.mark.parametrize("name", ["euler", "heun", "adams_bashforth"])
+@pytest.mark.parametrize("name", ["euler", "heun", "midpoint", "adams_bashforth", "adams_bashforth_3"])
 def test_a_straight_path_is_exact(name):
     z = torch.tensor([[2.5]], dtype=torch.float64)
     start = torch.ones(1, 1, 1, dtype=torch.float64)

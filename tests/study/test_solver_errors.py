@@ -1,0 +1,176 @@
+"""Few evaluations against the solution and against the published settings: distances, intervals, resumed runs."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from scipy import stats
+
+from spherear import SamplingSettings
+from spherear.sampling.pipeline import cached_pipeline
+from spherear.sampling.settings import NAMED_SETTINGS
+from spherear.study import solver_errors as measuring
+from spherear.study.solver_errors import (
+    CANDIDATES,
+    ERRORS,
+    EVALUATIONS,
+    NEARLY_SOLVED,
+    SOLUTION,
+    STUDENT,
+    Difference,
+    compared_settings,
+    distance,
+    error_table,
+    errors,
+    main,
+    passing_everywhere,
+    quality_table,
+    settings_of,
+    shipped_errors,
+    shipped_quality,
+    tokens_of,
+    verdicts,
+    within_margin,
+)
+from spherear.study.solvers import REFERENCE, SweepRecord, place_of
+
+
+def test_the_solution_takes_more_evaluations_than_anything_compared():
+    assert (SOLUTION.solver, SOLUTION.steps, SOLUTION.evaluations) == ("midpoint", 200, 400)
+    assert SOLUTION.evaluations >= 10 * max(settings.evaluations for settings in compared_settings())
+
+
+def test_distance_is_a_root_mean_square():
+    assert distance(torch.tensor([1.0, 2.0]), torch.tensor([4.0, 6.0])) == pytest.approx(math.sqrt((9 + 16) / 2))
+
+
+def test_every_way_has_the_same_numbers_of_evaluations():
+    found = {}
+    for settings in compared_settings():
+        found.setdefault((settings.solver, settings.spacing), []).append(settings.evaluations)
+    assert all(counts == [n // 2 * 2 if solver == "heun" else n for n in EVALUATIONS]
+               for (solver, _), counts in found.items())  # fmt: skip
+    assert len(found) == 8
+    assert len(set(CANDIDATES)) == len(CANDIDATES)
+
+
+@pytest.mark.slow
+def test_errors_are_those_of_the_tokens_and_go_on_where_they_stopped(tmp_path, monkeypatch, capsys):
+    few = [settings_of("adams_bashforth", 4), settings_of("adams_bashforth_3", 4, "annealed")]
+    monkeypatch.setattr(measuring, "compared_settings", lambda: few)
+    monkeypatch.setattr(measuring, "ERROR_IMAGES", 5)
+    monkeypatch.setattr(measuring, "SOLUTION", replace(SOLUTION, steps=10))
+    pipeline = cached_pipeline("digits-power_spherical")
+    found = list(errors("m", pipeline, set(), "test", images=5))
+    assert [[r.metric for r in block] for block in found] == [list(ERRORS)] * 4
+    assert [block[0].guidance_scale for block in found] == [2.0, 2.0, 4.5, 4.5]
+    a, b = (
+        pipeline.sample(torch.arange(5), replace(s, guidance_scale=4.5), seeds=0)
+        for s in (few[1], replace(SOLUTION, steps=10))
+    )
+    assert found[-1][1].value == pytest.approx(float((a - b).square().mean().sqrt()), rel=1e-5)
+    assert 0 < found[0][0].value < 0.5
+    (last,) = errors("m", pipeline, {place_of(block[0]) for block in found[:-1]}, "test", images=5)
+    assert last == found[-1]
+    out = tmp_path / "errors.jsonl"
+    for _ in range(2):
+        main("error", str(out), "digits-power_spherical")
+        assert len(out.read_text().splitlines()) == 8
+    assert "| 4 | adams_bashforth_3 | annealed |" in capsys.readouterr().out
+
+
+def test_an_unknown_kind_leaves_nothing(tmp_path):
+    with pytest.raises(ValueError, match="kind is 'speed'; expected one of"):
+        main("speed", str(tmp_path / "x.jsonl"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_margin_holds_for_the_whole_interval():
+    def interval(low, high):
+        return Difference((low + high) / 2, low, high)
+
+    assert within_margin("frechet", interval(-9.0, 0.1), 1.0)
+    assert not within_margin("frechet", interval(-0.2, 0.11), 1.0)
+    assert within_margin("recall", interval(-0.05, 9.0), 0.8)
+    assert not within_margin("recall", interval(-0.06, 0.1), 0.8)
+    assert not within_margin("accuracy", interval(-0.021, 9.0), 0.9)
+
+
+def test_an_interval_is_scipys():
+    a, b = [1.0, 1.3, 0.9, 1.4], [1.1, 1.0, 1.0, 1.2]
+    found, expected = Difference.of(a, b), stats.ttest_rel(a, b).confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), rel=1e-3)
+    assert found.mean == pytest.approx(0.075)
+    for count, quantile in STUDENT.items():
+        assert quantile == pytest.approx(stats.t.ppf(0.975, count - 1), abs=1e-3)
+    for values in (a[:1], a[:3]):
+        with pytest.raises(ValueError, match="blocks; expected as many, 2 to 10"):
+            Difference.of(values, b[:1])
+
+
+def records(settings, frechet, scale=2.0):
+    place = ("m", scale, settings.solver, settings.steps, settings.spacing, settings.evaluations)
+    return [
+        SweepRecord(*place, block, metric, value, 10, "test", "none", "none")
+        for block, distance in enumerate(frechet)
+        for metric, value in (("frechet", distance), ("accuracy", 0.9), ("recall", 0.8))
+    ]
+
+
+def test_verdicts_compare_with_the_published_settings():
+    reference = [1.0, 1.01, 0.99, 1.0, 1.02, 0.98]
+    good, bad, other = settings_of("adams_bashforth_3", 6), settings_of("euler_maruyama", 5), settings_of("euler", 3)
+    told = [
+        *records(REFERENCE, reference), *records(good, [x + 0.02 for x in reference]),
+        *records(bad, [x + 0.2 * i for i, x in enumerate(reference)]), *records(other, reference),
+        *records(REFERENCE, reference, 4.5), *records(good, reference, 4.5),
+    ]  # fmt: skip
+    found = verdicts(told)
+    assert [(v.settings.solver, v.guidance_scale, v.passes) for v in found] == [
+        ("adams_bashforth_3", 2.0, True), ("euler_maruyama", 2.0, False), ("adams_bashforth_3", 4.5, True)]  # fmt: skip
+    assert found[1].difference["frechet"].mean == pytest.approx(0.5)
+    assert passing_everywhere(found) == [good]
+    assert "| m | 2 | euler_maruyama | 5 | even | 6 | 1.5 (+0.1" in quality_table(found)
+    with pytest.raises(ValueError, match="there is no euler_maruyama x 100 for m at 2"):
+        verdicts(records(good, reference))
+    with pytest.raises(ValueError, match="there is no adams_bashforth x 20 for m at 2"):
+        verdicts(told, NEARLY_SOLVED)
+
+
+def test_a_table_of_errors_begins_with_the_smallest():
+    place = ("m", 2.0)
+    told = [
+        SweepRecord(*place, solver, 4, "even", 4, 0, metric, value, 10, "test", "none", "none")
+        for solver, value in (("euler", 0.3), ("heun", 0.1))
+        for metric in ERRORS
+    ]
+    lines = error_table(told).splitlines()
+    assert lines[2:4] == ["| 4 | heun | even | 0.1 / 0.1 |", "| 4 | euler | even | 0.3 / 0.3 |"]
+
+
+def test_tokens_are_of_the_first_seeds():
+    pipeline, settings = cached_pipeline("digits-power_spherical"), SamplingSettings(solver="euler", steps=1)
+    tokens = tokens_of(pipeline, settings, 3)
+    torch.testing.assert_close(pipeline.images(tokens), pipeline.sample([0, 1, 2], settings, seeds=[0, 1, 2]))
+
+
+def smallest_error(evaluations):
+    """The solver and spacing with the smallest mean error of the tokens, over models and scales."""
+    found = {}
+    for r in shipped_errors():
+        if r.evaluations == evaluations and r.metric == "token_error":
+            found.setdefault((r.solver, r.spacing), []).append(r.value)
+    return min(found, key=lambda key: sum(found[key]) / len(found[key]))
+
+
+def test_named_settings_are_what_the_records_say():
+    """The smallest error of their number of evaluations, and images as good as with twice as many or more."""
+    passing = passing_everywhere(verdicts(shipped_quality(), NEARLY_SOLVED))
+    for name, evaluations in (("balanced", 10), ("fast", 6)):
+        settings = NAMED_SETTINGS[name]
+        assert settings.evaluations == evaluations
+        assert (settings.solver, settings.spacing) == smallest_error(evaluations)
+        assert settings in passing
+    assert "digits-power_spherical" in {r.model for r in shipped_errors()}
+    assert not passing_everywhere(verdicts(shipped_quality()))  # against noise at every step, too few blocks decide
