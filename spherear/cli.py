@@ -23,6 +23,7 @@ from spherear.console import INTERRUPTED, command_line, exit_status, require_ins
 from spherear.evaluation.judge_inputs import JUDGE_INPUTS
 from spherear.live.commands import doctor, lab, notebooks, page
 from spherear.models.config import require
+from spherear.registry import take_imports
 from spherear.sampling.placement import Placement, Plan, choose
 from spherear.sampling.settings import SamplingSettings
 from spherear.sphere.families import FAMILIES
@@ -39,7 +40,7 @@ def demo(
     run: Path = Path("runs/demo"),
     seed: int = 0,
     guidance: tuple[float, ...] = (1.0, 2.0, 4.0),
-    bottleneck: Literal[*FAMILIES] = "power_spherical",  # type: ignore[valid-type]
+    bottleneck: "Literal[*FAMILIES]" = "power_spherical",  # type: ignore[valid-type]
     vae_steps: int | None = None,
     ar_steps: int | None = None,
     place: Place = AUTO,
@@ -96,7 +97,7 @@ def demo(
 
 
 def study(
-    grid: tyro.conf.Positional[Literal[*GRIDS]] = "quick",  # type: ignore[valid-type]
+    grid: "tyro.conf.Positional[Literal[*GRIDS]]" = "quick",  # type: ignore[valid-type]
     out: Path | None = None,
     jobs: int = 0,
     budget: float | None = None,
@@ -161,6 +162,7 @@ def sample(
     count: int = 1,
     seed: int = 0,
     out: Path = Path("samples.png"),
+    overwrite: bool = False,
     zoom: int = 4,
     settings: Settings = GUIDED,
     place: Place = AUTO,
@@ -174,26 +176,26 @@ def sample(
         labels: Classes to draw, by name or number, one column each; the first ten if none are given.
         count: Images of each label.
         seed: Of the first image; each further image takes the next one.
-        out: The PNG to write.
+        out: The PNG to write, with its settings inside; if there is one, its name with the next free number.
+        overwrite: Replace a PNG of that name.
         zoom: Pixels of the PNG per pixel of an image.
         settings: How tokens are drawn.
         place: Where and how the model runs.
     """
-    require(min(count, zoom) >= 1, f"count and zoom are {count} and {zoom}; expected at least 1")
+    for name, value in (("count", count), ("zoom", zoom)):
+        require(value >= 1, f"{name} is {value}; expected at least 1")
     from spherear.models.sources import source_of
-    from spherear.sampling.decode import trace
     from spherear.sampling.pipeline import Pipeline
-    from spherear.sampling.pixels import save_png, tile
+    from spherear.sampling.pixels import free_path
+    from spherear.sheets import columns_of, draw_sheet
 
     plan = Plan.of(source_of(run, vae), place)
     say(plan.sentence)
     pipeline = Pipeline.from_plan(plan)
     config = pipeline.ar.config
-    columns = [config.label_of(label) for label in labels] or list(range(min(10, config.num_classes)))
-    steps = pipeline.steps(columns * count, settings, seed)
-    tokens = trace(iter(tqdm(steps, "sampling", pipeline.vae.config.tokens, unit="token"))).tokens
-    sheet = tile(pipeline.images(tokens), columns=len(columns))
-    save_png(out, sheet, zoom)
+    columns = columns_of(config, labels)
+    out = out if overwrite else free_path(out)
+    draw_sheet(pipeline, str(plan.source.absolute()), columns, count, settings, seed, out, zoom)
     print(f"{out}: {', '.join(map(config.name_of, columns))}")
     return 0
 
@@ -304,7 +306,7 @@ def evaluate(
 
 
 def train_models() -> int:
-    """Train a VAE or an AR model: `spherear train vae --help`, `spherear train ar --help`."""
+    """Train a VAE, an AR model, or both and draw a sheet: `spherear train vae|ar|all --help`."""
     return _train(["--help"])
 
 
@@ -325,13 +327,19 @@ def export(run: tyro.conf.Positional[Path], out: Path, step: int | None = None) 
 
 def _train(args: list[str]) -> int:
     """`spherear train ...`: the help without torch, a run with it."""
-    if "--help" in args or "-h" in args:
-        from spherear.training.jobs import parse_job
+    from spherear.training.jobs import AllJob, parse_job
 
-        return exit_status(lambda: bool(parse_job(args)))
-    from spherear import train
+    def work() -> int:
+        job = parse_job(args)
+        if isinstance(job, AllJob):
+            from spherear.train_all import train_all
 
-    return train.main(args)
+            return train_all(job)
+        from spherear import train
+
+        return train.run(job)
+
+    return exit_status(work)
 
 
 COMMANDS: dict[str, Callable[..., int]] = {
@@ -355,6 +363,11 @@ def main(args: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # where frames and accents cannot be encoded
+    try:
+        args = take_imports(args)
+    except (ValueError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     word = args[0] if args else "--help"
     if word == "--version":
         print(f"spherear {__version__}")

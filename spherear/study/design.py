@@ -7,7 +7,7 @@ from typing import Any
 
 from spherear.models.config import Config, one_of, require
 from spherear.sampling.settings import SamplingSettings
-from spherear.sphere.families import BY_LETTER, FAMILIES
+from spherear.sphere.families import FAMILIES, family_of_letter
 
 MIN_STEPS = 20  # minimum of training steps for any budget
 MIN_IMAGES = 100
@@ -31,9 +31,8 @@ class Variant:
     def named(cls, name: str) -> "Variant":
         """The variant of that name. An invalid name: ValueError."""
         letter, _, digits = name.partition("-")
-        one_of("family", letter, BY_LETTER)
+        row = family_of_letter(letter)
         require(digits.isdigit() and int(digits) > 0, f"variant is {name!r}; expected a name like S-04, F-02 or VQ-64")
-        row = BY_LETTER[letter]
         strength: dict[str, Any] = {row.strength: int(digits) if row.unit == 1 else round(int(digits) * row.unit, 9)}
         return cls(name, row.name, **strength)
 

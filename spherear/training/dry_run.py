@@ -12,6 +12,7 @@ from spherear.models.layers import seeded
 from spherear.models.vae import VAE, VAEConfig
 from spherear.training.adversarial import Extras
 from spherear.training.build import autocast, recompute_blocks
+from spherear.training.data.propose import values_per_number
 from spherear.training.jobs import Execution
 from spherear.training.objectives import ARObjective, vae_losses
 from spherear.training.recipes import ARRecipe, Recipe, VAERecipe
@@ -89,10 +90,26 @@ def peak_bytes(work: Callable[[], object], device: torch.device | str) -> int:
     return peak
 
 
+def lasting(seconds: float) -> str:
+    """A duration in the unit that suits it."""
+    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds:.3g} seconds"
+
+
+def tokens_line(vae: VAEConfig) -> str:
+    """The tokens of a VAE, and how much a number of them stands for."""
+    return (
+        f"tokens              {vae.tokens} of {vae.patch}x{vae.patch} pixels, {vae.latent_dim} numbers each; "
+        f"{values_per_number(vae)}"
+    )
+
+
 def report(found: Estimate, recipe: Recipe, images: int, devices: int, teraflops: float) -> str:
     """The estimate as lines of text."""
     epochs = recipe.steps * recipe.batch_size / images
-    hours = found.seconds(recipe.steps, teraflops, devices) / 3600
+    time = lasting(found.seconds(recipe.steps, teraflops, devices))
     gib = 2**30
     return (
         f"parameters          {found.parameters:,}\n"
@@ -101,7 +118,7 @@ def report(found: Estimate, recipe: Recipe, images: int, devices: int, teraflops
         f"memory              {found.memory / gib:.3f} GiB on each of {devices} devices: {found.fixed / gib:.3f} for "
         f"weights, gradients, moments and average, {found.activations / gib:.3f} for "
         f"activations of {recipe.batch_size // recipe.micro_batches_on(devices)} images\n"
-        f"time                {hours:.4g} hours at {teraflops:g} TFLOP/s per device"
+        f"time                {time} at {teraflops:g} TFLOP/s per device"
     )
 
 
