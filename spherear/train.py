@@ -231,10 +231,10 @@ def _vae_inputs(job: VAEJob) -> tuple[VAEConfig, ImageData]:
 
 def _ar_inputs(job: ARJob) -> tuple[ARConfig, VAE, ImageData]:
     require(
-        (job.vae / "config.json").exists() or not (job.vae / RUN_FILE).exists(),
+        (job.vae_folder / "config.json").exists() or not (job.vae_folder / RUN_FILE).exists(),
         f"the VAE of {job.vae} is not trained to its end; expected a finished run: its command goes on",
     )
-    vae = VAE.from_pretrained(job.vae)
+    vae = VAE.from_pretrained(job.vae_folder)
     return job.model, vae, load_data(job.data, vae.config.image_size)
 
 
@@ -338,7 +338,7 @@ def _observers(job: VAEJob | ARJob) -> list[Observer]:
         else:
             labels = torch.linspace(0, job.model.num_classes - 1, COLUMNS).long().repeat(2)
             settings = SamplingSettings(guidance_of(job.preset), solver="heun", steps=10)
-            draw = samples(VAE.from_pretrained(job.vae), labels, settings)
+            draw = samples(VAE.from_pretrained(job.vae_folder), labels, settings)
         observers.append(every(job.execution.preview_every, pictures(job.run, draw)))
     return observers
 

@@ -23,7 +23,7 @@ FLOORS = [
     ["lazy", "console", "processes", "signals", "registry"], ["sphere"], ["models"], ["sampling"], ["world"],
     ["training", "evaluation"],
     ["train"], ["export", "sheets"], ["train_all"],
-    ["analysis", "bench"], ["study"], ["figures"], ["live"], ["demo"], ["cli"],
+    ["analysis", "bench"], ["study"], ["figures"], ["live"], ["demo"], ["commands"], ["cli"],
 ]  # fmt: skip
 FLOOR = {wing: height for height, wings in enumerate(FLOORS) for wing in wings}
 # One sideways look: the command that trains the offline judge reads the digits.

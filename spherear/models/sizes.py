@@ -12,7 +12,7 @@ from spherear.models.config import LARGEST, MOST_LAYERS, Config, one_of, require
 from spherear.registry import Table
 from spherear.sphere.families import FAMILIES
 
-AUTO = "auto"
+AUTO, NO_CLASS = "auto", "none"
 
 
 @dataclass(frozen=True)
@@ -211,13 +211,20 @@ class ARConfig(Config):
         return HEADS[("categorical" if self.codes else "velocity") if self.head == AUTO else self.head]
 
     def label_of(self, name: str | int) -> int:
-        """The label of a class, given by name or number; `#3` is always number 3.
+        """The label of a class, given by name or number; `#3` is always number 3, `none` the null class.
 
         Unknown names, and names that are also the number of another class: ValueError.
         """
         if isinstance(name, int):
             return name
         number = int(name.removeprefix("#")) if name.removeprefix("#").isdecimal() else None
+        if name == NO_CLASS and name not in self.classes:
+            return self.num_classes
+        if number is not None and name not in self.classes:
+            require(
+                number < self.num_classes,
+                f"label {number} is out of range; expected 0 to {self.num_classes - 1}, or {NO_CLASS!r} for no class",
+            )
         if name.startswith("#") and number is not None:
             return number
         if name in self.classes:
@@ -233,5 +240,5 @@ class ARConfig(Config):
     def name_of(self, label: int) -> str:
         """The name of a class, or its number where there are no names; the null class is `none`."""
         if label == self.num_classes:
-            return "none"
+            return NO_CLASS
         return self.classes[label] if self.classes else str(label)

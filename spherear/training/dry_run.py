@@ -1,7 +1,11 @@
 """The cost of a training run, estimated before it starts: parameters, operations, memory and time."""
 
-from collections.abc import Callable
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -70,6 +74,20 @@ def estimate(model: nn.Module, step: StepFunction, recipe: Recipe, execution: Ex
     )
 
 
+@contextmanager
+def silent_stderr() -> Iterator[None]:
+    """Without what libraries in C++ write to stderr: the profiler writes a line whenever it starts or stops."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+            yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
 def peak_bytes(work: Callable[[], object], device: torch.device | str) -> int:
     """Peak memory of `work` in bytes, beyond what was held before it."""
     if torch.device(device).type == "cuda":
@@ -79,9 +97,12 @@ def peak_bytes(work: Callable[[], object], device: torch.device | str) -> int:
         work()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        work()
-    assert profile.profiler is not None
+    profile: Any = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True)
+    with silent_stderr():
+        profile.start()
+    work()
+    with silent_stderr():
+        profile.stop()
     events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
     current = peak = 0
     for event in sorted(events, key=lambda e: e.start_ns()):

@@ -106,9 +106,19 @@ class ARJob(Job):
     model: ARConfig
     """Sizes of the model. Tokens and classes are those of the VAE and of the data it saw."""
     vae: Path
-    """Folder of the VAE's finished run."""
+    """Folder of the VAE's finished run, or one with such a run in vae/."""
     execution: Execution = PLAIN
     """How the run is executed. None of this changes the result."""
+
+    @property
+    def vae_folder(self) -> Path:
+        """The folder of the VAE itself."""
+        return vae_folder(self.vae)
+
+
+def vae_folder(run: Path) -> Path:
+    """The folder of a VAE's run: `run`, or `vae` in it."""
+    return run / "vae" if (run / "vae" / RUN).is_file() else run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,7 +189,9 @@ def start_recipes(name: str, data: str, images: int) -> Recipes:
     return propose_recipes(data, images)
 
 
-def start(name: str, data: str, image_size: int = 0, patch: int = 0, latent_dim: int = 0, width: int = 0) -> Start:
+def starting_point(
+    name: str, data: str, image_size: int = 0, patch: int = 0, latent_dim: int = 0, width: int = 0
+) -> Start:
     """Sizes and recipes of a preset, or proposed for the data; what is given (not 0) is kept.
 
     ValueError for data that cannot be read, and for sizes that do not fit together.
@@ -295,7 +307,7 @@ class _Given:
 def _vae_default(given: _Given) -> VAEJob:
     given.require_kind("vae")
     name, data = given.preset(), given.text("data")
-    found = start(name, data, **given.sizes())
+    found = starting_point(name, data, **given.sizes())
     if found.explanation:
         say(found.explanation)
     model = given.part("model", VAEConfig, found.sizes.vae)
@@ -308,12 +320,11 @@ def _vae_default(given: _Given) -> VAEJob:
 def _ar_default(given: _Given) -> ARJob:
     given.require_kind("ar")
     file = given.flag("vae")
-    folder = Path(file) if file else given.folder() / "vae"
-    folder = folder / "vae" if (folder / "vae" / CONFIG).is_file() else folder
+    folder = vae_folder(Path(file)) if file else given.folder() / "vae"
     run, vae = ({}, None) if given.help else (_stored(folder / RUN), _stored_vae(folder))
     data = given.text("data") or str(run.get("data", ""))
     name = given.text("preset") or _preset_like(vae, data)
-    base = start(name, data, width=given.number("width"))
+    base = starting_point(name, data, width=given.number("width"))
     sizes = base.sizes if vae is None else with_vae(base.sizes, vae)
     classes = _classes(data, run) if vae is not None else 0
     model = replace(sizes.ar, num_classes=classes or sizes.ar.num_classes)
@@ -327,7 +338,7 @@ def _ar_default(given: _Given) -> ARJob:
 def _all_default(given: _Given) -> AllJob:
     given.require_kind("all")
     name, data = given.preset(), given.text("data")
-    found = start(name, data, **given.sizes(), width=given.number("width"))
+    found = starting_point(name, data, **given.sizes(), width=given.number("width"))
     if found.explanation:
         say(found.explanation)
     plan, row = found.recipes, found.sizes
