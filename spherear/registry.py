@@ -55,7 +55,7 @@ class Table(dict[str, RowT]):
         if name in self.own:
             raise ValueError(f"the name {name!r} is taken by a row that ships; expected another")
         module = _module_of(part)
-        if self.modules.get(name, module) != module:
+        if name in self and self.modules.get(name, module) != module:
             raise ValueError(f"the name {name!r} is taken by the module {self.modules[name]}; expected another")
         self[name] = self.row(part, **options)
         self.modules[name] = module
