@@ -1,5 +1,5 @@
 """The command line: `spherear demo | lab | page | train | export | sample | evaluate | judge | study | bench |
-notebooks | doctor`.
+notebooks | docs | doctor`.
 
 What a command needs is imported inside it, so that every help text comes without loading torch.
 """
@@ -20,7 +20,7 @@ from spherear import __version__
 from spherear.bench import MEASUREMENTS
 from spherear.commands import AUTO, GUIDED, Place, Settings, evaluate, judge, study
 from spherear.console import INTERRUPTED, command_line, exit_status, require_installed, say
-from spherear.live.commands import doctor, lab, notebooks, page
+from spherear.live.commands import docs, doctor, lab, notebooks, page
 from spherear.models.config import require
 from spherear.registry import take_imports
 from spherear.sampling.placement import Plan
@@ -228,6 +228,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "study": study,
     "bench": bench,
     "notebooks": notebooks,
+    "docs": docs,
     "doctor": doctor,
 }
 

@@ -9,8 +9,8 @@ from PIL import Image
 
 CLASSES = ("bars", "dots", "rings")
 
-FAMILY = '''
-import math
+PARTS = '''
+import os
 import torch
 import torch.nn.functional as F
 from spherear.evaluation.judge_inputs import JUDGES
@@ -35,6 +35,8 @@ class Cube(Bottleneck):
         super().__init__(dim, channels=dim)
 
     def constrain(self, features, generator):
+        if os.environ.get("CUBE_BREAKS"):
+            raise ValueError("the cube is broken; expected a whole one")
         mode = torch.tanh(features)
         noise = torch.randn(mode.shape, generator=generator, device=mode.device, dtype=mode.dtype)
         return Latent(mode + 0.1 * noise, mode, mode.square().sum(-1), torch.full_like(mode, 0.1))
@@ -125,7 +127,7 @@ def write_pictures(folder: Path, size: int, grey: bool, each: int) -> Path:
 def write_module(folder: Path, name: str = "my_parts") -> Path:
     """A module outside the package that registers one part of every kind."""
     path = folder / f"{name}.py"
-    path.write_text(FAMILY, encoding="utf-8")
+    path.write_text(PARTS, encoding="utf-8")
     return path
 
 

@@ -37,7 +37,9 @@ def run(place):
     return place / "runs" / "grey", done
 
 
-@pytest.mark.parametrize(("name", "size", "channels", "patch", "dim"), [("grey", 24, 1, 4, 3), ("colour", 64, 3, 8, 16)])
+@pytest.mark.parametrize(
+    ("name", "size", "channels", "patch", "dim"), [("grey", 24, 1, 4, 3), ("colour", 64, 3, 8, 16)]
+)
 def test_sizes_are_those_of_the_pictures(place, name, size, channels, patch, dim):
     vae = propose_sizes(look_at(f"folder:{place / name}")).vae
     assert (vae.image_size, vae.channels, vae.patch, vae.latent_dim) == (size, channels, patch, dim)
@@ -135,7 +137,18 @@ def test_a_stopped_run_resumes(place, monkeypatch, capsys):
 
 def test_classes_are_sampled_by_name_and_nothing_is_overwritten(run, tmp_path, capsys):
     folder, _ = run
-    args = ["sample", "--run", str(folder), "--labels", "rings", "bars", "--steps", "2", "--out", str(tmp_path / "s.png")]
+    args = [
+        "sample",
+        "--run",
+        str(folder),
+        "--labels",
+        "rings",
+        "bars",
+        "--steps",
+        "2",
+        "--out",
+        str(tmp_path / "s.png"),
+    ]
     assert cli.main(args) == cli.main(args) == 0
     assert capsys.readouterr().out == f"{tmp_path / 's.png'}: rings, bars\n{tmp_path / 's-2.png'}: rings, bars\n"
     assert read_picture((tmp_path / "s.png").read_bytes()).labels == (2, 0)
