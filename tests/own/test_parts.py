@@ -29,6 +29,7 @@ from tests.conftest import TINY_AR, TINY_VAE, draw, randomise
 from tests.live.test_panels import settled
 from tests.own.made import command, write_module
 
+pytestmark = pytest.mark.usefixtures("as_users_do")  # the checks of the tests know the names that ship
 TABLES = (FAMILIES, HEADS, SCHEDULES, SOLVERS, SPACINGS, LOADERS, JUDGES, GRIDS)
 NAMES = ("cube", "doubled", "rising", "leap", "cubed", "stripes", "brightness", "tiny")
 
