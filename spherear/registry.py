@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 RowT = TypeVar("RowT")
 PartT = TypeVar("PartT")
 GROUP, VARIABLE, OPTION = "spherear", "SPHEREAR_IMPORT", "--import"
+PASSED = ("spherear.", "jaxtyping.", "beartype.")  # this package, and the checks of its tests
 _plugins: list[str] = []  # entry points that were looked for; one mark is enough
 
 
@@ -64,9 +65,9 @@ class Table(dict[str, RowT]):
 
 def _module_of(part: Any) -> str:
     """The module that defines a part, or that registers it if it is an instance of a class of this package."""
-    name = str(getattr(part, "__module__", None) or "spherear.")
+    name = str(getattr(part, "__module__", None) or PASSED[0])
     depth = 2
-    while name.startswith("spherear."):
+    while name.startswith(PASSED):
         name = str(sys._getframe(depth).f_globals.get("__name__", "__main__"))
         depth += 1
     return name
