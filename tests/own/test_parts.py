@@ -28,6 +28,7 @@ from spherear.training.data.propose import look_at, propose_recipes, propose_siz
 from tests.conftest import TINY_AR, TINY_VAE, draw, randomise
 from tests.live.test_panels import settled
 from tests.own.made import command, write_module
+from tests.test_house import PACKAGE
 
 pytestmark = pytest.mark.usefixtures("as_users_do")  # the checks of the tests know the names that ship
 TABLES = (FAMILIES, HEADS, SCHEDULES, SOLVERS, SPACINGS, LOADERS, JUDGES, GRIDS)
@@ -46,7 +47,7 @@ def forget(module):
 def path(tmp_path, monkeypatch):
     """The file of a module that nobody has imported."""
     monkeypatch.setenv("SPHEREAR_IMPORT", "")
-    monkeypatch.setenv("PYTHONPATH", "")
+    monkeypatch.setenv("PYTHONPATH", str(PACKAGE.parent))
     monkeypatch.setattr(sys, "path", list(sys.path))
     yield write_module(tmp_path)
     forget("my_parts")

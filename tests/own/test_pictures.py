@@ -189,8 +189,9 @@ def test_a_run_opens_in_a_panel(run):
         panel.close()
 
 
-def test_train_ar_takes_classes_and_tokens_from_the_vae(run):
+def test_train_ar_takes_classes_and_tokens_from_the_vae(run, place, monkeypatch):
     folder, _ = run
+    monkeypatch.chdir(place)
     for vae in (folder, folder / "vae"):
         job = parse_job(["ar", "--vae", str(vae), "--run", "runs/x", "--width", "48"])
         assert job.data == "folder:grey#train"
