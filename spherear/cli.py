@@ -1,45 +1,39 @@
-"""The command line: `spherear demo | lab | page | train | export | sample | evaluate | study | bench | notebooks
-| doctor`.
+"""The command line: `spherear demo | lab | page | train | export | sample | evaluate | judge | study | bench |
+notebooks | docs | doctor`.
 
 What a command needs is imported inside it, so that every help text comes without loading torch.
 """
 
 import io
 import itertools
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import tyro
 from tqdm import tqdm
 
 from spherear import __version__
 from spherear.bench import MEASUREMENTS
+from spherear.commands import AUTO, GUIDED, Place, Settings, evaluate, judge, study
 from spherear.console import INTERRUPTED, command_line, exit_status, require_installed, say
-from spherear.evaluation.judge_inputs import JUDGE_INPUTS
-from spherear.live.commands import doctor, lab, notebooks, page
+from spherear.live.commands import docs, doctor, lab, notebooks, page
 from spherear.models.config import require
-from spherear.sampling.placement import Placement, Plan, choose
+from spherear.registry import take_imports
+from spherear.sampling.placement import Plan
 from spherear.sampling.settings import SamplingSettings
 from spherear.sphere.families import FAMILIES
-from spherear.study.design import GRIDS
 from spherear.training.recipes import PRECISIONS, RECIPES
-
-Settings = Annotated[SamplingSettings, tyro.conf.arg(name="")]
-Place = Annotated[Placement, tyro.conf.arg(name="")]
-AUTO = Placement()
-GUIDED = SamplingSettings(guidance_scale=2.0)
 
 
 def demo(
     run: Path = Path("runs/demo"),
     seed: int = 0,
     guidance: tuple[float, ...] = (1.0, 2.0, 4.0),
-    bottleneck: Literal[*FAMILIES] = "power_spherical",  # type: ignore[valid-type]
+    bottleneck: "Literal[*FAMILIES]" = "power_spherical",  # type: ignore[valid-type]
     vae_steps: int | None = None,
     ar_steps: int | None = None,
     place: Place = AUTO,
@@ -95,65 +89,6 @@ def demo(
     return 0
 
 
-def study(
-    grid: tyro.conf.Positional[Literal[*GRIDS]] = "quick",  # type: ignore[valid-type]
-    out: Path | None = None,
-    jobs: int = 0,
-    budget: float | None = None,
-    compile: bool = False,
-    place: Place = AUTO,
-) -> int:
-    """Train and compare the families of latents: every cell of a grid in its own process, measured and recorded.
-
-    The same command goes on where it stopped: finished cells are kept, others resume from their checkpoints.
-
-    Args:
-        grid: quick (colour shapes, two families, two seeds, a quarter of an hour), full (digits, all families and
-            strengths, three seeds, an hour or two), select (colour shapes, four families over their strengths, two
-            seeds, hours) or laws (tokens of three numbers, for figures).
-        out: The study's folder; runs/study/<grid> by default.
-        jobs: Cells at once; 0: one per core, or one where there is a GPU.
-        budget: Minutes to aim at: training and images are scaled down, equally in every cell. A study that has
-            begun keeps the budget it began with.
-        compile: Compile the AR models' training steps: faster where there is a C++ compiler, except for short runs.
-        place: How the images of every cell are drawn; the device also trains, on CUDA where there is one or on the CPU.
-    """
-    require_installed("matplotlib")
-    import torch
-
-    from spherear.figures.study import write_report
-    from spherear.models.sources import Outline
-    from spherear.study.cell import GRID_FILE, sizes_of
-    from spherear.study.design import Variant
-    from spherear.study.records import read_records
-    from spherear.study.runner import RESULTS_FILE, open_study, run_study, waiting_cells, within_budget
-
-    require(jobs >= 0, f"jobs is {jobs}; expected 0 or more")
-    folder, cores = out or Path("runs/study") / grid, os.cpu_count() or 1
-    at_once = jobs or (1 if torch.cuda.is_available() else cores)
-    threads = max(1, cores // at_once)
-    plan = GRIDS[grid]
-    sizes = sizes_of(plan, Variant.named(plan.variants[0]))
-    drawn_with = choose(Outline(sizes.vae, sizes.ar).parameters()[1], place)  # refused before anything begins
-    if budget is not None and not (folder / GRID_FILE).exists():
-        plan = within_budget(plan, budget, at_once, threads, place)
-    plan = open_study(plan, folder, command_line())
-    say(f"images are drawn with {drawn_with.sentence}")
-    waiting, failed = len(waiting_cells(plan, folder)), 0
-    with tqdm(total=len(plan.cells), initial=len(plan.cells) - waiting, desc=f"study {grid}", unit="cell") as bar:
-        for ended in run_study(plan, folder, at_once, threads, compile, place):
-            bar.update()
-            if ended.status:
-                failed += 1
-                bar.write(f"{ended.job.name} failed ({ended.last_line}); see {ended.job.log}", file=sys.stderr)
-            else:
-                bar.write(f"{ended.job.name}: {ended.seconds:.0f} s", file=sys.stderr)
-    records = read_records(folder / RESULTS_FILE)
-    for path in (folder / RESULTS_FILE, *(write_report(records, folder / "figures") if records else ())):
-        print(path)
-    return 1 if failed else 0
-
-
 def sample(
     run: str = "runs/demo",
     vae: str = "",
@@ -161,6 +96,7 @@ def sample(
     count: int = 1,
     seed: int = 0,
     out: Path = Path("samples.png"),
+    overwrite: bool = False,
     zoom: int = 4,
     settings: Settings = GUIDED,
     place: Place = AUTO,
@@ -174,26 +110,26 @@ def sample(
         labels: Classes to draw, by name or number, one column each; the first ten if none are given.
         count: Images of each label.
         seed: Of the first image; each further image takes the next one.
-        out: The PNG to write.
+        out: The PNG to write, with its settings inside; if there is one, its name with the next free number.
+        overwrite: Replace a PNG of that name.
         zoom: Pixels of the PNG per pixel of an image.
         settings: How tokens are drawn.
         place: Where and how the model runs.
     """
-    require(min(count, zoom) >= 1, f"count and zoom are {count} and {zoom}; expected at least 1")
+    for name, value in (("count", count), ("zoom", zoom)):
+        require(value >= 1, f"{name} is {value}; expected at least 1")
     from spherear.models.sources import source_of
-    from spherear.sampling.decode import trace
     from spherear.sampling.pipeline import Pipeline
-    from spherear.sampling.pixels import save_png, tile
+    from spherear.sampling.pixels import free_path
+    from spherear.sheets import columns_of, draw_sheet
 
     plan = Plan.of(source_of(run, vae), place)
     say(plan.sentence)
     pipeline = Pipeline.from_plan(plan)
     config = pipeline.ar.config
-    columns = [config.label_of(label) for label in labels] or list(range(min(10, config.num_classes)))
-    steps = pipeline.steps(columns * count, settings, seed)
-    tokens = trace(iter(tqdm(steps, "sampling", pipeline.vae.config.tokens, unit="token"))).tokens
-    sheet = tile(pipeline.images(tokens), columns=len(columns))
-    save_png(out, sheet, zoom)
+    columns = columns_of(config, labels)
+    out = out if overwrite else free_path(out)
+    draw_sheet(pipeline, str(plan.source.absolute()), columns, count, settings, seed, out, zoom)
     print(f"{out}: {', '.join(map(config.name_of, columns))}")
     return 0
 
@@ -244,68 +180,8 @@ def bench(
     return command.bench(kind, request, out)
 
 
-def evaluate(
-    run: tyro.conf.Positional[str],
-    vae: str = "",
-    count: int = 2000,
-    out: Path = Path("runs/evaluate"),
-    data: Literal["auto", *JUDGE_INPUTS] = "auto",  # type: ignore[valid-type]
-    reference: str | None = None,
-    seed: int = 0,
-    shard: int = 64,
-    settings: Settings = GUIDED,
-    place: Place = AUTO,
-) -> int:
-    """Draw class-balanced images into one array on disk, and score them.
-
-    The same command goes on where it stopped; under torchrun, processes share the work and give the same bytes.
-
-    Args:
-        run: Folder of a finished run (with vae/ and ar/ in it), a hub repository owner/name, a shipped name, or a
-            published file.
-        vae: The published file of the VAE, if it is not in that of the AR model.
-        count: Images to draw.
-        out: Folder of samples.npz (arr_0, as the ADM evaluation suite reads it) and results.json.
-        data: The data set whose held-out images and judge score offline; auto: by image size and class names.
-        reference: What FID, IS, precision and recall compare with: a folder of pictures, or a data set that
-            torch-fidelity knows (FID and IS by Inception, precision and recall by VGG16); or an .npz of the ADM
-            evaluation suite, of images (arr_0), statistics (mu and sigma), or both (all by Inception).
-        seed: Of the first image; image i takes seed + i.
-        shard: Images drawn together.
-        settings: How tokens are drawn.
-        place: Where and how the model runs; a set that has begun goes on only with the same engine and dtype.
-    """
-    from spherear.evaluation.samples import FACTS, draw_samples, finish_samples, read_samples
-    from spherear.models.files import read_json, write_json
-    from spherear.models.sources import source_of
-    from spherear.sampling.pipeline import Pipeline
-    from spherear.study.reference import Against, score_samples
-
-    rank, size = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
-    plan = Plan.of(source_of(run, vae), place)
-    say(plan.sentence)
-    pipeline = Pipeline.from_plan(plan)
-    against = (
-        Against.of(pipeline, data, reference, count) if rank == 0 else Against("")
-    )  # the others wait for the first
-    work = draw_samples(out, pipeline, count, settings, seed, shard, rank, size)
-    with tqdm(total=-(-count // size), desc="drawing", unit="image", disable=rank > 0) as bar:
-        for drawn in work:
-            bar.update(drawn)
-    if rank > 0:
-        return 0
-    images = read_samples(finish_samples(out))
-    scores = score_samples(images, pipeline, against, seed)
-    drawn_with = {"samples": read_json(out / FACTS), "classes": list(pipeline.ar.config.classes)}
-    found = {"scores": scores.values, "against": scores.against, "absent": scores.absent}
-    write_json(out / "results.json", {"command": command_line(), **drawn_with, **found})
-    print(*scores.rows(), sep="\n")
-    print(out / "results.json")
-    return 0
-
-
 def train_models() -> int:
-    """Train a VAE or an AR model: `spherear train vae --help`, `spherear train ar --help`."""
+    """Train a VAE, an AR model, or both and draw a sheet: `spherear train vae|ar|all --help`."""
     return _train(["--help"])
 
 
@@ -326,13 +202,19 @@ def export(run: tyro.conf.Positional[Path], out: Path, step: int | None = None) 
 
 def _train(args: list[str]) -> int:
     """`spherear train ...`: the help without torch, a run with it."""
-    if "--help" in args or "-h" in args:
-        from spherear.training.jobs import parse_job
+    from spherear.training.jobs import AllJob, parse_job
 
-        return exit_status(lambda: bool(parse_job(args)))
-    from spherear import train
+    def work() -> int:
+        job = parse_job(args)
+        if isinstance(job, AllJob):
+            from spherear.train_all import train_all
 
-    return train.main(args)
+            return train_all(job)
+        from spherear import train
+
+        return train.run(job)
+
+    return exit_status(work)
 
 
 COMMANDS: dict[str, Callable[..., int]] = {
@@ -343,9 +225,11 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "export": export,
     "sample": sample,
     "evaluate": evaluate,
+    "judge": judge,
     "study": study,
     "bench": bench,
     "notebooks": notebooks,
+    "docs": docs,
     "doctor": doctor,
 }
 
@@ -356,6 +240,11 @@ def main(args: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # where frames and accents cannot be encoded
+    try:
+        args = take_imports(args)
+    except (ValueError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     word = args[0] if args else "--help"
     if word == "--version":
         print(f"spherear {__version__}")

@@ -22,8 +22,9 @@ from spherear.models.ar import ARConfig, SphereAR
 from spherear.models.categorical import CategoricalHead
 from spherear.models.config import require
 from spherear.models.layers import seeded
-from spherear.models.presets import Preset, check_pair, preset, with_vae
+from spherear.models.presets import Preset, check_pair
 from spherear.models.vae import VAE, VAEConfig
+from spherear.registry import take_imports
 from spherear.sampling.pipeline import Pipeline
 from spherear.sampling.settings import SamplingSettings
 from spherear.sphere.bottlenecks import Latent
@@ -33,8 +34,8 @@ from spherear.training.data.cached import encode_all
 from spherear.training.data.catalog import load_data
 from spherear.training.data.dataset import ImageData
 from spherear.training.data.feed import check_broken
-from spherear.training.dry_run import ar_step, estimate, report, vae_step
-from spherear.training.jobs import PLAIN, ARJob, Execution, VAEJob, parse_job, sizes_name
+from spherear.training.dry_run import ar_step, estimate, report, tokens_line, vae_step
+from spherear.training.jobs import PLAIN, AllJob, ARJob, Execution, VAEJob, guidance_of, parse_job, start_recipes
 from spherear.training.objectives import ARObjective, vae_losses
 from spherear.training.observers import COLUMNS, Observer, curves, every, pictures, reconstructions, samples
 from spherear.training.progress import counting, watch
@@ -66,7 +67,7 @@ def train_vae(
     _check_data(data, config.image_size, recipe)
     world = launched_world(device, execution.sharded, execution.timeout)
     require(
-        world.size == 1 or config.bottleneck != "vq",
+        world.size == 1 or not config.alphabet,
         f"a codebook follows the features of one process; expected one, not {world.size}",
     )
     model = seeded(recipe.seed, VAE, config).to(device).train()
@@ -179,6 +180,10 @@ def _check_classes(data: ImageData, config: ARConfig) -> None:
         data.num_classes == config.num_classes,
         f"the data have {data.num_classes} classes; expected {config.num_classes}, as the AR model's",
     )
+    require(
+        config.classes in ((), tuple(data.classes)),
+        f"the AR model has the classes {config.classes[:4]}; expected {tuple(data.classes)[:4]}, as the data's",
+    )
 
 
 def _encoded(
@@ -221,17 +226,16 @@ def latent_deviation(vae: VAE, data: ImageData, seed: int, device: torch.device 
 
 
 def _vae_inputs(job: VAEJob) -> tuple[VAEConfig, ImageData]:
-    config = preset(sizes_name(job.preset), job.bottleneck).vae
-    return config, load_data(job.data, config.image_size)
+    return job.model, load_data(job.data, job.model.image_size)
 
 
 def _ar_inputs(job: ARJob) -> tuple[ARConfig, VAE, ImageData]:
     require(
-        (job.vae / "config.json").exists() or not (job.vae / RUN_FILE).exists(),
+        (job.vae_folder / "config.json").exists() or not (job.vae_folder / RUN_FILE).exists(),
         f"the VAE of {job.vae} is not trained to its end; expected a finished run: its command goes on",
     )
-    vae = VAE.from_pretrained(job.vae)
-    return with_vae(preset(job.preset), vae.config).ar, vae, load_data(job.data, vae.config.image_size)
+    vae = VAE.from_pretrained(job.vae_folder)
+    return job.model, vae, load_data(job.data, vae.config.image_size)
 
 
 def vae_states(job: VAEJob) -> Generator[TrainState, None, None]:
@@ -244,17 +248,35 @@ def ar_states(job: ARJob) -> Generator[TrainState, None, None]:
     return train_ar(*_ar_inputs(job), job.recipe, job.run, pick_device(job.device), job.execution)
 
 
-def dry_run(job: VAEJob | ARJob) -> str:
+def dry_run(job: VAEJob | ARJob | AllJob) -> str:
     """Estimated cost of a job, as lines of text; ValueError if its data, VAE or sizes do not fit."""
+    if isinstance(job, VAEJob):
+        return _planned(job, _vae_inputs(job)[1])
+    if isinstance(job, ARJob):
+        return _planned(job, _ar_inputs(job)[2])
+    vae, ar = job.jobs()
+    data = check_jobs(vae, ar)
+    return f"VAE\n{_planned(vae, data)}\n\nAR model\n{_planned(ar, data)}"
+
+
+def check_jobs(vae: VAEJob, ar: ARJob) -> ImageData:
+    """The data of both trainings. ValueError if they, the VAE and the AR model do not fit, before any is trained."""
+    check_pair(vae.model, ar.model)
+    _, data = _vae_inputs(vae)
+    _check_classes(data, ar.model)
+    for job in (vae, ar):
+        _check_data(data, vae.model.image_size, job.recipe)
+    return data
+
+
+def _planned(job: VAEJob | ARJob, data: ImageData) -> str:
     teraflops, device = job.teraflops, pick_device(job.device)
     require(0 < teraflops < math.inf, f"teraflops is {teraflops}; expected a finite number above 0")
     if isinstance(job, VAEJob):
-        config, data = _vae_inputs(job)
-        model, step = vae_step(config, job.recipe, job.execution, device)
+        model, step = vae_step(job.model, job.recipe, job.execution, device)
     else:
-        sizes, _, data = _ar_inputs(job)
-        _check_classes(data, sizes)
-        model, step = ar_step(sizes, job.recipe, job.execution, device)
+        _check_classes(data, job.model)
+        model, step = ar_step(job.model, job.recipe, job.execution, device)
     _check_data(data, data.image_size, job.recipe)
     indices = torch.linspace(0, len(data) - 1, min(len(data), 64)).long()
     data.batch(indices, job.recipe.augmentation_at(0))
@@ -262,22 +284,33 @@ def dry_run(job: VAEJob | ARJob) -> str:
     devices = int(os.environ.get("WORLD_SIZE", "1"))
     cost = estimate(model, step, job.recipe, job.execution, devices)
     checked = f"{len(indices)} read to check, {len(data.broken)} of them broken"
-    return f"data                {data.describe()}; {checked}\n" + report(
-        cost, job.recipe, len(data), devices, job.teraflops
-    )
+    text = report(cost, job.recipe, len(data), devices, job.teraflops)
+    outlook = f"{tokens_line(job.model)}\n{_outlook(job, data)}" if isinstance(job, VAEJob) else ""
+    return f"data                {data.describe()}; {checked}\n{outlook}{text}"
+
+
+def _outlook(job: VAEJob, data: ImageData) -> str:
+    """What of the AR model's training will not fit, as a line; empty if nothing."""
+    batch = start_recipes(job.preset, job.data, len(data)).ar.batch_size
+    if batch <= len(data):
+        return ""
+    return f"will not fit        `train ar` takes batches of {batch}, of {len(data)} images: give it --batch-size\n"
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """`python -m spherear.train vae|ar ...`, and `spherear train`; returns the exit status."""
-    return exit_status(lambda: _run(parse_job(list(sys.argv[1:] if args is None else args))))
+    """`python -m spherear.train vae|ar ...`; returns the exit status. For `all`, see `spherear.train_all`."""
+    return exit_status(lambda: run(parse_job(take_imports(sys.argv[1:] if args is None else args))))
 
 
-def _run(job: VAEJob | ARJob) -> int:
-    if job.execution.average_on:
+def run(job: VAEJob | ARJob | AllJob) -> int:
+    """Train a VAE or an AR model, or say what any job would take; returns the exit status."""
+    if not isinstance(job, AllJob) and job.execution.average_on:
         pick_device(job.execution.average_on)
     if job.dry_run:
         print_rank_zero(dry_run(job))
         return 0
+    if isinstance(job, AllJob):
+        raise ValueError("the job is 'all'; expected vae or ar here: `spherear train all` does both")
     vae = isinstance(job, VAEJob)
     states = vae_states(job) if isinstance(job, VAEJob) else ar_states(job)
     try:
@@ -299,14 +332,13 @@ def _observers(job: VAEJob | ARJob) -> list[Observer]:
     if job.execution.tensorboard:
         observers.append(every(job.recipe.log_every, curves(job.run)))
     if job.execution.preview_every:
-        sizes = preset(sizes_name(job.preset))
         if isinstance(job, VAEJob):
-            data = load_data(job.data, sizes.vae.image_size)
+            data = load_data(job.data, job.model.image_size)
             draw = reconstructions(data.batch(torch.linspace(0, len(data) - 1, COLUMNS).long())[0])
         else:
-            labels = torch.linspace(0, sizes.ar.num_classes - 1, COLUMNS).long().repeat(2)
-            settings = SamplingSettings(sizes.guidance_scale, solver="heun", steps=10)
-            draw = samples(VAE.from_pretrained(job.vae), labels, settings)
+            labels = torch.linspace(0, job.model.num_classes - 1, COLUMNS).long().repeat(2)
+            settings = SamplingSettings(guidance_of(job.preset), solver="heun", steps=10)
+            draw = samples(VAE.from_pretrained(job.vae_folder), labels, settings)
         observers.append(every(job.execution.preview_every, pictures(job.run, draw)))
     return observers
 

@@ -93,8 +93,8 @@ def test_sample_writes_the_sheet_that_python_draws(run, tmp_path):
     [
         (["sample", "--run", "nowhere"], "'nowhere' is not a folder here; expected a folder"),
         (["sample", "--guidance-scale", "-1"], "guidance_scale is -1.0; expected"),
-        (["sample", "--labels", "12"], "label 12 is out of range; expected 0 to 10"),
-        (["sample", "--count", "0"], "count and zoom are 0 and 4"),
+        (["sample", "--labels", "12"], "label 12 is out of range; expected 0 to 9, or 'none'"),
+        (["sample", "--count", "0"], "count is 0; expected at least 1"),
         (["sample", "--device", "abacus"], "device is 'abacus'; expected auto, cpu, cuda"),
         (["train", "vae", "--preset", "cats"], "preset is 'cats'; expected one of 'digits'"),
         (

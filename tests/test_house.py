@@ -20,9 +20,10 @@ README = (ROOT / "README.md").read_text()
 
 # Imports only run downwards; members of one floor do not know each other.
 FLOORS = [
-    ["lazy", "console", "processes", "signals"], ["sphere"], ["models"], ["sampling"], ["world"],
+    ["lazy", "console", "processes", "signals", "registry"], ["sphere"], ["models"], ["sampling"], ["world"],
     ["training", "evaluation"],
-    ["train"], ["export"], ["analysis", "bench"], ["study"], ["figures"], ["live"], ["demo"], ["cli"],
+    ["train"], ["export", "sheets"], ["train_all"],
+    ["analysis", "bench"], ["study"], ["figures"], ["live"], ["demo"], ["commands"], ["cli"],
 ]  # fmt: skip
 FLOOR = {wing: height for height, wings in enumerate(FLOORS) for wing in wings}
 # One sideways look: the command that trains the offline judge reads the digits.

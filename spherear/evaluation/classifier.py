@@ -8,8 +8,10 @@ train them on the training splits and write the weights and logs stored beside t
 """
 
 import sys
+from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -28,10 +30,22 @@ FEATURES = 64
 THUMBNAIL_WEIGHT = 10.0  # mean squared errors are about a tenth of a nat
 
 
-class Classifier(nn.Module):
-    """Images (n, 3, s, s) in [-1, 1], s at least `view.native` -> logits (n, 10); `features` are (n, 64)."""
+@runtime_checkable
+class JudgeNetwork(Protocol):
+    """What judges images: features of images in [-1, 1], and the logits of the classes from these features."""
 
-    def __init__(self, view: JudgeInput) -> None:
+    def features(self, images: Tensor) -> Tensor:
+        """(n, 3, s, s) -> (n, f)."""
+
+    @property
+    def classify(self) -> Callable[[Tensor], Tensor]:
+        """(n, f) -> (n, classes)."""
+
+
+class Classifier(nn.Module):
+    """Images (n, 3, s, s) in [-1, 1], s at least `view.native` -> logits (n, classes); `features` are (n, 64)."""
+
+    def __init__(self, view: JudgeInput, classes: int = 10) -> None:
         super().__init__()
         self.view, width = view, view.width
         self.convolutions = nn.Sequential(
@@ -42,7 +56,7 @@ class Classifier(nn.Module):
         )  # fmt: skip
         self.embed = nn.Linear(4 * width * (view.size // 2**view.pools) ** 2, FEATURES)
         self.norm = nn.BatchNorm1d(FEATURES) if view.thumbnail else nn.Identity()
-        self.classify = nn.Linear(FEATURES, 10)
+        self.classify = nn.Linear(FEATURES, classes)
 
     def features(self, images: Float[Tensor, "n 3 size size"]) -> Float[Tensor, "n 64"]:
         """Input of the last layer. Smaller images, or other than 3 channels: ValueError."""
@@ -58,7 +72,7 @@ class Classifier(nn.Module):
         x = F.interpolate(x, (view.size, view.size), mode="bilinear", align_corners=False)
         return F.relu(self.norm(self.embed(self.convolutions(x))))
 
-    def forward(self, images: Float[Tensor, "n 3 size size"]) -> Float[Tensor, "n 10"]:
+    def forward(self, images: Float[Tensor, "n 3 size size"]) -> Float[Tensor, "n classes"]:
         return self.classify(self.features(images))
 
 
@@ -88,7 +102,12 @@ def augment(images: Float[Tensor, "n 3 s s"], generator: torch.Generator) -> Flo
 
 
 def train_classifier(
-    view: JudgeInput, versions: list[Tensor], labels: Int[Tensor, " n"], seed: int = 0, epochs: int = 60
+    view: JudgeInput,
+    versions: list[Tensor],
+    labels: Int[Tensor, " n"],
+    seed: int = 0,
+    epochs: int = 60,
+    classes: int = 10,
 ) -> tuple[Classifier, list[float]]:
     """Train on augmented images -> (classifier in eval mode, mean loss per epoch).
 
@@ -97,7 +116,7 @@ def train_classifier(
     versions: the same images, (n, 3, s, s), at one or more sizes s; each batch takes one of them at random.
     """
     generator = torch.Generator().manual_seed(seed)
-    model = seeded(seed, Classifier, view)
+    model = seeded(seed, Classifier, view, classes)
     thumbnail = seeded(seed, nn.Linear, FEATURES, 3 * view.thumbnail**2) if view.thumbnail else None
     trained = [*model.parameters(), *(thumbnail.parameters() if thumbnail else ())]
     optimizer = torch.optim.AdamW(trained, lr=3e-3, weight_decay=1e-2)
@@ -124,9 +143,9 @@ def train_classifier(
 
 
 @torch.no_grad()
-def accuracy(model: Classifier, images: Float[Tensor, "n 3 s s"], labels: Int[Tensor, " n"]) -> float:
+def accuracy(model: JudgeNetwork, images: Float[Tensor, "n 3 s s"], labels: Int[Tensor, " n"]) -> float:
     """Share of images classified correctly."""
-    return float((model(images).argmax(dim=1) == labels).double().mean())
+    return float((model.classify(model.features(images)).argmax(dim=1) == labels).double().mean())
 
 
 def main(data: str = "digits", out: Path = Path(__file__).parent, seed: int = 0, epochs: int = 60) -> None:

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from spherear.evaluation.classifier import Classifier
+from spherear.evaluation.classifier import JudgeNetwork
 from spherear.evaluation.metrics import (
     contrast,
     frechet_distance,
@@ -27,7 +27,7 @@ def as_saved(images: Float[Tensor, "n 3 size size"]) -> Float[Tensor, "n 3 size 
 
 
 @torch.no_grad()
-def features_of(images: Float[Tensor, "n 3 size size"], classifier: Classifier) -> Float[Tensor, "n f"]:
+def features_of(images: Float[Tensor, "n 3 size size"], classifier: JudgeNetwork) -> Float[Tensor, "n f"]:
     """The classifier's features, computed in chunks."""
     return torch.cat([classifier.features(chunk) for chunk in images.split(CHUNK)])
 
@@ -68,7 +68,7 @@ class JudgedImages:
     @classmethod
     @torch.no_grad()
     def of(
-        cls, images: Float[Tensor, "n 3 size size"], labels: Int[Tensor, " n"], classifier: Classifier
+        cls, images: Float[Tensor, "n 3 size size"], labels: Int[Tensor, " n"], classifier: JudgeNetwork
     ) -> "JudgedImages":
         """See a set of images. They are judged as they would be saved: clamped and rounded to bytes."""
         images, labels = as_saved(images), labels.cpu()
@@ -98,7 +98,7 @@ def judge(
     labels: Int[Tensor, " n"],
     real_images: Float[Tensor, "m 3 size size"],
     real_labels: Int[Tensor, " m"],
-    classifier: Classifier,
+    classifier: JudgeNetwork,
 ) -> JudgeScores:
     """Judge images generated for `labels` against real ones. The classifier was trained on real images only."""
     sides = (JudgedImages.of(x, y, classifier) for x, y in ((images, labels), (real_images, real_labels)))

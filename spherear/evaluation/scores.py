@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from spherear.evaluation.classifier import Classifier
+from spherear.evaluation.classifier import JudgeNetwork
 from spherear.evaluation.judge import as_saved, features_of
 from spherear.evaluation.metrics import frechet_distance, inception_score, kernel_distance, precision_recall
 from spherear.models.config import require
@@ -54,7 +54,7 @@ def chunks(images: np.ndarray) -> Iterator[Float[Tensor, "n 3 size size"]]:
 
 @torch.no_grad()
 def offline_scores(
-    images: np.ndarray, labels: Int[Tensor, " n"], real: Float[Tensor, "m 3 size size"], classifier: Classifier
+    images: np.ndarray, labels: Int[Tensor, " n"], real: Float[Tensor, "m 3 size size"], classifier: JudgeNetwork
 ) -> dict[str, float]:
     """The scores of `judge.JudgeScores` that need no pixels of real images; generated images are read in chunks."""
     features = torch.cat([classifier.features(chunk) for chunk in chunks(images)])
@@ -73,7 +73,7 @@ def offline_scores(
 
 @torch.no_grad()
 def reconstruction_frechet(
-    vae: VAE, real: Float[Tensor, "m 3 size size"], classifier: Classifier, generator: torch.Generator
+    vae: VAE, real: Float[Tensor, "m 3 size size"], classifier: JudgeNetwork, generator: torch.Generator
 ) -> float:
     """Frechet distance between real images and their reconstructions by the VAE, in the judge's features."""
     device = vae.quant_proj.weight.device

@@ -51,7 +51,7 @@ from spherear.sampling.decode import trace
 from spherear.sampling.pipeline import Pipeline, cached_pipeline
 from spherear.sampling.placement import AS_WRITTEN
 from spherear.sampling.settings import SamplingSettings
-from spherear.sphere.families import BY_LETTER, family_label
+from spherear.sphere.families import family_label, family_of_letter
 from spherear.study.records import RESULTS, shipped_records
 from spherear.study.reference import held_out
 from spherear.study.solvers import rows, shipped_sweep, sweep_report
@@ -105,7 +105,7 @@ def collapse() -> Figure:
 
 def side_by_side() -> Figure:
     """A sphere and a Gaussian: images of the same labels and seeds under rising guidance."""
-    rows = [rising_guidance(BY_LETTER[letter].name) for letter in "SG"]
+    rows = [rising_guidance(family_of_letter(letter).name) for letter in "SG"]
     return sheets_figure(
         {family_label(row.family): torch.cat(row.images) for row in rows},
         {family_label(row.family): "late length " + ", ".join(f"{n.late:+.0%}" for n in row.norms) for row in rows},
@@ -133,7 +133,7 @@ def growth() -> Figure:
 def spread() -> Figure:
     """Posterior spread of held-out digits."""
     images, _ = held_out("digits", 16)
-    families = [BY_LETTER[letter].name for letter in "SNG"]
+    families = [family_of_letter(letter).name for letter in "SNG"]
     return spread_figure({f: spread_histogram(shipped(f).vae.encode(images).spread) for f in families})
 
 

@@ -1,4 +1,4 @@
-"""The commands of the notebooks and of the installation: `spherear lab | page | notebooks | doctor`.
+"""The commands of the notebooks and of the installation: `spherear lab | page | notebooks | docs | doctor`.
 
 What a command needs is imported inside it, as in `spherear.cli`.
 """
@@ -17,11 +17,12 @@ import tyro
 from tqdm import tqdm
 
 from spherear import __version__
-from spherear.console import require_installed
+from spherear.console import import_library, require_installed
 from spherear.models.config import require
 from spherear.sampling.placement import Placement, Plan
 
 LIBRARIES = ("torch", "numpy", "einops", "jaxtyping", "safetensors", "huggingface_hub", "scikit-learn", "pillow")
+DOCS_PAGE = "spherear.html"  # of the package, in a reference
 DIGITS, VISIT = "digits-power_spherical", 0.5
 """The model of the page if none is named; GB of a visit without large weights."""
 LAB = ("jupyterlab", "ipykernel", "ipywidgets", "anywidget", "matplotlib", "plotly")
@@ -158,6 +159,21 @@ def notebooks(folder: Path = Path("notebooks"), refresh: bool = False, only: str
         wrong += len(problems)
         tqdm.write("\n".join(f"{path} {problem}" for problem in problems or ["has no problems"]))
     return 1 if wrong else 0
+
+
+def docs(out: Path = Path("runs/docs")) -> int:
+    """Write the API reference as HTML: every public name with its signature, shapes and errors.
+
+    Args:
+        out: Folder of the pages; index.html is the first.
+    """
+    taken = out.exists() and any(out.iterdir()) and not (out / DOCS_PAGE).exists()
+    require(not taken, f"{out} holds other files; expected a new folder, or one of an earlier reference")
+    pdoc = import_library("pdoc", "docs", "the reference is made with it")
+    importlib.import_module("pdoc.render").configure(docformat="markdown", search=True)
+    pdoc.pdoc("spherear", output_directory=out)
+    print(out / "index.html")
+    return 0
 
 
 def doctor() -> int:

@@ -21,10 +21,11 @@ from spherear.live.model_column import GuidanceRequest, ModelColumn
 from spherear.live.parts.classes import MAX_BUTTONS, class_control
 from spherear.live.parts.download import Download
 from spherear.live.parts.models import Model, Models, named_model
-from spherear.live.picture import Picture, free_path, paint, png_bytes, progress, read_picture, sheet, shown
+from spherear.live.picture import Picture, paint, png_bytes, progress, read_picture, sheet, shown
 from spherear.models.config import require
 from spherear.models.files import atomic_path, user_path
 from spherear.models.pretrained import shipped_name
+from spherear.sampling.pixels import free_path
 from spherear.sampling.placement import placement_of
 from spherear.sampling.settings import NAMED_SETTINGS, SCHEDULES, SamplingSettings
 from spherear.sampling.solvers import SOLVERS

@@ -5,7 +5,6 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import MISSING, dataclass, fields
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -19,10 +18,9 @@ from spherear.live.latest_wins import Cancellation
 from spherear.models.config import Config, require
 from spherear.models.files import parse_object
 from spherear.sampling.pipeline import Pipeline, cached_pipeline
-from spherear.sampling.pixels import tile
+from spherear.sampling.pixels import PNG_KEY, tile
 from spherear.sampling.settings import SamplingSettings
 
-PNG_KEY = "spherear"
 FRAME_SHARE = 0.25
 """Of the time of a drawing, at most this share goes into showing it: a large picture is shown less often."""
 StepT = TypeVar("StepT")
@@ -161,9 +159,3 @@ def read_picture(png: bytes) -> Picture:
         return Picture.from_dict(parse_object(str(text), "the text inside this PNG"))
     except (OSError, SyntaxError, TypeError, Image.DecompressionBombError) as error:
         raise ValueError(f"the file holds no settings ({error}); expected a PNG that a panel saved") from error
-
-
-def free_path(path: Path) -> Path:
-    """The first of `path`, path-2, path-3, ... that does not exist."""
-    candidates = (path.with_stem(f"{path.stem}-{number}") if number > 1 else path for number in range(1, 10_000))
-    return next(candidate for candidate in candidates if not candidate.exists())

@@ -6,7 +6,6 @@ It runs with teacher forcing, or one token at a time with a KV cache. Guidance, 
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from einops import rearrange
@@ -14,82 +13,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from spherear.models.categorical import CategoricalHead
-from spherear.models.config import LARGEST, MOST_LAYERS, Config, one_of, require
+from spherear.models.config import require
 from spherear.models.head import VelocityHead
 from spherear.models.layers import Block, KVCache, RMSNorm, Rotary, Update, init_normal
 from spherear.models.pretrained import Pretrained
+from spherear.models.sizes import ARConfig
 
 LABEL_DROPOUT = 0.1  # of the published training
-
-
-@dataclass(frozen=True)
-class ARConfig(Config):
-    """Sizes of an AR model; the defaults are SphereAR-B for 256 px.
-
-    width, layers, heads: of the transformer.  head_width, head_depth, head_groups: of the head.
-    class_tokens: sequence positions per label.  codes: size of the codebook, for a categorical head; 0 for
-    continuous tokens, with a velocity head.  classes: names of the labels, or empty.
-    """
-
-    latent_dim: int = 16
-    tokens: int = 256
-    num_classes: int = 1000
-    class_tokens: int = 16
-    width: int = 768
-    layers: int = 24
-    heads: int = 12
-    head_width: int = 768
-    head_depth: int = 6
-    head_groups: int = 2
-    codes: int = 0
-    classes: tuple[str, ...] = ()
-
-    def check(self) -> None:
-        for name, value in self.to_dict().items():
-            if name == "classes":
-                continue
-            minimum, most = 0 if name == "codes" else 1, MOST_LAYERS if name in ("layers", "head_depth") else LARGEST
-            require(value >= minimum, f"{name} is {value}; expected at least {minimum}")
-            require(value <= most, f"{name} is {value}; expected at most {most}")
-        require(
-            len(self.classes) in (0, self.num_classes) and len(set(self.classes)) == len(self.classes),
-            f"there are {len(self.classes)} names of classes; expected {self.num_classes} different ones, or none",
-        )
-        require(math.isqrt(self.tokens) ** 2 == self.tokens, f"tokens is {self.tokens}; expected a square")
-        require(
-            self.width % (4 * self.heads) == 0,
-            f"width is {self.width}; expected a multiple of 4 x {self.heads} heads",
-        )
-        require(
-            self.head_depth % self.head_groups == 0,
-            f"head_depth is {self.head_depth}; expected a multiple of head_groups, {self.head_groups}",
-        )
-
-    def label_of(self, name: str | int) -> int:
-        """The label of a class, given by name or number; `#3` is always number 3.
-
-        Unknown names, and names that are also the number of another class: ValueError.
-        """
-        if isinstance(name, int):
-            return name
-        number = int(name.removeprefix("#")) if name.removeprefix("#").isdecimal() else None
-        if name.startswith("#") and number is not None:
-            return number
-        if name in self.classes:
-            label = self.classes.index(name)
-            other = number is not None and number <= self.num_classes and number != label
-            require(not other, f"class {name!r} has number {label}; expected '#{name}' or '#{label}'")
-            return label
-        if number is None:
-            require(bool(self.classes), f"class is {name!r}; expected a number: this model has no names of its classes")
-            one_of("class", name, self.classes)
-        return number or 0
-
-    def name_of(self, label: int) -> str:
-        """The name of a class, or its number where there are no names; the null class is `none`."""
-        if label == self.num_classes:
-            return "none"
-        return self.classes[label] if self.classes else str(label)
 
 
 class SphereAR(nn.Module, Pretrained[ARConfig]):
@@ -220,7 +150,7 @@ class SphereAR(nn.Module, Pretrained[ARConfig]):
 
 def _head(config: ARConfig) -> VelocityHead | CategoricalHead:
     sizes = config.latent_dim, config.width, config.head_width, config.head_depth
-    return CategoricalHead(*sizes, config.codes) if config.codes else VelocityHead(*sizes, config.head_groups)
+    return config.head_kind.make(*sizes, config.codes or config.head_groups)
 
 
 def check_labels(labels: Int[Tensor, " batch"], num_classes: int) -> None:

@@ -1,4 +1,5 @@
 """Presets: named sizes of a VAE and the AR model of its tokens. How they are trained: `training.recipes`.
+Does not import torch.
 
 `shapes16`, `shapes` and `shapes256` differ in the length of the sequence alone: 16, 64 and 256 tokens of the same
 patch, from images of 16, 32 and 64 pixels.
@@ -6,9 +7,8 @@ patch, from images of 16, 32 and 64 pixels.
 
 from dataclasses import dataclass, replace
 
-from spherear.models.ar import ARConfig
 from spherear.models.config import one_of, require
-from spherear.models.vae import VAEConfig
+from spherear.models.sizes import ARConfig, VAEConfig
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from spherear.sphere.families import FAMILIES
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 WRAPPERS = re.compile(r"(^|\.)(?:(?:_orig_mod|module)\.)+")
+RUNS = "runs"  # where commands write by default; no owner on the hub
 SHIPPED = Path(__file__).parent / "shipped"
 
 ConfigT = TypeVar("ConfigT", bound=Config)
@@ -57,6 +58,11 @@ def find_folder(name_or_path: str | Path, revision: str | None = None) -> Path:
     if name in shipped():
         return SHIPPED / name
     expected = f"expected a folder that exists, a hub repository 'owner/name', or one of {', '.join(shipped())}"
+    if name.startswith(f"{RUNS}/"):
+        raise FileNotFoundError(
+            f"{name!r} is not here; `spherear demo` trains runs/demo in a few minutes, and these models ship: "
+            f"{', '.join(shipped())}"
+        )
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise FileNotFoundError(f"{name!r} is not a folder here; {expected}")
     try:

@@ -16,7 +16,7 @@ from spherear.models.ar import ARConfig, SphereAR
 from spherear.models.config import Config, require
 from spherear.models.files import read_json, user_path
 from spherear.models.presets import check_pair
-from spherear.models.pretrained import find_folder, fingerprint
+from spherear.models.pretrained import CONFIG_FILE, find_folder, fingerprint
 from spherear.models.published_weights import HUB_FILES, load_parts, published_configs
 from spherear.models.vae import VAE, VAEConfig
 
@@ -73,7 +73,7 @@ class Source:
     def outline(self) -> Outline:
         """The configs, without reading the weights. Errors: as `load`."""
         if not self.published:
-            folder = find_folder(self.name, self.revision)
+            folder = _finished(find_folder(self.name, self.revision))
             return _checked(VAE.read_config(folder / "vae"), SphereAR.read_config(folder / "ar"))
         vae, ar = self._both(*published_configs(*self._files, revision=self.revision))
         return _checked(vae, _named(ar))
@@ -86,7 +86,7 @@ class Source:
         what `from_pretrained` and `load_parts` refuse.
         """
         if not self.published:
-            folder = find_folder(self.name, self.revision)
+            folder = _finished(find_folder(self.name, self.revision))
             vae = VAE.from_pretrained(folder, subfolder="vae", device=device)
             _check_tokens(folder, vae)
             ar = SphereAR.from_pretrained(folder, subfolder="ar", device=device)
@@ -111,6 +111,20 @@ class Source:
         if vae is None:
             raise ValueError(f"{self.vae or self.name} holds no VAE; expected one, or a published VAE beside it (vae=)")
         return vae, ar
+
+
+def _finished(folder: Path) -> Path:
+    """The folder. ValueError for a run that is not finished, or the run of one of the two models."""
+    for part, other in (("vae", "AR model"), ("ar", "VAE")):
+        begun, done = (folder / part / "run.json").is_file(), (folder / part / CONFIG_FILE).is_file()
+        require(
+            not begun or done,
+            f"the run {folder} is not finished ({part} is in training); the command that began it goes on, and "
+            f"`spherear export {folder} --out OUT` makes a model of what there is; expected a finished run",
+        )
+        alone = done and not (folder / ("ar" if part == "vae" else "vae")).exists()
+        require(not alone, f"the run {folder} has no {other} yet; expected vae/ and ar/: `spherear train ar` or `all`")
+    return folder
 
 
 def _check_tokens(folder: Path, vae: VAE) -> None:

@@ -3,8 +3,7 @@
 Its loss is in `training.objectives`. (Paper section 3.1.)
 """
 
-import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
 
 import torch
@@ -12,86 +11,11 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from spherear.models.config import LARGEST, MOST_LAYERS, Config, one_of, require
+from spherear.models.config import require
 from spherear.models.layers import NORM_EPS, Block, RMSNorm, Rotary, init_normal
 from spherear.models.pretrained import Pretrained
-from spherear.sphere.bottlenecks import BOTTLENECKS, Latent, VectorQuantizedBottleneck, bottleneck
-
-
-@dataclass(frozen=True)
-class VAEConfig(Config):
-    """Sizes of a VAE; the defaults are the paper's S-VAE for 256 px.
-
-    widths: channels after the stem and after each halving of the image, so the patch is
-    2^(len(widths) - 1) pixels; the last is also the transformer's width.
-    noise_scale: of the `fixed_variance` bottleneck.  codes: of the `vq` bottleneck.
-    concentration_gain: of `power_spherical` and `vmf`; 1 in the published models, more for short training.
-    latent_scale: token = latent_scale * latent. For families without a fixed scale it is
-    1 / (standard deviation of the latents on the training set).
-    """
-
-    bottleneck: str = "power_spherical"
-    latent_dim: int = 16
-    image_size: int = 256
-    widths: tuple[int, ...] = (64, 64, 128, 256, 512)
-    encoder_layers: int = 6
-    decoder_layers: int = 12
-    head_width: int = 64
-    registers: int = 4
-    noise_scale: float = 0.2
-    codes: int = 64
-    concentration_gain: float = 1.0
-    latent_scale: float = 1.0
-
-    def check(self) -> None:
-        one_of("bottleneck", self.bottleneck, BOTTLENECKS)
-        require(self.latent_dim >= 2, f"latent_dim is {self.latent_dim}; expected at least 2")
-        require(len(self.widths) >= 1, "widths is empty; expected the stem's width and one per halving")
-        require(
-            all(w >= 8 and w % 4 == 0 and w % min(32, w // 4) == 0 for w in self.widths),
-            f"widths is {self.widths}; expected multiples of 4 from 8 that GroupNorm can split",
-        )
-        require(
-            self.image_size >= self.patch and self.image_size % self.patch == 0,
-            f"image_size is {self.image_size}; expected a multiple of the patch, {self.patch}",
-        )
-        require(
-            self.head_width % 4 == 0 and self.widths[-1] % self.head_width == 0,
-            f"head_width is {self.head_width}; expected a multiple of 4 that divides {self.widths[-1]}",
-        )
-        require(
-            min(self.encoder_layers, self.decoder_layers, self.registers) >= 0,
-            f"layers and registers are {self.encoder_layers}, {self.decoder_layers}, {self.registers}; "
-            "expected none below 0",
-        )
-        most = max(self.image_size, self.latent_dim, self.codes, self.registers, *self.widths)
-        require(most <= LARGEST, f"a size is {most}; expected at most {LARGEST}")
-        layers = max(self.encoder_layers, self.decoder_layers)
-        require(layers <= MOST_LAYERS, f"there are {layers} layers; expected at most {MOST_LAYERS}")
-        for name in ("noise_scale", "concentration_gain", "latent_scale"):
-            value = getattr(self, name)
-            require(0 < value < math.inf, f"{name} is {value}; expected a finite number above 0")
-        require(self.codes >= 2, f"codes is {self.codes}; expected at least 2")
-
-    @property
-    def patch(self) -> int:
-        """Side of a token's patch, in pixels."""
-        return 2 ** (len(self.widths) - 1)
-
-    @property
-    def grid(self) -> int:
-        """Tokens along one side of an image."""
-        return self.image_size // self.patch
-
-    @property
-    def tokens(self) -> int:
-        """Tokens per image."""
-        return self.grid**2
-
-    @property
-    def alphabet(self) -> int:
-        """Number of different tokens; 0 if they are continuous."""
-        return self.codes if self.bottleneck == "vq" else 0
+from spherear.models.sizes import VAEConfig
+from spherear.sphere.bottlenecks import Latent, VectorQuantizedBottleneck, bottleneck, bottleneck_class
 
 
 def _norm(channels: int) -> nn.GroupNorm:
@@ -163,13 +87,16 @@ class Encoder(nn.Module):
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
         widths = config.widths
-        self.stem = _conv(3, widths[0])
+        self.channels = config.channels
+        self.stem = _conv(config.channels, widths[0])
         self.down = nn.Sequential(*(Down(a, b) for a, b in pairwise(widths)))
         self.mixer = Mixer(config, config.encoder_layers)
         self.norm = RMSNorm(widths[-1])
         self.output = nn.Linear(widths[-1], widths[-1], bias=False)
 
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch tokens channels"]:
+        if self.channels == 1:
+            images = images.mean(dim=1, keepdim=True)  # (batch, 1, height, width)
         x = self.down(self.stem(images))  # (batch, channels, grid, grid)
         x = rearrange(x, "batch channels y x -> batch (y x) channels")
         return self.output(self.norm(self.mixer(x)))
@@ -185,12 +112,13 @@ class Decoder(nn.Module):
         self.stem = _conv(widths[0], widths[0])
         self.mixer = Mixer(config, config.decoder_layers)
         self.up = nn.Sequential(*(Up(a, b) for a, b in pairwise(widths)))
-        self.output = nn.Sequential(_norm(widths[-1]), nn.SiLU(), _conv(widths[-1], 3))
+        self.output = nn.Sequential(_norm(widths[-1]), nn.SiLU(), _conv(widths[-1], config.channels))
 
     def forward(self, x: Float[Tensor, "batch tokens channels"]) -> Float[Tensor, "batch 3 height width"]:
         x = self.stem(rearrange(x, "batch (y x) channels -> batch channels y x", y=self.grid))
         x = self.mixer(rearrange(x, "batch channels y x -> batch (y x) channels"))
-        return self.output(self.up(rearrange(x, "batch (y x) channels -> batch channels y x", y=self.grid)))
+        images = self.output(self.up(rearrange(x, "batch (y x) channels -> batch channels y x", y=self.grid)))
+        return images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images  # grey: three equal channels
 
 
 class VAE(nn.Module, Pretrained[VAEConfig]):
@@ -205,7 +133,7 @@ class VAE(nn.Module, Pretrained[VAEConfig]):
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
         self.config = config
-        options = {name: getattr(config, name) for name in BOTTLENECKS[config.bottleneck].options}
+        options = {name: getattr(config, name) for name in bottleneck_class(config.bottleneck).options}
         self.bottleneck = bottleneck(config.bottleneck, config.latent_dim, **options)
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)

@@ -5,47 +5,14 @@ function says by its parameters what it depends on. Does not import torch.
 """
 
 import inspect
-import weakref
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable
 from functools import lru_cache
 from typing import Any, TypeVar
 
 from spherear.models.config import one_of, require
+from spherear.registry import Table
 
 RowT = TypeVar("RowT")
-FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
-
-
-class Table(dict[str, RowT]):
-    """Named rows. User code adds its own in one line: `TABLE.register(function)`, or the same as a decorator.
-
-    row: makes a row of a function; it raises TypeError or ValueError for a function that cannot be one.
-    """
-
-    def __init__(self, rows: Mapping[str, RowT], row: Callable[[Any], RowT]) -> None:
-        super().__init__(rows)
-        self.row, self.own = row, frozenset(rows)
-        self.watchers: list[weakref.WeakMethod[Any]] = []
-
-    def register(self, function: FunctionT, name: str | None = None) -> FunctionT:
-        """Add `function` under its own name, or under `name`; returns it. The same name again replaces the row.
-
-        ValueError for the name of a row that ships, and for a function without a name; for what else see `row`.
-        """
-        name = name or str(getattr(function, "__name__", ""))
-        require(name.isidentifier(), f"the name is {name!r}; expected one that can stand in code")
-        require(name not in self.own, f"the name {name!r} is taken by a row that ships; expected another")
-        self[name] = self.row(function)
-        for watcher in list(self.watchers):
-            if (method := watcher()) is None:
-                self.watchers.remove(watcher)
-            else:
-                method(name)
-        return function
-
-    def watch(self, method: Callable[[str], Any]) -> None:
-        """Call `method(name)`, a method of some object, after every `register`, as long as the object lives."""
-        self.watchers.append(weakref.WeakMethod(method))
 
 
 def parameters(field: str, function: Callable[..., Any], known: tuple[str, ...]) -> tuple[str, ...]:

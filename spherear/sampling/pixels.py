@@ -1,15 +1,20 @@
 """Image tensors to bytes: the published rounding, sheets of images, PNG files."""
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from torch import Tensor
 
 from spherear.models.config import require
 from spherear.models.files import atomic_path
 from spherear.sphere.geometry import widen
+
+PNG_KEY = "spherear"  # of the settings in a PNG
 
 
 def to_uint8(images: Float[Tensor, "batch 3 height width"]) -> UInt8[Tensor, "batch height width 3"]:
@@ -37,9 +42,22 @@ def tile(images: Float[Tensor, "n 3 size size"], columns: int, gap: int = 1) -> 
     return to_uint8(sheet)[0].cpu()
 
 
-def save_png(path: str | Path, sheet: UInt8[Tensor, "height width 3"], zoom: int = 1) -> None:
-    """Write a PNG atomically, enlarged by the factor `zoom`."""
-    image = Image.fromarray(sheet.numpy())
+def save_png(
+    path: str | Path,
+    sheet: UInt8[Tensor, "height width 3"],
+    zoom: int = 1,
+    settings: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a PNG atomically, enlarged by the factor `zoom`. settings: how it was drawn, stored in the file as JSON."""
+    image, text = Image.fromarray(sheet.numpy()), PngImagePlugin.PngInfo()
+    if settings is not None:
+        text.add_text(PNG_KEY, json.dumps(settings))
     size = (image.width * zoom, image.height * zoom)
     with atomic_path(Path(path)) as part:
-        image.resize(size, Image.Resampling.NEAREST).save(part, format="PNG")
+        image.resize(size, Image.Resampling.NEAREST).save(part, format="PNG", pnginfo=text)
+
+
+def free_path(path: Path) -> Path:
+    """The first of `path`, path-2, path-3, ... that does not exist."""
+    candidates = (path.with_stem(f"{path.stem}-{number}") if number > 1 else path for number in range(1, 10_000))
+    return next(candidate for candidate in candidates if not candidate.exists())

@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 from spherear.models.config import Config, one_of, require
 from spherear.models.files import parse_object, read_json, write_json
-from spherear.sampling.choices import Table, check_choice, chosen, name_of, parameters
+from spherear.registry import Table, needed_modules
+from spherear.sampling.choices import check_choice, chosen, name_of, parameters
 from spherear.sampling.solvers import PARAMETERS as SPACING_PARAMETERS
 from spherear.sampling.solvers import SOLVERS, SPACINGS, Solver, evaluation_times
 
@@ -49,9 +50,9 @@ class SamplingSettings(Config):
 
     guidance_scale: float = 4.5
     """s in v = v_null + s (v_cond - v_null); 1 is no guidance."""
-    schedule: Literal[*SCHEDULES] = "linear"  # type: ignore[valid-type]
+    schedule: "Literal[*SCHEDULES]" = "linear"  # type: ignore[valid-type]
     """How s changes over the tokens: linear from 1, or constant."""
-    solver: Literal[*SOLVERS] = "euler_maruyama"  # type: ignore[valid-type]
+    solver: "Literal[*SOLVERS]" = "euler_maruyama"  # type: ignore[valid-type]
     """How a token is drawn from noise."""
     steps: int = 100
     """Solver steps per token."""
@@ -61,7 +62,7 @@ class SamplingSettings(Config):
     """Project every token onto the sphere before it is fed back."""
     temperature: float = 1.0
     """Factor on all noise."""
-    spacing: Literal[*SPACINGS] = "even"  # type: ignore[valid-type]
+    spacing: "Literal[*SPACINGS]" = "even"  # type: ignore[valid-type]
     """Where the solver's steps are short: even, early (near the noise), late (near the data) or ends (both); annealed:
     even, and fewer for later tokens."""
 
@@ -149,7 +150,14 @@ class SamplingSettings(Config):
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain Python values. ValueError for a function that is not registered."""
-        return super().to_dict() | {name: name_of(name, getattr(self, name), table) for name, table in TABLES.items()}
+        return super().to_dict() | self._names()
+
+    def needed_modules(self) -> list[str]:
+        """The modules of one's own that registered the schedule, the solver or the spacing."""
+        return needed_modules((TABLES[field], name) for field, name in self._names().items())
+
+    def _names(self) -> dict[str, str]:
+        return {name: name_of(name, getattr(self, name), table) for name, table in TABLES.items()}
 
     def to_json(self) -> str:
         """The settings as one line of JSON."""

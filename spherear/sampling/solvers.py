@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from jaxtyping import Float
 
 from spherear.models.config import require
-from spherear.sampling.choices import Table, chosen, parameters
+from spherear.registry import Table
+from spherear.sampling.choices import chosen, parameters
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -1,6 +1,7 @@
 """Bottlenecks: from the encoder's features to a token's posterior, its KL to the prior and its projection.
 
-One class per family, registered in `BOTTLENECKS`. The networks around a bottleneck are in `models.vae`.
+One class per family. `BOTTLENECKS` lists those that ship; one's own are registered in `families.FAMILIES`.
+The networks around a bottleneck are in `models.vae`.
 """
 
 import math
@@ -13,8 +14,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from spherear.registry import load_parts
 from spherear.sphere.distributions import HypersphericalUniform, PowerSpherical, VonMisesFisher
 from spherear.sphere.divergences import gaussian_kl
+from spherear.sphere.families import FAMILIES
 from spherear.sphere.geometry import project
 from spherear.sphere.laws import gaussian
 
@@ -44,7 +47,7 @@ class Latent:
 class Bottleneck(nn.Module):
     """Base class: maps `channels` features per token to a `Latent` with `dim` numbers per token.
 
-    name: the family's key in `BOTTLENECKS`.  radius: the norm of every token, or None.
+    name: the family's key in `FAMILIES`.  radius: the norm of every token, or None.
     options: the constructor's arguments besides `dim`.
     """
 
@@ -260,13 +263,20 @@ BOTTLENECKS: dict[str, type[Bottleneck]] = {
 }
 
 
+def bottleneck_class(name: str) -> type[Bottleneck]:
+    """The class of a family, shipped or of one's own. Unknown names: ValueError that lists the known ones."""
+    if name not in FAMILIES:
+        load_parts()
+    if name not in FAMILIES:
+        raise ValueError(f"bottleneck is {name!r}; expected one of {', '.join(map(repr, sorted(FAMILIES)))}")
+    return FAMILIES[name].bottleneck or BOTTLENECKS[name]
+
+
 def bottleneck(name: str, dim: int, **options: Any) -> Bottleneck:
     """The bottleneck of family `name` for tokens of `dim` numbers; options that the family does not take are ignored.
 
     noise_scale: of `fixed_variance`.  codes: of `vq`.  concentration_gain: of `power_spherical` and `vmf`.
     Unknown names: ValueError that lists the known ones.
     """
-    if name not in BOTTLENECKS:
-        raise ValueError(f"bottleneck is {name!r}; expected one of {', '.join(map(repr, sorted(BOTTLENECKS)))}")
-    family: Callable[..., Bottleneck] = BOTTLENECKS[name]
-    return family(dim, **{key: options[key] for key in BOTTLENECKS[name].options if key in options})
+    family: Callable[..., Bottleneck] = bottleneck_class(name)
+    return family(dim, **{key: options[key] for key in bottleneck_class(name).options if key in options})

@@ -22,22 +22,24 @@ from torch import Tensor
 from spherear.analysis.diagnostics import compare_norms, effective_rank, prediction_error, radial_share, variance_ratio
 from spherear.analysis.latents import real_latents
 from spherear.models.files import read_json, write_json
-from spherear.models.presets import Preset, preset, with_vae
+from spherear.models.presets import Preset, with_vae
 from spherear.models.vae import VAE
 from spherear.processes import exit_with_parent
 from spherear.sampling.decode import trace
 from spherear.sampling.pipeline import Pipeline
 from spherear.sampling.placement import Placement
 from spherear.study.design import Grid, Point, Variant
+from spherear.study.judges import AUTO
 from spherear.study.records import Record, provenance, write_records
 from spherear.study.reference import Reference, real_samples
 from spherear.train import pick_device, train_pipeline
 from spherear.training.data import load_data
-from spherear.training.recipes import recipes
+from spherear.training.jobs import starting_point
 from spherear.training.run import METRICS_FILE, keyed_generator
 
 GRID_FILE = "grid.json"
 CELL_FILE = "records.jsonl"
+JUDGE_FOLDER = "judge"
 CHUNK = 500  # images drawn or encoded at a time
 TRAINED_FILE = "trained.json"  # commit and hardware when the training began
 
@@ -48,19 +50,26 @@ def cell_folder(folder: Path, variant: str, seed: int) -> Path:
 
 
 def sizes_of(grid: Grid, variant: Variant) -> Preset:
-    """The preset of the grid, with the bottleneck of the variant and the grid's numbers per token."""
-    row = preset(grid.preset, variant.family)
+    """The preset of the grid, or the sizes proposed for its data, with the variant's bottleneck and latent_dim."""
+    base = starting_point(grid.preset, grid.data).sizes
+    row = with_vae(base, replace(base.vae, bottleneck=variant.family))
     options = {name: getattr(variant, name) for name in ("noise_scale", "codes") if getattr(variant, name)}
     options["latent_dim"] = grid.latent_dim or row.vae.latent_dim
     return with_vae(row, replace(row.vae, **options))
+
+
+def reference_of(grid: Grid, folder: Path) -> Reference:
+    """The real images and the judge of a study in `folder`; a judge that does not ship is trained there, once."""
+    size = sizes_of(grid, Variant.named(grid.variants[0])).vae.image_size
+    return Reference.load(grid.data_spec, size, grid.half, grid.judge or AUTO, folder / JUDGE_FOLDER)
 
 
 def run_cell(
     grid: Grid, variant: Variant, seed: int, folder: Path, device: torch.device | str, compiled: bool = False
 ) -> Pipeline:
     """Train the VAE and the AR model of a cell in `folder`, resuming from the checkpoints there."""
-    sizes, plan = sizes_of(grid, variant), recipes(grid.preset)
-    data = load_data(plan.data, sizes.vae.image_size)
+    sizes, plan = sizes_of(grid, variant), starting_point(grid.preset, grid.data).recipes
+    data = load_data(grid.data_spec, sizes.vae.image_size)
     vae_recipe = replace(plan.vae, steps=grid.vae_steps, kl_weight=variant.kl_weight, seed=seed)
     ar_recipe = replace(plan.ar, steps=grid.ar_steps, seed=seed)
     if not (folder / TRAINED_FILE).exists():
@@ -80,8 +89,8 @@ def measure_cell(
     place: Placement | None = None,
 ) -> list[Record]:
     """All records of a trained cell; `folder` holds its runs.  place: how images are drawn, and nothing else."""
-    real = Reference.of(grid.preset, grid.half)
-    data = load_data(recipes(grid.preset).data, pipeline.vae.config.image_size)
+    real = reference_of(grid, folder.parent.parent)
+    data = load_data(grid.data_spec, pipeline.vae.config.image_size)
     latents, labels = real_latents(pipeline.vae, data, seed=seed)
     template = Record(
         variant.name, variant.family, variant.kl_weight, variant.noise_scale, seed, 1.0, "linear", True, True,
@@ -93,7 +102,7 @@ def measure_cell(
         return [replace(template, **fields, metric=name, value=value) for name, value in values.items()]
 
     records = records_of(measure_vae(pipeline.vae, real, seed), images=len(real.images))
-    floor = real.judge(*real_samples(grid.preset, grid.half, grid.images, seed))
+    floor = real.judge(*real_samples(grid.data_spec, data.image_size, grid.half, grid.images, seed))
     records += records_of({"floor_frechet": floor.frechet, "floor_kernel": floor.kernel})
     records += records_of({"vae_slope": loss_slope(folder / "vae")})
     records += records_of(measure_prediction(pipeline, latents, labels, seed), images=len(latents))

@@ -19,7 +19,7 @@ from typing import Any
 
 from spherear.console import markdown_table
 from spherear.models.config import require
-from spherear.sphere.families import BY_LETTER, FAMILIES
+from spherear.sphere.families import FAMILIES, family_of_letter
 from spherear.study.records import Record, select
 from spherear.study.statistics import LEVEL, Comparison, compare, holm
 
@@ -152,7 +152,7 @@ def has(records: Sequence[Record], *families: str, metric: str = "frechet", **fi
     return all(select(records, family=family, metric=metric, **fields) for family in families)
 
 
-S, N, G, F, D = (BY_LETTER[letter].name for letter in ("S", "N", "G", "F", "D"))
+S, N, G, F, D = (family_of_letter(letter).name for letter in ("S", "N", "G", "F", "D"))
 CONSTRAINED, FREE = (S, N), (G, F)
 
 

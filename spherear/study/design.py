@@ -3,11 +3,17 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import zip_longest
+from pathlib import Path
 from typing import Any
 
 from spherear.models.config import Config, one_of, require
+from spherear.models.files import read_json
+from spherear.registry import Table, needed_modules
 from spherear.sampling.settings import SamplingSettings
-from spherear.sphere.families import BY_LETTER, FAMILIES
+from spherear.sampling.solvers import SOLVERS, SPACINGS
+from spherear.sphere.families import FAMILIES, family_of_letter
+from spherear.training.jobs import PROPOSED
+from spherear.training.recipes import RECIPES, recipes
 
 MIN_STEPS = 20  # minimum of training steps for any budget
 MIN_IMAGES = 100
@@ -31,9 +37,8 @@ class Variant:
     def named(cls, name: str) -> "Variant":
         """The variant of that name. An invalid name: ValueError."""
         letter, _, digits = name.partition("-")
-        one_of("family", letter, BY_LETTER)
+        row = family_of_letter(letter)
         require(digits.isdigit() and int(digits) > 0, f"variant is {name!r}; expected a name like S-04, F-02 or VQ-64")
-        row = BY_LETTER[letter]
         strength: dict[str, Any] = {row.strength: int(digits) if row.unit == 1 else round(int(digits) * row.unit, 9)}
         return cls(name, row.name, **strength)
 
@@ -62,6 +67,8 @@ class Grid(Config):
     ablation_scales: scales also sampled without projection on one side or both, for families that have a projection.
     solver, spacing: of the sampling settings.  half: of the real images, see `study.reference.held_out`.
     latent_dim: numbers per token; 0: as in the preset.
+    preset: sizes and recipe, or `proposed` from the data.  data: instead of the preset's.  judge: see
+    `study.judges.find_judge`; empty: the one of the data.
     """
 
     name: str
@@ -79,8 +86,12 @@ class Grid(Config):
     spacing: str = "even"
     half: str = ""
     latent_dim: int = 0
+    data: str = ""
+    judge: str = ""
 
     def check(self) -> None:
+        one_of("preset", self.preset, (PROPOSED, *RECIPES))
+        require(self.preset != PROPOSED or bool(self.data), f"preset is {PROPOSED!r} without data; expected some")
         for name in self.variants:
             Variant.named(name)
         for name in ("vae_steps", "ar_steps", "solver_steps"):
@@ -92,6 +103,28 @@ class Grid(Config):
         require(self.images >= 20, f"images is {self.images}; expected at least 20")
         for name in ("variants", "seeds", "scales"):
             require(len(getattr(self, name)) > 0, f"{name} is empty; expected at least one")
+
+    def needed_modules(self) -> list[str]:
+        """The modules of one's own that registered families of the variants, the solver or the spacing."""
+        families = [(FAMILIES, Variant.named(name).family) for name in self.variants]
+        return needed_modules([*families, (SOLVERS, self.solver), (SPACINGS, self.spacing)])
+
+    @property
+    def data_spec(self) -> str:
+        """The data set."""
+        return self.data or recipes(self.preset).data
+
+    def on(self, data: str, judge: str = "", proposed: bool = False) -> "Grid":
+        """The grid on another data set and judge, where they are not empty. proposed: sizes too are those of the data.
+
+        ValueError for a class with too few pictures to hold some out.
+        """
+        if not data:
+            return replace(self, judge=judge or self.judge)
+        from spherear.training.data.catalog import training_part
+
+        sizes = PROPOSED if proposed else self.preset
+        return replace(self, data=training_part(data), judge=judge or self.judge, preset=sizes)
 
     @property
     def cells(self) -> list[tuple[str, int]]:
@@ -124,7 +157,14 @@ class Grid(Config):
         )
 
 
-GRIDS = {
+def grid_row(grid: Any) -> Grid:
+    """The grid. TypeError for anything else."""
+    if not isinstance(grid, Grid):
+        raise TypeError(f"grid is {grid!r}; expected a Grid")
+    return grid
+
+
+_ROWS = {
     "quick": Grid(
         "quick", "shapes", ("S-02", "G-02"), seeds=(0, 1), vae_steps=1200, ar_steps=1500, images=500,
         solver_steps=10, solver="adams_bashforth", spacing="early", scales=(1.0, 2.0, 4.5, 12.0),
@@ -152,3 +192,19 @@ GRIDS = {
         solver_steps=25, scales=(1.0, 2.0),
     ),
 }  # fmt: skip
+GRIDS = Table[Grid](_ROWS, grid_row)
+"""Grids by name. One's own: `GRIDS.register(Grid(...))`, or a JSON file of the fields of `Grid`."""
+
+
+def find_grid(name: str) -> Grid:
+    """A row of GRIDS, or the grid in a JSON file: the fields of `Grid`, or the grid.json of a study.
+
+    ValueError for an unknown name or other contents; FileNotFoundError for a file that is not there.
+    """
+    if not name.endswith(".json"):
+        one_of("grid", name, GRIDS)
+        return GRIDS[name]
+    values = read_json(Path(name))
+    inner = values.get("grid", values)
+    require(isinstance(inner, dict), f"{name} holds the grid {inner!r}; expected a JSON object")
+    return Grid.from_dict(inner)

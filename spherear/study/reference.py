@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,25 +13,27 @@ from tqdm import tqdm
 
 from spherear.console import import_library
 from spherear.evaluation.adm import ADMReference, read_adm
-from spherear.evaluation.classifier import Classifier, load_classifier
+from spherear.evaluation.classifier import JudgeNetwork
 from spherear.evaluation.inception import FEWEST, FEWEST_REAL, NEED, Real, adm_scores, picture_scores, torch_fidelity
 from spherear.evaluation.judge import JudgedImages, JudgeScores, compare_images
 from spherear.evaluation.judge_inputs import JUDGE_INPUTS
 from spherear.evaluation.samples import balanced_labels
 from spherear.evaluation.scores import Scores, offline_scores, reconstruction_frechet
 from spherear.models.config import one_of, require
-from spherear.models.files import user_path
+from spherear.models.files import read_json, user_path
 from spherear.models.presets import preset
 from spherear.sampling.pipeline import Pipeline
 from spherear.sampling.pixels import to_uint8
 from spherear.study.design import HALVES
+from spherear.study.judges import AUTO, Judge, find_judge
 from spherear.training.data import load_data
-from spherear.training.data.catalog import Digits, Shapes
+from spherear.training.data.catalog import LOADERS, SOURCES, Digits, Shapes, held_out_spec
 from spherear.training.data.dataset import ImageData
 from spherear.training.data.feed import check_broken
 from spherear.training.data.images import AllPictures
 from spherear.training.recipes import recipes
 from spherear.training.run import keyed_generator
+from spherear.training.run_file import RUN_FILE
 
 CHECKED = 64  # pictures of a reference read at a time
 MAX_IMAGES = 2000  # held-out images, unless a half is asked for
@@ -39,27 +42,34 @@ JUDGED: dict[str, type[ImageData]] = {"digits": Digits, "mnist": Digits, "shapes
 """Data sets with a judge, and the class that holds the names of their classes."""
 
 
-def held_out(name: str, image_size: int, half: str = "") -> tuple[Float[Tensor, "n 3 size size"], Int[Tensor, " n"]]:
+def held_out(data: str, image_size: int, half: str = "") -> tuple[Float[Tensor, "n 3 size size"], Int[Tensor, " n"]]:
     """Real images and labels to compare generated ones with: up to 2,000 of the test split, or a half.
 
     half: `a` or `b`, two sets without common images, so that what is chosen on one is reported on the other: 10,000
     images of the test split of an unlimited data set; otherwise every other image of the whole data set, training
     images included, as is the custom for Frechet distances.
     """
-    data, indices = _rows(name, image_size, half)
-    return data.batch(indices)
+    rows, indices = _rows(data, image_size, half)
+    return rows.batch(indices)
 
 
-def _rows(name: str, image_size: int, half: str) -> tuple[ImageData, Int[Tensor, " n"]]:
-    """A data set and the indices of its held-out images."""
+def _rows(spec: str, image_size: int, half: str) -> tuple[ImageData, Int[Tensor, " n"]]:
+    """A data set and the indices of its held-out images. ValueError for one without a held-out part, or such a half."""
     one_of("half", half, HALVES)
-    data = load_data(f"{name}:test", image_size)
+    test = held_out_spec(spec)
+    require(
+        bool(test),
+        f"{spec} has no held-out part to compare with; expected folder:PATH#train or tar:PATH#train, which leave every "
+        "fifth picture out, or data with a split `test`",
+    )
+    data = load_data(test, image_size)
     if not half:
         return data, torch.arange(min(MAX_IMAGES, len(data)))
     second = half == "b"
     if data.unlimited:
         return data, torch.arange(HALF) + HALF * second
-    data = load_data(f"{name}:all", image_size)
+    require(spec in JUDGED, f"half is {half!r} of {spec}; expected none, or one of {', '.join(JUDGED)}")
+    data = load_data(f"{spec}:all", image_size)
     return data, torch.arange(int(second), len(data), 2)
 
 
@@ -69,12 +79,14 @@ class Reference:
 
     images: Float[Tensor, "n 3 size size"]
     labels: Int[Tensor, " n"]
-    classifier: Classifier
+    classifier: JudgeNetwork
 
     @classmethod
-    def load(cls, name: str, image_size: int, half: str = "") -> "Reference":
-        """The real images of a data set (see `held_out`) and its classifier."""
-        return cls(*held_out(name, image_size, half), load_classifier(name))
+    def load(
+        cls, data: str, image_size: int, half: str = "", judge: str = AUTO, folder: Path | None = None
+    ) -> "Reference":
+        """The real images of a data set (see `held_out`) and its judge (see `find_judge`)."""
+        return cls(*held_out(data, image_size, half), find_judge(judge, data, image_size, folder).network)
 
     @classmethod
     def of(cls, preset_name: str, half: str = "") -> "Reference":
@@ -91,16 +103,15 @@ class Reference:
         return compare_images(JudgedImages.of(images, labels, self.classifier), self.side)
 
 
-def real_samples(preset_name: str, half: str, count: int, seed: int) -> tuple[Tensor, Int[Tensor, " n"]]:
+def real_samples(spec: str, size: int, half: str, count: int, seed: int) -> tuple[Tensor, Int[Tensor, " n"]]:
     """`count` real images (or all there are) that are not in the half: judged, they give the floor of every score.
 
     They come from the other half, or without halves from the training split, in an order that depends on the seed.
     """
-    name, size = recipes(preset_name).data, preset(preset_name).vae.image_size
     if half:
-        data, indices = _rows(name, size, "b" if half == "a" else "a")
+        data, indices = _rows(spec, size, "b" if half == "a" else "a")
     else:
-        data = load_data(name, size)
+        data = load_data(spec, size)
         indices = torch.arange(min(MAX_IMAGES, len(data)))
     order = torch.randperm(len(indices), generator=torch.Generator().manual_seed(seed))
     return data.batch(indices[order[:count]])
@@ -170,67 +181,96 @@ def _enough(count: int, name: str) -> None:
     require(count >= FEWEST_REAL, f"{name} has {count} images; expected at least {FEWEST_REAL} to compare with")
 
 
+def trained_data(run: str) -> tuple[str, Path | None]:
+    """The data set that a run was trained on, and the folder of its own judge; empty for a model without its run."""
+    folder = user_path(run)
+    file = folder / "ar" / RUN_FILE
+    return (str(read_json(file).get("data", "")), folder / "judge") if file.is_file() else ("", None)
+
+
 @dataclass(frozen=True)
 class Against:
     """What a set of samples is scored against, found before anything is drawn.
 
-    judge: the data set whose held-out images and classifier are used, or empty.  inception: real images, or the name
-    of a data set of torch-fidelity, or a file of the ADM suite, or None.  text: on these.
+    data: the data set whose held-out images are compared with, or empty.  judge: what sees them.  inception: real
+    images, or the name of a data set of torch-fidelity, or a file of the ADM suite, or None.  text: on these.
     """
 
-    judge: str
+    data: str
+    judge: Judge | None = None
     inception: Real | ADMReference | None = None
     text: str = ""
 
     @classmethod
-    def of(cls, pipeline: Pipeline, data: str, reference: str | None, count: int) -> "Against":
-        """data: a row of JUDGE_INPUTS, or auto: the one with the model's image size and class names.
+    def of(
+        cls,
+        pipeline: Pipeline,
+        data: str,
+        reference: str | None,
+        count: int,
+        judge: str = AUTO,
+        folder: Path | None = None,
+        trained_on: str = "",
+    ) -> "Against":
+        """data: a data set with a held-out part; auto: what the model was `trained_on` if that has one, or else the row
+        of JUDGE_INPUTS with the model's image size and class names.
 
-        reference: see `checked_reference`.  count: of the images to draw. Neither data nor reference, a judge of other
-        images, or too few images to score: ValueError.
+        reference: see `checked_reference`.  count: of the images to draw.  judge, folder: see `find_judge`.
+        Neither data nor reference, a judge of other images, or too few images to score: ValueError.
         """
         size, config = pipeline.vae.config.image_size, pipeline.ar.config
-        judge = judge_of(pipeline) if data == "auto" else data
-        require(
-            judge in JUDGE_INPUTS or (judge == "" and reference is not None),
-            f"data is {data!r}; expected one of {', '.join(JUDGE_INPUTS)}, or a reference for Inception: no judge is "
-            f"known for {size} px and the classes {', '.join(config.classes[:4])}",
-        )
-        if judge:
-            _check_judge(judge, size, config.num_classes)
+        own = trained_on if held_out_spec(trained_on) else ""
+        spec = (own or judge_of(pipeline)) if data == AUTO else data
         fewest = FEWEST if reference is not None else FEWEST_REAL
         require(count >= fewest, f"count is {count}; expected at least {fewest} images to score")
-        return cls(judge, *(checked_reference(reference, size) if reference is not None else ()))
+        if data != AUTO and spec.partition(":")[0] not in (*LOADERS, *SOURCES):
+            spec = ""
+        require(
+            bool(spec) or (data == AUTO and reference is not None),
+            f"data is {data!r}; expected one of {', '.join(JUDGE_INPUTS)}, a data set with a held-out part such as "
+            f"folder:PATH#train, or a reference for Inception: no judge is known for {size} px and the classes "
+            f"{', '.join(config.classes[:4])}",
+        )
+        found = None
+        if spec:
+            _check_data(spec, size, config.num_classes)
+            found = find_judge(judge, spec, size, folder)
+        return cls(spec, found, *(checked_reference(reference, size) if reference is not None else ()))
 
 
-def _check_judge(name: str, size: int, classes: int) -> None:
-    """ValueError unless a judge can see images of this size and these classes."""
-    native, known = JUDGE_INPUTS[name].native, len(JUDGED[name].classes)
-    require(size >= native, f"images have {size} px; expected at least {native} for the judge of {name}")
-    require(classes == known, f"the model has {classes} classes; expected {known}, as the judge of {name} has")
+def _check_data(spec: str, size: int, classes: int) -> None:
+    """ValueError unless a data set has these classes, and its judge, if one ships, can see images of this size."""
+    native = JUDGE_INPUTS[spec].native if spec in JUDGE_INPUTS else 1
+    require(size >= native, f"images have {size} px; expected at least {native} for the judge of {spec}")
+    data, _ = _rows(spec, size, "")
+    known = data.num_classes
+    require(classes == known, f"the model has {classes} classes; expected {known}, as the judge of {spec} has")
+    require(
+        len(data) >= FEWEST_REAL, f"{spec} has {len(data)} held-out images; expected at least {FEWEST_REAL} to score"
+    )
 
 
 def score_samples(images: np.ndarray, pipeline: Pipeline, against: Against, seed: int) -> Scores:
-    """Scores in Inception's features, and by the offline judge of a data set, as `against` says."""
+    """Scores in Inception's features, and by the judge of a data set, as `against` says."""
     scores = Scores()
     if isinstance(against.inception, ADMReference):
         scores |= adm_scores(images, against.inception)
     elif against.inception is not None:
         scores |= picture_scores(images, against.inception, against.text)
-    return scores | (judge_scores(images, pipeline, against.judge, seed) if against.judge else Scores())
+    return scores | (judge_scores(images, pipeline, against.data, against.judge, seed) if against.judge else Scores())
 
 
-def judge_scores(images: np.ndarray, pipeline: Pipeline, name: str, seed: int) -> Scores:
+def judge_scores(images: np.ndarray, pipeline: Pipeline, name: str, judge: Judge, seed: int) -> Scores:
     """Scores of class-balanced images (n, height, width, 3) by a data set's judge, and of the VAE's reconstructions."""
     size, vae = pipeline.vae.config.image_size, pipeline.vae
-    real = Reference.load(name, size)
+    real = Reference(*held_out(name, size), judge.network)
     labels = balanced_labels(len(images), pipeline.ar.config.num_classes)
     values = offline_scores(images, labels, real.images, real.classifier)
     generator = keyed_generator(seed, 0, vae.quant_proj.weight.device)
     values["reconstruction_frechet"] = reconstruction_frechet(vae, real.images, real.classifier, generator)
-    held_out, features = f"{len(real.images)} held-out images of {name}, {size} px", f"in features of the {name} judge"
-    against = dict.fromkeys(values, f"{held_out}, {features}")
-    against["accuracy"] = f"the requested labels, by the {name} judge"
-    against["inception_score"] = f"the generated images alone, by the {name} judge's classes"
-    against["reconstruction_frechet"] = f"{held_out} (their reconstructions by the VAE), {features}"
+    compared, features = f"{len(real.images)} held-out images of {name}, {size} px", f"in features of {judge.title}"
+    against = dict.fromkeys(values, f"{compared}, {features}")
+    against["accuracy"] = f"the requested labels, by {judge.title}"
+    against["inception_score"] = f"the generated images alone, by the classes of {judge.title}"
+    against["reconstruction_frechet"] = f"{compared} (their reconstructions by the VAE), {features}"
     return Scores(values, against)

@@ -19,13 +19,11 @@ from spherear.analysis.latents import real_latents
 from spherear.models.config import require
 from spherear.models.files import read_json, write_json
 from spherear.sampling.placement import Placement
-from spherear.study.cell import CELL_FILE, GRID_FILE, cell_folder, measure_point, run_cell
+from spherear.study.cell import CELL_FILE, GRID_FILE, cell_folder, measure_point, reference_of, run_cell
 from spherear.study.design import MIN_IMAGES, Grid, Point, Variant
 from spherear.study.records import Record, read_records, write_records
-from spherear.study.reference import Reference
 from spherear.train import pick_device
 from spherear.training.data import load_data
-from spherear.training.recipes import recipes
 
 RESULTS_FILE = "results.jsonl"
 MARGIN = 0.8  # share of the budget to plan for
@@ -101,7 +99,10 @@ def open_study(grid: Grid, folder: Path, command: str) -> Grid:
     if not isinstance(values, dict):
         raise ValueError(f"{path} holds the grid {values!r}; expected a JSON object")
     stored = Grid.from_dict(values)
-    require(stored.name == grid.name, f"{folder} holds the study {stored.name!r}; expected {grid.name!r}")
+    for name in ("name", "data", "judge"):
+        there, asked = getattr(stored, name), getattr(grid, name)
+        word = "study" if name == "name" else f"study with the {name}"
+        require(there == asked, f"{folder} holds the {word} {there!r}; expected {asked!r}")
     return stored
 
 
@@ -153,13 +154,14 @@ def estimate_minutes(grid: Grid, at_once: int, threads: int, place: Placement | 
     probe = replace(grid, vae_steps=PROBE, ar_steps=PROBE, images=MIN_IMAGES)
     variant, threads_before = Variant.named(grid.variants[0]), torch.get_num_threads()
     torch.set_num_threads(threads)
-    start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
+        real = reference_of(probe, Path(folder))
+        start = time.monotonic()
         pipeline = run_cell(probe, variant, 0, Path(folder), pick_device(place.device if place else "auto"))
     trained = time.monotonic()
-    data = load_data(recipes(grid.preset).data, pipeline.vae.config.image_size)
+    data = load_data(grid.data_spec, pipeline.vae.config.image_size)
     latents, _ = real_latents(pipeline.vae, data, 0, limit=100)
-    measure_point(probe, pipeline.place(place), Point(2.0), Reference.of(probe.preset), latents)
+    measure_point(probe, pipeline.place(place), Point(2.0), real, latents)
     sampled = time.monotonic()
     torch.set_num_threads(threads_before)
     training = (trained - start) * (grid.vae_steps + grid.ar_steps) / (2 * PROBE)

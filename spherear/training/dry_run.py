@@ -1,7 +1,11 @@
 """The cost of a training run, estimated before it starts: parameters, operations, memory and time."""
 
-from collections.abc import Callable
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,6 +16,7 @@ from spherear.models.layers import seeded
 from spherear.models.vae import VAE, VAEConfig
 from spherear.training.adversarial import Extras
 from spherear.training.build import autocast, recompute_blocks
+from spherear.training.data.propose import values_per_number
 from spherear.training.jobs import Execution
 from spherear.training.objectives import ARObjective, vae_losses
 from spherear.training.recipes import ARRecipe, Recipe, VAERecipe
@@ -69,6 +74,20 @@ def estimate(model: nn.Module, step: StepFunction, recipe: Recipe, execution: Ex
     )
 
 
+@contextmanager
+def silent_stderr() -> Iterator[None]:
+    """Without what libraries in C++ write to stderr: the profiler writes a line whenever it starts or stops."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+            yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
 def peak_bytes(work: Callable[[], object], device: torch.device | str) -> int:
     """Peak memory of `work` in bytes, beyond what was held before it."""
     if torch.device(device).type == "cuda":
@@ -78,9 +97,12 @@ def peak_bytes(work: Callable[[], object], device: torch.device | str) -> int:
         work()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        work()
-    assert profile.profiler is not None
+    profile: Any = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True)
+    with silent_stderr():
+        profile.start()
+    work()
+    with silent_stderr():
+        profile.stop()
     events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
     current = peak = 0
     for event in sorted(events, key=lambda e: e.start_ns()):
@@ -89,10 +111,26 @@ def peak_bytes(work: Callable[[], object], device: torch.device | str) -> int:
     return peak
 
 
+def lasting(seconds: float) -> str:
+    """A duration in the unit that suits it."""
+    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds:.3g} seconds"
+
+
+def tokens_line(vae: VAEConfig) -> str:
+    """The tokens of a VAE, and how much a number of them stands for."""
+    return (
+        f"tokens              {vae.tokens} of {vae.patch}x{vae.patch} pixels, {vae.latent_dim} numbers each; "
+        f"{values_per_number(vae)}"
+    )
+
+
 def report(found: Estimate, recipe: Recipe, images: int, devices: int, teraflops: float) -> str:
     """The estimate as lines of text."""
     epochs = recipe.steps * recipe.batch_size / images
-    hours = found.seconds(recipe.steps, teraflops, devices) / 3600
+    time = lasting(found.seconds(recipe.steps, teraflops, devices))
     gib = 2**30
     return (
         f"parameters          {found.parameters:,}\n"
@@ -101,7 +139,7 @@ def report(found: Estimate, recipe: Recipe, images: int, devices: int, teraflops
         f"memory              {found.memory / gib:.3f} GiB on each of {devices} devices: {found.fixed / gib:.3f} for "
         f"weights, gradients, moments and average, {found.activations / gib:.3f} for "
         f"activations of {recipe.batch_size // recipe.micro_batches_on(devices)} images\n"
-        f"time                {hours:.4g} hours at {teraflops:g} TFLOP/s per device"
+        f"time                {time} at {teraflops:g} TFLOP/s per device"
     )
 
 

@@ -20,7 +20,8 @@ LOCK_FILE = ".lock"
 VISIBLE = 30.0  # seconds for a new file to appear on a network file system
 LONGEST = 120  # characters of a value in a message
 IMMUTABLE = ("kind", "model.", "vae")  # prefixes of facts that not even `override` can change
-FREE = {"dataset.revision"} | {  # facts that are recorded, and may change when a run is resumed
+ADDED = {"model.channels": 3, "model.head": "auto"}  # facts that older files lack, and what held then
+FREE = {"dataset.revision", "model.modules"} | {  # facts that are recorded, and may change when a run is resumed
     f"recipe.{name}" for name in ("log_every", "save_every", "micro_batches", "skip_limit", "max_broken")
 }
 
@@ -76,9 +77,10 @@ def _digest(values: Mapping[str, Any]) -> str:
 
 def check_facts(folder: Path, facts: Mapping[str, Any], override: bool = False) -> list[str]:
     """Names of the facts that differ; ValueError if they must not. Recipe facts missing from an older file
-    count as equal."""
+    count as equal; so do those of ADDED."""
     stored, requested = _flat(read_json(folder / RUN_FILE)), _flat(facts)
     missing = {name for name in requested if name.startswith("recipe.") and name not in stored}
+    missing |= {name for name, value in ADDED.items() if name not in stored and requested.get(name) == value}
     differ = sorted(k for k in (stored.keys() | requested.keys()) - missing if stored.get(k) != requested.get(k))
     refused = [name for name in differ if name not in FREE and (not override or name.startswith(IMMUTABLE))]
     listed = _listed(refused, stored, requested)

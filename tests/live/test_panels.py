@@ -33,7 +33,7 @@ from spherear.live import (
 from spherear.live.figure import live_figure
 from spherear.live.picture import Picture, png_bytes, read_picture, sheet
 from spherear.models.presets import preset
-from spherear.sampling.choices import Table
+from spherear.registry import Table
 from spherear.sampling.pipeline import cached_pipeline
 from spherear.sampling.settings import NAMED_SETTINGS, SCHEDULES, SamplingSettings
 from spherear.sampling.solvers import SOLVERS

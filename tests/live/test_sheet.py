@@ -8,8 +8,9 @@ import torch
 
 from spherear.analysis.canvas import expected_length
 from spherear.figures.length_overlay import overlay_lengths
-from spherear.live.picture import Picture, free_path, paint
+from spherear.live.picture import Picture, paint
 from spherear.sampling.pipeline import cached_pipeline
+from spherear.sampling.pixels import free_path
 from spherear.sampling.settings import SamplingSettings
 
 

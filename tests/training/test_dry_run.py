@@ -97,7 +97,7 @@ def test_flops_and_parameters_are_counted(vae, monkeypatch, tmp_path):
     expected = plan.batch_size * (body + head)
     assert expected < found.flops < 1.15 * expected  # attention and the input projection beside
     assert "32 images: 22.2 epochs of 1,442" in text
-    assert "hours at 2 TFLOP/s" in text
+    assert "seconds at 2 TFLOP/s" in text
     assert not (tmp_path / "ar").exists()
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from spherear.models.config import require
 from spherear.models.pretrained import shipped_families, shipped_name
 from spherear.models.sources import Outline, Source, source_of
+from spherear.registry import load_parts
 from spherear.sampling.pipeline import Pipeline
 from spherear.sampling.placement import SMALL, Placement, Plan, describe
 from spherear.sphere.families import family_label
@@ -41,6 +42,7 @@ class Models:
     """
 
     def __init__(self, first: Model, place: Placement, preset: str, vae: str | Path | None = None) -> None:
+        load_parts()
         self.place, self.preset = place, preset
         self.offered: dict[str, Offered] = {}
         self.pipelines: dict[str, Pipeline] = {}

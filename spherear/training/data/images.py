@@ -204,6 +204,24 @@ class Folder(Photographs):
             return -1
 
 
+class Part(Photographs):
+    """Some of the images of a data set: those of `rows`. A class without one among them: ValueError."""
+
+    def __init__(self, whole: Photographs, spec: str, rows: Tensor) -> None:
+        self.whole, self.rows = whole, rows.tolist()
+        all_with_images(whole.classes, whole.labels[rows].tolist(), spec)
+        super().__init__(spec, whole.classes, whole.labels[rows], whole.image_size, whole.others)
+
+    def name_of(self, index: int) -> str:
+        return self.whole.name_of(self.rows[index])
+
+    def content(self, index: int) -> bytes:
+        return self.whole.content(self.rows[index])
+
+    def size_of(self, index: int) -> int:
+        return self.whole.size_of(self.rows[index])
+
+
 class AllPictures(Photographs):
     """All pictures of a folder and its folders, as one class."""
 

@@ -1,0 +1,179 @@
+"""The commands that measure: `spherear study | evaluate | judge`.
+
+What a command needs is imported inside it, as in `spherear.cli`.
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from tqdm import tqdm
+
+from spherear.console import command_line, require_installed, say
+from spherear.models.config import require
+from spherear.sampling.placement import Placement, Plan, choose
+from spherear.sampling.settings import SamplingSettings
+from spherear.study.design import find_grid
+
+Settings = Annotated[SamplingSettings, tyro.conf.arg(name="")]
+Place = Annotated[Placement, tyro.conf.arg(name="")]
+AUTO = Placement()
+GUIDED = SamplingSettings(guidance_scale=2.0)
+
+
+def study(
+    grid: tyro.conf.Positional[str] = "quick",
+    out: Path | None = None,
+    data: str = "",
+    judge: str = "",
+    jobs: int = 0,
+    budget: float | None = None,
+    compile: bool = False,
+    place: Place = AUTO,
+) -> int:
+    """Train and compare the families of latents: every cell of a grid in its own process, measured and recorded.
+
+    The same command goes on where it stopped: finished cells are kept, others resume from their checkpoints.
+
+    Args:
+        grid: quick (colour shapes, two families, two seeds, a quarter of an hour), full (digits, all families and
+            strengths, three seeds, an hour or two), select (colour shapes, four families over their strengths, two
+            seeds, hours), laws (tokens of three numbers, for figures), a grid of your own by name, or a JSON file of
+            the fields of `spherear.study.design.Grid`, as every study writes it (grid.json).
+        out: The study's folder; runs/study/<grid> by default.
+        data: Your own data, such as folder:PATH, instead of the grid's: every fifth picture of a class is held out, and
+            sizes are proposed from the pictures unless a JSON file names a preset.
+        judge: What sees the images: a name, the folder of `spherear judge`, or torchvision:NAME. By default that of the
+            data: if none ships, one is trained on them, and its accuracy on held-out images is said.
+        jobs: Cells at once; 0: one per core, or one where there is a GPU.
+        budget: Minutes to aim at: training and images are scaled down, equally in every cell. A study that has
+            begun keeps the budget it began with.
+        compile: Compile the AR models' training steps: faster where there is a C++ compiler, except for short runs.
+        place: How the images of every cell are drawn; the device also trains, on CUDA where there is one or on the CPU.
+    """
+    require_installed("matplotlib")
+    import torch
+
+    from spherear.figures.study import write_report
+    from spherear.models.sources import Outline
+    from spherear.study.cell import GRID_FILE, reference_of, sizes_of
+    from spherear.study.design import Variant
+    from spherear.study.records import read_records
+    from spherear.study.runner import RESULTS_FILE, open_study, run_study, waiting_cells, within_budget
+
+    require(jobs >= 0, f"jobs is {jobs}; expected 0 or more")
+    plan = find_grid(grid).on(data, judge, proposed=not grid.endswith(".json"))
+    folder, cores = out or Path("runs/study") / plan.name, os.cpu_count() or 1
+    at_once = jobs or (1 if torch.cuda.is_available() else cores)
+    threads = max(1, cores // at_once)
+    sizes = sizes_of(plan, Variant.named(plan.variants[0]))
+    drawn_with = choose(Outline(sizes.vae, sizes.ar).parameters()[1], place)  # refused before anything begins
+    if budget is not None and not (folder / GRID_FILE).exists():
+        plan = within_budget(plan, budget, at_once, threads, place)
+    plan = open_study(plan, folder, command_line())
+    reference_of(plan, folder)  # before the cells: a judge is trained once
+    say(f"images are drawn with {drawn_with.sentence}")
+    waiting, failed = len(waiting_cells(plan, folder)), 0
+    with tqdm(total=len(plan.cells), initial=len(plan.cells) - waiting, desc=f"study {plan.name}", unit="cell") as bar:
+        for ended in run_study(plan, folder, at_once, threads, compile, place):
+            bar.update()
+            if ended.status:
+                failed += 1
+                bar.write(f"{ended.job.name} failed ({ended.last_line}); see {ended.job.log}", file=sys.stderr)
+            else:
+                bar.write(f"{ended.job.name}: {ended.seconds:.0f} s", file=sys.stderr)
+    records = read_records(folder / RESULTS_FILE)
+    for path in (folder / RESULTS_FILE, *(write_report(records, folder / "figures") if records else ())):
+        print(path)
+    return 1 if failed else 0
+
+
+def evaluate(
+    run: tyro.conf.Positional[str],
+    vae: str = "",
+    count: int = 2000,
+    out: Path = Path("runs/evaluate"),
+    data: str = "auto",
+    judge: str = "auto",
+    reference: str | None = None,
+    seed: int = 0,
+    shard: int = 64,
+    settings: Settings = GUIDED,
+    place: Place = AUTO,
+) -> int:
+    """Draw class-balanced images into one array on disk, and score them.
+
+    The same command goes on where it stopped; under torchrun, processes share the work and give the same bytes.
+
+    Args:
+        run: Folder of a finished run (with vae/ and ar/ in it), a hub repository owner/name, a shipped name, or a
+            published file.
+        vae: The published file of the VAE, if it is not in that of the AR model.
+        count: Images to draw.
+        out: Folder of samples.npz (arr_0, as the ADM evaluation suite reads it) and results.json.
+        data: The data set whose held-out images score offline: digits, mnist, shapes, folder:PATH#train or one of your
+            own; auto: what the run was trained on, or by image size and class names.
+        judge: What sees the images: a name, the folder of `spherear judge`, or torchvision:NAME; auto: that of the
+            data, or one trained on them and kept in the run's folder.
+        reference: What FID, IS, precision and recall compare with: a folder of pictures, or a data set that
+            torch-fidelity knows (FID and IS by Inception, precision and recall by VGG16); or an .npz of the ADM
+            evaluation suite, of images (arr_0), statistics (mu and sigma), or both (all by Inception).
+        seed: Of the first image; image i takes seed + i.
+        shard: Images drawn together.
+        settings: How tokens are drawn.
+        place: Where and how the model runs; a set that has begun goes on only with the same engine and dtype.
+    """
+    from spherear.evaluation.samples import FACTS, draw_samples, finish_samples, read_samples
+    from spherear.models.files import read_json, write_json
+    from spherear.models.sources import source_of
+    from spherear.sampling.pipeline import Pipeline
+    from spherear.study.reference import Against, score_samples, trained_data
+
+    rank, size = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
+    plan = Plan.of(source_of(run, vae), place)
+    say(plan.sentence)
+    pipeline = Pipeline.from_plan(plan)
+    trained_on, kept = trained_data(run)
+    against = Against("")  # of the other processes, which wait for the first
+    if rank == 0:
+        against = Against.of(pipeline, data, reference, count, judge, kept, trained_on)
+    work = draw_samples(out, pipeline, count, settings, seed, shard, rank, size)
+    with tqdm(total=-(-count // size), desc="drawing", unit="image", disable=rank > 0) as bar:
+        for drawn in work:
+            bar.update(drawn)
+    if rank > 0:
+        return 0
+    images = read_samples(finish_samples(out))
+    scores = score_samples(images, pipeline, against, seed)
+    drawn_with = {"samples": read_json(out / FACTS), "classes": list(pipeline.ar.config.classes)}
+    found = {"scores": scores.values, "against": scores.against, "absent": scores.absent}
+    write_json(out / "results.json", {"command": command_line(), **drawn_with, **found})
+    print(*scores.rows(), sep="\n")
+    print(out / "results.json")
+    return 0
+
+
+def judge(data: str, out: Path, image_size: int = 0, seed: int = 0, epochs: int = 60) -> int:
+    """Train a judge on a data set: a small classifier whose features and guesses score generated images.
+
+    Every fifth picture of a class of folder:PATH or tar:PATH is held out; the accuracy on these is printed and stored.
+
+    Args:
+        data: The data set, such as folder:PATH.
+        out: Folder of the judge, for --judge of `spherear study` and `spherear evaluate`.
+        image_size: Pixels of the images it sees; 0: as proposed for the data.
+        seed: Of weights, order and augmentation.
+        epochs: Passes over the training images.
+    """
+    from spherear.study.judges import FACTS, train_judge
+    from spherear.training.data.catalog import training_part
+    from spherear.training.data.propose import look_at, propose_sizes
+
+    require(not (out / FACTS).exists(), f"{out} holds a judge; expected a new folder")
+    spec = training_part(data)
+    size = image_size or propose_sizes(look_at(spec)).vae.image_size
+    trained = train_judge(spec, size, out, seed, epochs)
+    print(f"{out}: {trained.title}")
+    return 0
