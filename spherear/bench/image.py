@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from statistics import fmean, median
+from typing import Any
 
 import torch
 
@@ -26,7 +27,7 @@ from spherear.sampling.placement import Placement, choose
 from spherear.sampling.settings import SamplingSettings
 
 SETTINGS = ("balanced", "reference")
-FOUR = ({}, {"temperature": 0.9}, {"steps": 5}, {"solver": "heun", "steps": 4})
+FOUR: tuple[dict[str, Any], ...] = ({}, {"temperature": 0.9}, {"steps": 5}, {"solver": "heun", "steps": 4})
 """Changes of `balanced`: four settings, with which one process draws in turn."""
 
 
