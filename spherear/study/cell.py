@@ -70,6 +70,7 @@ def run_cell(
     """Train the VAE and the AR model of a cell in `folder`, resuming from the checkpoints there."""
     sizes, plan = sizes_of(grid, variant), starting_point(grid.preset, grid.data).recipes
     data = load_data(grid.data_spec, sizes.vae.image_size)
+    sizes = replace(sizes, ar=replace(sizes.ar, num_classes=data.num_classes))
     vae_recipe = replace(plan.vae, steps=grid.vae_steps, kl_weight=variant.kl_weight, seed=seed)
     ar_recipe = replace(plan.ar, steps=grid.ar_steps, seed=seed)
     if not (folder / TRAINED_FILE).exists():
