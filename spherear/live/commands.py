@@ -5,6 +5,7 @@ What a command needs is imported inside it, as in `spherear.cli`.
 
 import importlib.metadata
 import os
+import pkgutil
 import platform
 import shutil
 import tempfile
@@ -171,7 +172,9 @@ def docs(out: Path = Path("runs/docs")) -> int:
     require(not taken, f"{out} holds other files; expected a new folder, or one of an earlier reference")
     pdoc = import_library("pdoc", "docs", "the reference is made with it")
     importlib.import_module("pdoc.render").configure(docformat="markdown", search=True)
-    pdoc.pdoc("spherear", output_directory=out)
+    package = importlib.import_module("spherear")
+    wings = [module.name for module in pkgutil.iter_modules(package.__path__, "spherear.")]
+    pdoc.pdoc("spherear", *wings, output_directory=out)
     print(out / "index.html")
     return 0
 
