@@ -20,6 +20,7 @@ from tqdm import tqdm
 from spherear import __version__
 from spherear.bench import MEASUREMENTS
 from spherear.console import INTERRUPTED, command_line, exit_status, require_installed, say
+from spherear.evaluation.defaults import Drawing, default_count
 from spherear.evaluation.judge_inputs import JUDGE_INPUTS
 from spherear.live.commands import doctor, lab, notebooks, page
 from spherear.models.config import require
@@ -29,10 +30,10 @@ from spherear.sphere.families import FAMILIES
 from spherear.study.design import GRIDS
 from spherear.training.recipes import PRECISIONS, RECIPES
 
-Settings = Annotated[SamplingSettings, tyro.conf.arg(name="")]
+Settings = Annotated[Drawing, tyro.conf.arg(name="")]
 Place = Annotated[Placement, tyro.conf.arg(name="")]
 AUTO = Placement()
-GUIDED = SamplingSettings(guidance_scale=2.0)
+PRESET = Drawing()
 
 
 def demo(
@@ -162,7 +163,7 @@ def sample(
     seed: int = 0,
     out: Path = Path("samples.png"),
     zoom: int = 4,
-    settings: Settings = GUIDED,
+    settings: Settings = PRESET,
     place: Place = AUTO,
 ) -> int:
     """Draw images with a trained pipeline and save them as one PNG, one column per label.
@@ -190,7 +191,7 @@ def sample(
     pipeline = Pipeline.from_plan(plan)
     config = pipeline.ar.config
     columns = [config.label_of(label) for label in labels] or list(range(min(10, config.num_classes)))
-    steps = pipeline.steps(columns * count, settings, seed)
+    steps = pipeline.steps(columns * count, settings.of(config), seed)
     tokens = trace(iter(tqdm(steps, "sampling", pipeline.vae.config.tokens, unit="token"))).tokens
     sheet = tile(pipeline.images(tokens), columns=len(columns))
     save_png(out, sheet, zoom)
@@ -246,13 +247,14 @@ def bench(
 def evaluate(
     run: tyro.conf.Positional[str],
     vae: str = "",
-    count: int = 2000,
+    count: int | None = None,
     out: Path = Path("runs/evaluate"),
     data: Literal["auto", *JUDGE_INPUTS] = "auto",  # type: ignore[valid-type]
     reference: str | None = None,
+    held_out: str = "",
     seed: int = 0,
     shard: int = 64,
-    settings: Settings = GUIDED,
+    settings: Settings = PRESET,
     place: Place = AUTO,
 ) -> int:
     """Draw class-balanced images into one array on disk, and score them.
@@ -262,40 +264,51 @@ def evaluate(
     Args:
         run: Folder of a finished run (with vae/ and ar/ in it), a hub repository owner/name, a shipped name, or a
             published file.
-        vae: The published file of the VAE, if it is not in that of the AR model.
-        count: Images to draw.
+        vae: The published file of the VAE, if it is not in that of the AR model; or the folder of the VAE's run.
+        count: Images to draw: 50,000 for models of ImageNet's 1,000 classes, as published scores have it, else 2,000.
         out: Folder of samples.npz (arr_0, as the ADM evaluation suite reads it) and results.json.
         data: The data set whose held-out images and judge score offline; auto: by image size and class names.
         reference: What FID, IS, precision and recall compare with: a folder of pictures, or a data set that
             torch-fidelity knows (FID and IS by Inception, precision and recall by VGG16); or an .npz of the ADM
             evaluation suite, of images (arr_0), statistics (mu and sigma), or both (all by Inception).
+        held_out: A data set with the model's classes that it was not trained on, such as folder:imagenet/val: the AR
+            model's loss there, and PSNR, LPIPS and Frechet distance of the VAE's reconstructions.
         seed: Of the first image; image i takes seed + i.
         shard: Images drawn together.
         settings: How tokens are drawn.
         place: Where and how the model runs; a set that has begun goes on only with the same engine and dtype.
     """
-    from spherear.evaluation.samples import FACTS, draw_samples, finish_samples, read_samples
+    from spherear import signals
+    from spherear.evaluation.samples import FACTS, draw_samples, finish_samples, images_drawn, read_samples
     from spherear.models.files import read_json, write_json
     from spherear.models.sources import source_of
     from spherear.sampling.pipeline import Pipeline
     from spherear.study.reference import Against, score_samples
+    from spherear.training.progress import counting
 
     rank, size = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
     plan = Plan.of(source_of(run, vae), place)
     say(plan.sentence)
+    ar = plan.outline.ar
+    count, drawing = default_count(ar) if count is None else count, settings.of(ar)
+    say(f"{count:,} images at guidance scale {drawing.guidance_scale:g}")
     pipeline = Pipeline.from_plan(plan)
+    work = draw_samples(out, pipeline, count, drawing, seed, shard, rank, size)
     against = (
-        Against.of(pipeline, data, reference, count) if rank == 0 else Against("")
+        Against.of(pipeline, data, reference, count, held_out) if rank == 0 else Against("")
     )  # the others wait for the first
-    work = draw_samples(out, pipeline, count, settings, seed, shard, rank, size)
-    with tqdm(total=-(-count // size), desc="drawing", unit="image", disable=rank > 0) as bar:
-        for drawn in work:
-            bar.update(drawn)
-    if rank > 0:
-        return 0
-    images = read_samples(finish_samples(out))
+    with signals.handled(), counting("drawing", count, "image", images_drawn(out)) as bar:
+
+        def show() -> None:
+            bar.update(images_drawn(out) - bar.n)  # of all processes
+
+        for _ in work:
+            show()
+        if rank > 0:
+            return 0
+        images = read_samples(finish_samples(out, show))
     scores = score_samples(images, pipeline, against, seed)
-    drawn_with = {"samples": read_json(out / FACTS), "classes": list(pipeline.ar.config.classes)}
+    drawn_with = {"samples": read_json(out / FACTS), "classes": list(ar.classes)}
     found = {"scores": scores.values, "against": scores.against, "absent": scores.absent}
     write_json(out / "results.json", {"command": command_line(), **drawn_with, **found})
     print(*scores.rows(), sep="\n")

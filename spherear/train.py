@@ -36,11 +36,23 @@ from spherear.training.data.feed import check_broken
 from spherear.training.dry_run import ar_step, estimate, report, vae_step
 from spherear.training.jobs import PLAIN, ARJob, Execution, VAEJob, parse_job, sizes_name
 from spherear.training.objectives import ARObjective, vae_losses
-from spherear.training.observers import COLUMNS, Observer, curves, every, pictures, reconstructions, samples
+from spherear.training.observers import (
+    COLUMNS,
+    Observer,
+    curves,
+    every,
+    pictures,
+    reconstructions,
+    samples,
+    tensorboard_logger,
+    validation,
+    wandb_logger,
+)
 from spherear.training.progress import counting, watch
 from spherear.training.recipes import ARRecipe, Recipe, VAERecipe
 from spherear.training.run import Run, TrainState, fingerprint, keyed_generator
-from spherear.training.run_file import RUN_FILE
+from spherear.training.run_file import RUN_FILE, SKIPPED, skipped_images
+from spherear.validation import held_out_score
 from spherear.world import World, end_processes, gathered, launched_world
 
 Watch = Callable[[Generator[TrainState, None, None], str, int], bool]
@@ -189,10 +201,10 @@ def _encoded(
     if data.augmented:
         facts |= {name: str(getattr(recipe, name)) for name in ("seed", "crop", "flip")}
     copies, precision = recipe.cached_copies, recipe.precision
-    with counting("encoding", copies * len(data), "image") as progress:
+    with counting("encoding", copies * len(data), "image") as bar:
         return encode_all(
             vae, data, copies, device, precision, execution.cache, facts, augmentation_at=recipe.augmentation_at,
-            workers=execution.workers, world=world, progress=progress,
+            workers=execution.workers, world=world, progress=bar.update,
         )  # fmt: skip
 
 
@@ -236,12 +248,17 @@ def _ar_inputs(job: ARJob) -> tuple[ARConfig, VAE, ImageData]:
 
 def vae_states(job: VAEJob) -> Generator[TrainState, None, None]:
     """The training loop of a job."""
-    return train_vae(*_vae_inputs(job), job.recipe, job.run, pick_device(job.device), job.execution)
+    return states_of(job)[0]
 
 
-def ar_states(job: ARJob) -> Generator[TrainState, None, None]:
-    """The training loop of a job."""
-    return train_ar(*_ar_inputs(job), job.recipe, job.run, pick_device(job.device), job.execution)
+def states_of(job: VAEJob | ARJob) -> tuple[Generator[TrainState, None, None], ImageData]:
+    """The training loop of a job, which has not begun, and its data."""
+    device = pick_device(job.device)
+    if isinstance(job, VAEJob):
+        config, data = _vae_inputs(job)
+        return train_vae(config, data, job.recipe, job.run, device, job.execution), data
+    sizes, vae, data = _ar_inputs(job)
+    return train_ar(sizes, vae, data, job.recipe, job.run, device, job.execution), data
 
 
 def dry_run(job: VAEJob | ARJob) -> str:
@@ -279,9 +296,10 @@ def _run(job: VAEJob | ARJob) -> int:
         print_rank_zero(dry_run(job))
         return 0
     vae = isinstance(job, VAEJob)
-    states = vae_states(job) if isinstance(job, VAEJob) else ar_states(job)
+    states, data = states_of(job)
     try:
-        finished = watch(states, f"{'VAE' if vae else 'AR model'} ({job.preset})", job.recipe.steps, _observers(job))
+        observers = _observers(job, data)
+        finished = watch(states, f"{'VAE' if vae else 'AR model'} ({job.preset})", job.recipe.steps, observers)
     except Exception as error:
         print(*getattr(error, "__notes__", ()), sep="\n", file=sys.stderr)
         raise
@@ -289,19 +307,28 @@ def _run(job: VAEJob | ARJob) -> int:
     if not finished:
         print_rank_zero(f"stopped: {job.run} holds all it takes; the same command goes on")
         return INTERRUPTED
-    print_rank_zero(f"finished: {job.run}")
+    print_rank_zero(f"finished: {job.run}{_skipped(job.run)}")
     return 0
 
 
-def _observers(job: VAEJob | ARJob) -> list[Observer]:
+def _skipped(run: Path) -> str:
+    """How many images of a run could not be read, and where they are listed; empty if all could."""
+    count = len(skipped_images(run))
+    return f"; {count} images could not be read: {run / SKIPPED.format('*')} says why" if count else ""
+
+
+def _observers(job: VAEJob | ARJob, data: ImageData) -> list[Observer]:
     """The observers that a job requests."""
     observers: list[Observer] = []
-    if job.execution.tensorboard:
-        observers.append(every(job.recipe.log_every, curves(job.run)))
+    loggers = [tensorboard_logger(job.run)] if job.execution.tensorboard else []
+    loggers += [wandb_logger(job.run, job.execution.wandb)] if job.execution.wandb else []
+    if loggers:
+        observers.append(every(job.recipe.log_every, curves(loggers)))
+    if job.execution.validate_every:
+        observers.append(every(job.execution.validate_every, validation(job.run, held_out_score(job, data), loggers)))
     if job.execution.preview_every:
         sizes = preset(sizes_name(job.preset))
         if isinstance(job, VAEJob):
-            data = load_data(job.data, sizes.vae.image_size)
             draw = reconstructions(data.batch(torch.linspace(0, len(data) - 1, COLUMNS).long())[0])
         else:
             labels = torch.linspace(0, sizes.ar.num_classes - 1, COLUMNS).long().repeat(2)

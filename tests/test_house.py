@@ -21,7 +21,7 @@ README = (ROOT / "README.md").read_text()
 # Imports only run downwards; members of one floor do not know each other.
 FLOORS = [
     ["lazy", "console", "processes", "signals"], ["sphere"], ["models"], ["sampling"], ["world"],
-    ["training", "evaluation"],
+    ["training", "evaluation"], ["validation"],
     ["train"], ["export"], ["analysis", "bench"], ["study"], ["figures"], ["live"], ["demo"], ["cli"],
 ]  # fmt: skip
 FLOOR = {wing: height for height, wings in enumerate(FLOORS) for wing in wings}

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import find_spec
 
 import numpy as np
 import torch
@@ -13,7 +14,17 @@ from tqdm import tqdm
 from spherear.console import import_library
 from spherear.evaluation.adm import ADMReference, read_adm
 from spherear.evaluation.classifier import Classifier, load_classifier
-from spherear.evaluation.inception import FEWEST, FEWEST_REAL, NEED, Real, adm_scores, picture_scores, torch_fidelity
+from spherear.evaluation.held_out import HeldOut, held_out_loss, reconstruction_scores
+from spherear.evaluation.inception import (
+    FEWEST,
+    FEWEST_REAL,
+    NEED,
+    Real,
+    adm_scores,
+    check_networks,
+    picture_scores,
+    torch_fidelity,
+)
 from spherear.evaluation.judge import JudgedImages, JudgeScores, compare_images
 from spherear.evaluation.judge_inputs import JUDGE_INPUTS
 from spherear.evaluation.samples import balanced_labels
@@ -24,6 +35,7 @@ from spherear.models.presets import preset
 from spherear.sampling.pipeline import Pipeline
 from spherear.sampling.pixels import to_uint8
 from spherear.study.design import HALVES
+from spherear.training.adversarial import perceptual_network
 from spherear.training.data import load_data
 from spherear.training.data.catalog import Digits, Shapes
 from spherear.training.data.dataset import ImageData
@@ -31,9 +43,11 @@ from spherear.training.data.feed import check_broken
 from spherear.training.data.images import AllPictures
 from spherear.training.recipes import recipes
 from spherear.training.run import keyed_generator
+from spherear.validation import REPEATS, features_of, held_out_images
 
 CHECKED = 64  # pictures of a reference read at a time
 MAX_IMAGES = 2000  # held-out images, unless a half is asked for
+MOST_HELD_OUT = 50_000  # images of a data set given for held-out scores
 HALF = 10_000  # images in a half of an unlimited data set
 JUDGED: dict[str, type[ImageData]] = {"digits": Digits, "mnist": Digits, "shapes": Shapes}
 """Data sets with a judge, and the class that holds the names of their classes."""
@@ -176,23 +190,25 @@ class Against:
 
     judge: the data set whose held-out images and classifier are used, or empty.  inception: real images, or the name
     of a data set of torch-fidelity, or a file of the ADM suite, or None.  text: on these.
+    held_out: images for the AR model's loss and the VAE's reconstructions, or None, and their name.
     """
 
     judge: str
     inception: Real | ADMReference | None = None
     text: str = ""
+    held_out: tuple[str, HeldOut] | None = None
 
     @classmethod
-    def of(cls, pipeline: Pipeline, data: str, reference: str | None, count: int) -> "Against":
+    def of(cls, pipeline: Pipeline, data: str, reference: str | None, count: int, held_out: str = "") -> "Against":
         """data: a row of JUDGE_INPUTS, or auto: the one with the model's image size and class names.
 
-        reference: see `checked_reference`.  count: of the images to draw. Neither data nor reference, a judge of other
-        images, or too few images to score: ValueError.
+        reference: see `checked_reference`.  count: of the images to draw.  held_out: a data set with the model's
+        classes, or empty. None of these three, a judge of other images, or too few images to score: ValueError.
         """
         size, config = pipeline.vae.config.image_size, pipeline.ar.config
         judge = judge_of(pipeline) if data == "auto" else data
         require(
-            judge in JUDGE_INPUTS or (judge == "" and reference is not None),
+            judge in JUDGE_INPUTS or (judge == "" and (reference is not None or held_out != "")),
             f"data is {data!r}; expected one of {', '.join(JUDGE_INPUTS)}, or a reference for Inception: no judge is "
             f"known for {size} px and the classes {', '.join(config.classes[:4])}",
         )
@@ -200,7 +216,11 @@ class Against:
             _check_judge(judge, size, config.num_classes)
         fewest = FEWEST if reference is not None else FEWEST_REAL
         require(count >= fewest, f"count is {count}; expected at least {fewest} images to score")
-        return cls(judge, *(checked_reference(reference, size) if reference is not None else ()))
+        images = (held_out, held_out_images(held_out, size, config.classes, MOST_HELD_OUT)) if held_out else None
+        found = checked_reference(reference, size) if reference is not None else (None, "")
+        if reference is not None:
+            check_networks(pictures=not isinstance(found[0], ADMReference))
+        return cls(judge, found[0], found[1], images)
 
 
 def _check_judge(name: str, size: int, classes: int) -> None:
@@ -217,7 +237,29 @@ def score_samples(images: np.ndarray, pipeline: Pipeline, against: Against, seed
         scores |= adm_scores(images, against.inception)
     elif against.inception is not None:
         scores |= picture_scores(images, against.inception, against.text)
+    if against.held_out is not None:
+        scores |= held_out_scores(pipeline, *against.held_out)
     return scores | (judge_scores(images, pipeline, against.judge, seed) if against.judge else Scores())
+
+
+def held_out_scores(pipeline: Pipeline, name: str, images: HeldOut) -> Scores:
+    """The AR model's loss on held-out images, and PSNR, LPIPS and Frechet distance of the VAE's reconstructions.
+
+    LPIPS is absent without torchmetrics and torchvision, the distance without features to compute it in.
+    """
+    size, device = pipeline.vae.config.image_size, pipeline.vae.quant_proj.weight.device
+    features, source = features_of(name, size)
+    lpips = all(find_spec(library) is not None for library in ("torchmetrics", "torchvision"))
+    network = perceptual_network().eval().to(device) if lpips else None
+    found = reconstruction_scores(pipeline.vae, images, features, network)
+    values = {"held_out_loss": held_out_loss(pipeline.vae, pipeline.ar, images, REPEATS)}
+    values |= {f"held_out_{score}": value for score, value in found.items()}
+    text = f"{images.count} images of {name}, {size} px"
+    against = dict.fromkeys(values, f"{text} (their reconstructions by the VAE)") | {"held_out_loss": text}
+    if features is not None:
+        against["held_out_frechet"] += f", in features of {source}"
+    absent = {} if lpips else {"held_out_lpips": "needs torchmetrics and torchvision"}
+    return Scores(values, against, absent | ({} if features is not None else {"held_out_frechet": source}))
 
 
 def judge_scores(images: np.ndarray, pipeline: Pipeline, name: str, seed: int) -> Scores:

@@ -33,6 +33,14 @@ class Execution:
     """Steps between preview images in the run's folder. 0: none."""
     tensorboard: bool = False
     """Write TensorBoard logs to the run's folder."""
+    wandb: str = ""
+    """Project at Weights & Biases to log to. Empty: none. Needs wandb."""
+    validate_every: int = 0
+    """Steps between scores on held-out images, in validation.jsonl: the loss of an AR model; PSNR, LPIPS (where it is
+    trained with) and Frechet distance of a VAE's reconstructions. 0: none."""
+    held_out: str = ""
+    """Data set of the held-out images, like --data, with the same classes. Empty: the test split of digits, mnist or
+    shapes."""
     keep_every: int = 0
     """Keep the checkpoints at multiples of this many steps, for `spherear export`. 0: only the newest two."""
     timeout: float = 30.0
@@ -41,7 +49,7 @@ class Execution:
     """Resume even if the folder's run was started with another recipe or other data."""
 
     def __post_init__(self) -> None:
-        for name in ("workers", "preview_every", "keep_every"):
+        for name in ("workers", "preview_every", "keep_every", "validate_every"):
             value = getattr(self, name)
             require(value >= 0, f"{name} is {value}; expected 0 or more")
         require(0 < self.timeout < 1e6, f"timeout is {self.timeout}; expected minutes, above 0")

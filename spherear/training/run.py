@@ -33,6 +33,7 @@ from spherear.training.recipes import Recipe
 from spherear.training.run_file import (
     METRICS_FILE,
     RUN_FILE,
+    SKIPPED,
     check_agreement,
     cut_metrics,
     is_visible,
@@ -166,7 +167,7 @@ class Run:
         """The batches of the remaining steps; broken images are logged to `skipped-RANK.jsonl`."""
         feed = Feed(data, self.recipe, range(self.step, self.recipe.steps), self.world, device, workers)
         if self.folder is not None:
-            feed.log = self.folder / f"skipped-{self.world.rank}.jsonl"
+            feed.log = self.folder / SKIPPED.format(self.world.rank)
         self._feed = feed
         return feed
 
