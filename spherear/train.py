@@ -13,6 +13,7 @@ import os
 import sys
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,7 +26,6 @@ from spherear.models.layers import seeded
 from spherear.models.presets import Preset, check_pair, preset, with_vae
 from spherear.models.vae import VAE, VAEConfig
 from spherear.sampling.pipeline import Pipeline
-from spherear.sampling.settings import SamplingSettings
 from spherear.sphere.bottlenecks import Latent
 from spherear.training.adversarial import Extras
 from spherear.training.build import autocast, pick_device, prepared
@@ -33,26 +33,23 @@ from spherear.training.data.cached import encode_all
 from spherear.training.data.catalog import load_data
 from spherear.training.data.dataset import ImageData
 from spherear.training.data.feed import check_broken
-from spherear.training.dry_run import ar_step, estimate, report, vae_step
+from spherear.training.dry_run import (
+    Estimate,
+    StepFunction,
+    ar_step,
+    check_memory,
+    device_memory,
+    estimate,
+    report,
+    vae_step,
+)
 from spherear.training.jobs import PLAIN, ARJob, Execution, VAEJob, parse_job, sizes_name
 from spherear.training.objectives import ARObjective, vae_losses
-from spherear.training.observers import (
-    COLUMNS,
-    Observer,
-    curves,
-    every,
-    pictures,
-    reconstructions,
-    samples,
-    tensorboard_logger,
-    validation,
-    wandb_logger,
-)
 from spherear.training.progress import counting, watch
 from spherear.training.recipes import ARRecipe, Recipe, VAERecipe
 from spherear.training.run import Run, TrainState, fingerprint, keyed_generator
 from spherear.training.run_file import RUN_FILE, SKIPPED, skipped_images
-from spherear.validation import held_out_score
+from spherear.validation import observers_of
 from spherear.world import World, end_processes, gathered, launched_world
 
 Watch = Callable[[Generator[TrainState, None, None], str, int], bool]
@@ -262,22 +259,27 @@ def states_of(job: VAEJob | ARJob) -> tuple[Generator[TrainState, None, None], I
 
 
 def dry_run(job: VAEJob | ARJob) -> str:
-    """Estimated cost of a job, as lines of text; ValueError if its data, VAE or sizes do not fit."""
+    """Estimated cost of a job, as lines of text; ValueError if its data, VAE or sizes do not fit, or the memory."""
     teraflops, device = job.teraflops, pick_device(job.device)
     require(0 < teraflops < math.inf, f"teraflops is {teraflops}; expected a finite number above 0")
+    limit, devices = device_memory(device, job.device_memory), job.devices or int(os.environ.get("WORLD_SIZE", "1"))
+    step: Callable[[Execution], tuple[torch.nn.Module, StepFunction]]
     if isinstance(job, VAEJob):
         config, data = _vae_inputs(job)
-        model, step = vae_step(config, job.recipe, job.execution, device)
+        step = partial(vae_step, config, job.recipe, device=device)
     else:
         sizes, _, data = _ar_inputs(job)
         _check_classes(data, sizes)
-        model, step = ar_step(sizes, job.recipe, job.execution, device)
+        step = partial(ar_step, sizes, job.recipe, device=device)
     _check_data(data, data.image_size, job.recipe)
     indices = torch.linspace(0, len(data) - 1, min(len(data), 64)).long()
     data.batch(indices, job.recipe.augmentation_at(0))
     check_broken(data, job.recipe.max_broken)
-    devices = int(os.environ.get("WORLD_SIZE", "1"))
-    cost = estimate(model, step, job.recipe, job.execution, devices)
+
+    def measure(execution: Execution) -> Estimate:
+        return estimate(*step(execution), job.recipe, execution, devices)
+
+    cost = check_memory(measure, job.recipe, job.execution, devices, limit)
     checked = f"{len(indices)} read to check, {len(data.broken)} of them broken"
     return f"data                {data.describe()}; {checked}\n" + report(
         cost, job.recipe, len(data), devices, job.teraflops
@@ -298,7 +300,7 @@ def _run(job: VAEJob | ARJob) -> int:
     vae = isinstance(job, VAEJob)
     states, data = states_of(job)
     try:
-        observers = _observers(job, data)
+        observers = observers_of(job, data)
         finished = watch(states, f"{'VAE' if vae else 'AR model'} ({job.preset})", job.recipe.steps, observers)
     except Exception as error:
         print(*getattr(error, "__notes__", ()), sep="\n", file=sys.stderr)
@@ -315,27 +317,6 @@ def _skipped(run: Path) -> str:
     """How many images of a run could not be read, and where they are listed; empty if all could."""
     count = len(skipped_images(run))
     return f"; {count} images could not be read: {run / SKIPPED.format('*')} says why" if count else ""
-
-
-def _observers(job: VAEJob | ARJob, data: ImageData) -> list[Observer]:
-    """The observers that a job requests."""
-    observers: list[Observer] = []
-    loggers = [tensorboard_logger(job.run)] if job.execution.tensorboard else []
-    loggers += [wandb_logger(job.run, job.execution.wandb)] if job.execution.wandb else []
-    if loggers:
-        observers.append(every(job.recipe.log_every, curves(loggers)))
-    if job.execution.validate_every:
-        observers.append(every(job.execution.validate_every, validation(job.run, held_out_score(job, data), loggers)))
-    if job.execution.preview_every:
-        sizes = preset(sizes_name(job.preset))
-        if isinstance(job, VAEJob):
-            draw = reconstructions(data.batch(torch.linspace(0, len(data) - 1, COLUMNS).long())[0])
-        else:
-            labels = torch.linspace(0, sizes.ar.num_classes - 1, COLUMNS).long().repeat(2)
-            settings = SamplingSettings(sizes.guidance_scale, solver="heun", steps=10)
-            draw = samples(VAE.from_pretrained(job.vae), labels, settings)
-        observers.append(every(job.execution.preview_every, pictures(job.run, draw)))
-    return observers
 
 
 if __name__ == "__main__":

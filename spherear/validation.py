@@ -1,7 +1,7 @@
-"""Held-out images of a training job or an evaluation, and the scores on them.
+"""What a training job is watched with: curves, previews, and scores on held-out images.
 
 It knows which images a data set holds out, and which network its features come from. The scores are in
-`evaluation.held_out`.
+`evaluation.held_out`, the observers in `training.observers`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,18 +19,53 @@ from spherear.evaluation.inception import FEATURES, inception_features, inceptio
 from spherear.evaluation.judge_inputs import JUDGE_INPUTS
 from spherear.models.ar import SphereAR
 from spherear.models.config import require
+from spherear.models.presets import preset
 from spherear.models.vae import VAE
 from spherear.sampling.pixels import from_uint8
+from spherear.sampling.settings import SamplingSettings
 from spherear.training.adversarial import perceptual_network
 from spherear.training.data.catalog import LOADERS, load_data
 from spherear.training.data.dataset import ImageData
 from spherear.training.data.feed import check_broken
-from spherear.training.jobs import ARJob, VAEJob
-from spherear.training.observers import Score
+from spherear.training.jobs import ARJob, VAEJob, sizes_name
+from spherear.training.observers import (
+    COLUMNS,
+    Observer,
+    Score,
+    curves,
+    every,
+    pictures,
+    reconstructions,
+    samples,
+    tensorboard_logger,
+    validation,
+    wandb_logger,
+)
 from spherear.world import World
 
 MOST = 5_000  # held-out images that a run is scored on
 REPEATS = 4  # times and noises per token of a held-out loss, as in the published training
+
+
+def observers_of(job: VAEJob | ARJob, data: ImageData) -> list[Observer]:
+    """The observers that a job requests. Missing libraries: ModuleNotFoundError; no held-out images: ValueError."""
+    observers: list[Observer] = []
+    loggers = [tensorboard_logger(job.run)] if job.execution.tensorboard else []
+    loggers += [wandb_logger(job.run, job.execution.wandb)] if job.execution.wandb else []
+    if loggers:
+        observers.append(every(job.recipe.log_every, curves(loggers)))
+    if job.execution.validate_every:
+        observers.append(every(job.execution.validate_every, validation(job.run, held_out_score(job, data), loggers)))
+    if job.execution.preview_every:
+        sizes = preset(sizes_name(job.preset))
+        if isinstance(job, VAEJob):
+            draw = reconstructions(data.batch(torch.linspace(0, len(data) - 1, COLUMNS).long())[0])
+        else:
+            labels = torch.linspace(0, sizes.ar.num_classes - 1, COLUMNS).long().repeat(2)
+            settings = SamplingSettings(sizes.guidance_scale, solver="heun", steps=10)
+            draw = samples(VAE.from_pretrained(job.vae), labels, settings)
+        observers.append(every(job.execution.preview_every, pictures(job.run, draw)))
+    return observers
 
 
 def held_out_name(data: str, held_out: str) -> str:

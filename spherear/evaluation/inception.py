@@ -148,7 +148,7 @@ def inception_network() -> Network:
 
 
 def check_networks(pictures: bool) -> None:
-    """Load what scores need before anything is drawn: Inception, and VGG16 to compare with `pictures`. Errors as there."""
+    """Load what scores need, before anything is drawn: Inception, and VGG16 for `pictures`. Errors as there."""
     inception_network()
     if pictures:
         _network("vgg16", [VGG16_FEATURES])

@@ -135,9 +135,10 @@ def _check_tokens(folder: Path, vae: VAE) -> None:
     run = folder / "run.json"
     trained_on = read_json(run).get("vae") if run.is_file() else None
     beside = trained_on and fingerprint(vae)  # of a run only: it reads all weights
+    name = folder.parent if folder.name == "ar" else folder
     require(
         trained_on == beside,
-        f"the AR model of {folder.parent if folder.name == 'ar' else folder} was trained on the tokens of another VAE ({trained_on}); "
+        f"the AR model of {name} was trained on the tokens of another VAE ({trained_on}); "
         f"expected the one beside it, {beside}: train the AR model again",
     )
 

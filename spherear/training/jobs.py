@@ -79,6 +79,13 @@ class Job:
     """Estimate the cost of the run and check the data. Nothing is trained or written."""
     teraflops: float = 1.0
     """Throughput of one device in 10^12 operations per second, for the time estimate of a dry run."""
+    devices: int = 0
+    """Number of devices that a dry run estimates for. 0: those of this launch."""
+    device_memory: float = 0.0
+    """GiB of one device, into which a dry run checks that a step fits. 0: what the GPU has; without one, no check."""
+
+    def __post_init__(self) -> None:
+        require(self.devices >= 0, f"devices is {self.devices}; expected 0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
