@@ -28,7 +28,7 @@ from spherear.models.vae import VAE, VAEConfig
 from spherear.sampling.pipeline import Pipeline
 from spherear.sphere.bottlenecks import Latent
 from spherear.training.adversarial import Extras
-from spherear.training.build import autocast, pick_device, prepared
+from spherear.training.build import autocast, laid_out, pick_device, prepared
 from spherear.training.data.cached import encode_all
 from spherear.training.data.catalog import load_data
 from spherear.training.data.dataset import ImageData
@@ -87,10 +87,12 @@ def train_vae(
     with run.checkpointed():
         for batch in feed:
             for part in run.micro_batches(objective, batch):
+                images = laid_out(part.inputs, execution)
                 with autocast(device, recipe.precision):
-                    reconstruction, latent = objective(part.inputs, run.generator(device, part.number))
-                losses = vae_losses(part.inputs, reconstruction, latent, recipe)
-                run.accumulate(extras.add(losses, part.inputs, reconstruction, run.step), len(batch))
+                    reconstruction, latent = objective(images, run.generator(device, part.number))
+                    losses = vae_losses(images, reconstruction, latent, recipe)
+                    losses = extras.add(losses, images, reconstruction, run.step)
+                run.accumulate(losses, len(batch))
             yield run.update()
         _settle_scale(run, data, recipe, device)
 
@@ -134,7 +136,7 @@ def train_ar(
                 generator = run.generator(device, part.number)
                 with autocast(device, recipe.precision):
                     with torch.no_grad():
-                        tokens = posterior(part.inputs, generator).sample
+                        tokens = posterior(laid_out(part.inputs, execution), generator).sample
                     loss = objective(tokens, part.labels, generator)
                 run.accumulate({"loss": loss}, len(batch))
             yield run.update()
@@ -272,7 +274,7 @@ def dry_run(job: VAEJob | ARJob) -> str:
         _check_classes(data, sizes)
         step = partial(ar_step, sizes, job.recipe, device=device)
     _check_data(data, data.image_size, job.recipe)
-    indices = torch.linspace(0, len(data) - 1, min(len(data), 64)).long()
+    indices = data.spread(64)
     data.batch(indices, job.recipe.augmentation_at(0))
     check_broken(data, job.recipe.max_broken)
 

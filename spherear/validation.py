@@ -59,7 +59,7 @@ def observers_of(job: VAEJob | ARJob, data: ImageData) -> list[Observer]:
     if job.execution.preview_every:
         sizes = preset(sizes_name(job.preset))
         if isinstance(job, VAEJob):
-            draw = reconstructions(data.batch(torch.linspace(0, len(data) - 1, COLUMNS).long())[0])
+            draw = reconstructions(data.batch(data.spread(COLUMNS))[0])
         else:
             labels = torch.linspace(0, sizes.ar.num_classes - 1, COLUMNS).long().repeat(2)
             settings = SamplingSettings(sizes.guidance_scale, solver="heun", steps=10)
@@ -92,7 +92,7 @@ def held_out_images(name: str, image_size: int, classes: Sequence[str], most: in
         f"the held-out images of {name} have {len(data.classes)} classes, {', '.join(data.classes[:4])} ...; "
         f"expected the {len(classes)} of the training data, {', '.join(classes[:4])} ...",
     )
-    rows = torch.linspace(0, len(data) - 1, min(len(data), most)).long()
+    rows = data.spread(most)
 
     def read(indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         found = data.batch(rows[indices])

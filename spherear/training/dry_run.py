@@ -170,8 +170,8 @@ def vae_step(
         images = torch.zeros(count, 3, config.image_size, config.image_size, device=device)
         with autocast(device, recipe.precision):
             reconstruction, latent = model(images, keyed_generator(0, 0, device))
-        losses = vae_losses(images, reconstruction, latent, recipe)
-        return extras.add(losses, images, reconstruction, recipe.gan_start)["loss"]
+            losses = vae_losses(images, reconstruction, latent, recipe)
+            return extras.add(losses, images, reconstruction, recipe.gan_start)["loss"]
 
     return model, step
 

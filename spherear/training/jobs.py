@@ -45,6 +45,10 @@ class Execution:
     """Keep the checkpoints at multiples of this many steps, for `spherear export`. 0: only the newest two."""
     timeout: float = 30.0
     """Minutes that processes wait for each other (the timeout of NCCL and gloo) before they give up."""
+    peak_teraflops: float = 0.0
+    """10^12 operations per second that one device can do, for the utilisation in the log. 0: by the GPU's name."""
+    channels_last: bool = False
+    """Images in channels-last order, which convolutions on recent GPUs prefer."""
     override: bool = False
     """Resume even if the folder's run was started with another recipe or other data."""
 
@@ -52,6 +56,8 @@ class Execution:
         for name in ("workers", "preview_every", "keep_every", "validate_every"):
             value = getattr(self, name)
             require(value >= 0, f"{name} is {value}; expected 0 or more")
+        peak = self.peak_teraflops
+        require(0 <= peak < 1e6, f"peak_teraflops is {peak}; expected 10^12 operations per second, 0 or more")
         require(0 < self.timeout < 1e6, f"timeout is {self.timeout}; expected minutes, above 0")
 
 
@@ -68,7 +74,7 @@ class Job:
     """Shared by both kinds of training."""
 
     data: str
-    """Data set: digits, mnist, shapes, folder:PATH, tar:PATH or hub:OWNER/NAME[@REVISION][#SPLIT][?stream]."""
+    """Data: digits, mnist, shapes, folder:PATH, tar:PATH or hub:OWNER/NAME[@REVISION][#SPLIT][?stream[=CLASSES]]."""
     run: Path
     """The run's folder. Use --out under torchrun, which takes --run for an option of its own."""
     device: str = "auto"
