@@ -111,7 +111,7 @@ class DistributedWorld(World):
         for part in model.modules():
             if isinstance(part, Block):
                 if gathered_as is not None:  # autocast computes norms in float32
-                    norms = [norm for norm in part.children() if isinstance(norm, RMSNorm)]
+                    norms: list[nn.Module] = [norm for norm in part.children() if isinstance(norm, RMSNorm)]
                     fully_shard(norms, mesh=self.mesh, reshard_after_forward=False)
                 fully_shard(part, mesh=self.mesh, mp_policy=policy)
         head = getattr(model, "head", None)

@@ -42,9 +42,9 @@ def preset_guidance(ar: "ARConfig") -> float:
     """The guidance scale of the preset with an AR model's sizes; `GUIDANCE` if there is none."""
     from spherear.models.presets import PRESETS
 
-    sizes = replace(ar, latent_dim=2, codes=0, classes=())
+    sizes = replace(ar, codes=0, classes=())
     for row in PRESETS.values():
-        if replace(row.ar, latent_dim=2, codes=0, classes=()) == sizes:
+        if replace(row.ar, codes=0, classes=()) == sizes:
             return row.guidance_scale
     return GUIDANCE
 

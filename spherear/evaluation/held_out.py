@@ -90,20 +90,21 @@ def reconstruction_scores(
     """
     require(held_out.count >= 2, f"there are {held_out.count} held-out images; expected at least 2")
     world, device = world or World(), vae.quant_proj.weight.device
-    sums, count, kept = {"psnr": 0.0, "lpips": 0.0}, 0.0, ([], [])  # type: ignore[var-annotated]
+    sums, count = {"psnr": 0.0, "lpips": 0.0}, 0.0
+    collected: tuple[list[Tensor], list[Tensor]] = ([], [])  # features of real and of reconstructed images
     for place, (batch, _) in held_out.share(world):
         images = batch.to(device)
         reconstruction = vae.decode(vae.encode(images, torch.Generator(device).manual_seed(place)).sample).float()
         count, sums["psnr"] = count + len(images), sums["psnr"] + float(psnr(images, reconstruction).sum())
         if perceptual is not None:
             sums["lpips"] += float(perceptual(reconstruction, images).sum())
-        for found, pictures in zip(kept, (images, reconstruction), strict=True):
+        for found, pictures in zip(collected, (images, reconstruction), strict=True):
             if features is not None:
                 found.append(features(as_bytes(pictures)).double().cpu())
     psnr_sum, lpips_sum, total = world.total([*sums.values(), count])
     scores = {"psnr": psnr_sum / total} | ({"lpips": lpips_sum / total} if perceptual is not None else {})
     if features is not None:
-        gathered = zip(*world.gather([torch.cat(found) if found else None for found in kept]), strict=True)
+        gathered = zip(*world.gather([torch.cat(found) if found else None for found in collected]), strict=True)
         real, made = (Moments.of(torch.cat([x for x in found if x is not None])) for found in gathered)
         scores["frechet"] = frechet_distance(real, made)
     return scores

@@ -7,6 +7,7 @@ format of the ADM evaluation suite, with the labels as `arr_1`. Memory does not 
 
 import math
 import shutil
+import struct
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -130,7 +131,7 @@ def read_samples(path: Path) -> np.ndarray:
         with archive.open(entry_info) as entry:
             shape, fortran, dtype = _header(entry)
             size = entry_info.file_size - entry.tell()
-            start = entry._orig_compress_start + entry.tell()  # type: ignore[attr-defined]
+            start = _content_start(path, entry_info) + entry.tell()
     require(
         dtype == np.uint8 and len(shape) == 4 and shape[-1] == 3 and not fortran,
         f"arr_0 of {path} is {dtype} {shape}{', columns first' if fortran else ''}; "
@@ -151,6 +152,14 @@ def unreadable_as_value_error(path: Path, expected: str) -> Iterator[None]:
         yield
     except Exception as error:  # zipfile and numpy fail in any way on damaged bytes
         raise ValueError(f"{path} cannot be read ({error}); expected {expected}") from error
+
+
+def _content_start(path: Path, entry_info: zipfile.ZipInfo) -> int:
+    """Where the content of an entry begins in the file: after its local header, its name and what is added there."""
+    with path.open("rb") as file:
+        file.seek(entry_info.header_offset + 26)
+        lengths = struct.unpack("<HH", file.read(4))
+    return entry_info.header_offset + 30 + sum(lengths)
 
 
 def _header(entry: Any) -> tuple[tuple[int, ...], bool, np.dtype]:

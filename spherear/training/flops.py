@@ -60,7 +60,7 @@ def _mixer(mixer: Mixer, tokens: int) -> int:
 
 def _weights(part: nn.Module, kinds: type[nn.Module] | tuple[type[nn.Module], ...] = LAYERS) -> int:
     """Numbers in the weights of all layers that multiply."""
-    return sum(layer.weight.numel() for layer in part.modules() if isinstance(layer, kinds))  # type: ignore[operator,misc,union-attr]
+    return sum(layer.weight.numel() for layer in part.modules() if isinstance(layer, kinds))  # type: ignore[operator,misc]
 
 
 def peak_teraflops(device: torch.device, given: float = 0.0) -> float:
