@@ -119,6 +119,7 @@ def lines(run):
     return [json.loads(line) for line in (run / "validation.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_a_validated_run_is_the_run_and_its_scores_resume(vae, tmp_path, capsys):
     args = ["ar", "--vae", str(vae), "--batch-size", "4", "--log-every", "2", "--save-every", "2", "--run"]
     assert train.main([*args, str(tmp_path / "plain"), "--steps", "5"]) == 0
@@ -151,6 +152,7 @@ def test_a_vae_is_validated_by_its_reconstructions(tmp_path):
     assert_close(found["step"], 3)
 
 
+@pytest.mark.slow
 def test_evaluate_scores_held_out_images_too(tmp_path, capsys):
     args = ["evaluate", "digits-power_spherical", "--count", "4", "--steps", "1", "--device", "cpu", "--out"]
     assert cli.main([*args, str(tmp_path / "bad"), "--held-out", "shapes:test"]) == 2
@@ -163,6 +165,7 @@ def test_evaluate_scores_held_out_images_too(tmp_path, capsys):
     assert "the digits judge" in found["against"]["held_out_frechet"]
 
 
+@pytest.mark.slow
 def test_curves_at_wandb_or_a_word_on_what_to_install(monkeypatch, tmp_path, capsys):
     args = [
         "vae",
