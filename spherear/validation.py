@@ -81,16 +81,18 @@ def held_out_name(data: str, held_out: str) -> str:
     return held_out or f"{name}:test"
 
 
-def held_out_images(name: str, image_size: int, classes: Sequence[str], most: int) -> HeldOut:
+def held_out_images(name: str, image_size: int, classes: Sequence[str], number: int, most: int) -> HeldOut:
     """Up to `most` images of a data set, at equal distances. Other classes than the model's: ValueError.
 
-    classes: names, or empty if the model has none. Reading raises a ValueError for images that are broken.
+    classes: names, or empty if the model has none; then their number alone is compared. Reading raises a ValueError for
+    images that are broken.
     """
     data = load_data(name, image_size)
+    described = f", {', '.join(classes[:4])} ..." if classes else ""
     require(
-        not classes or tuple(data.classes) == tuple(classes),
+        data.num_classes == number and tuple(data.classes) == tuple(classes or data.classes),
         f"the held-out images of {name} have {len(data.classes)} classes, {', '.join(data.classes[:4])} ...; "
-        f"expected the {len(classes)} of the training data, {', '.join(classes[:4])} ...",
+        f"expected the {number} that the model was trained on{described}",
     )
     rows = data.spread(most)
 
@@ -124,7 +126,7 @@ def features_of(name: str, image_size: int) -> tuple[Features | None, str]:
 def held_out_score(job: VAEJob | ARJob, data: ImageData) -> Score:
     """What `--validate-every` computes for a job on `data`. ValueError if there are no held-out images that fit."""
     name, size = held_out_name(job.data, job.execution.held_out), data.image_size
-    images = held_out_images(name, size, data.classes, MOST)
+    images = held_out_images(name, size, data.classes, data.num_classes, MOST)
     if isinstance(job, ARJob):
         return partial(_ar_score, VAE.from_pretrained(job.vae), images, job.recipe.repeats)
     features, source = features_of(name, size)

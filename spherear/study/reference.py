@@ -216,7 +216,10 @@ class Against:
             _check_judge(judge, size, config.num_classes)
         fewest = FEWEST if reference is not None else FEWEST_REAL
         require(count >= fewest, f"count is {count}; expected at least {fewest} images to score")
-        images = (held_out, held_out_images(held_out, size, config.classes, MOST_HELD_OUT)) if held_out else None
+        images = None
+        if held_out:
+            found_images = held_out_images(held_out, size, config.classes, config.num_classes, MOST_HELD_OUT)
+            images = (held_out, found_images)
         found = checked_reference(reference, size) if reference is not None else (None, "")
         if reference is not None:
             check_networks(pictures=not isinstance(found[0], ADMReference))

@@ -23,11 +23,12 @@ from spherear.training.data.catalog import load_data
 from spherear.training.jobs import Execution
 from spherear.validation import features_of, held_out_images, held_out_name
 from spherear.world import World
+from tests.training.test_photographs import jpeg
 
 
 @pytest.fixture(scope="module")
 def images():
-    return held_out_images("digits:test", 16, load_data("digits", 16).classes, 100)
+    return held_out_images("digits:test", 16, load_data("digits", 16).classes, 10, 100)
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +131,7 @@ def test_a_validated_run_is_the_run_and_its_scores_resume(vae, tmp_path, capsys)
     found = lines(tmp_path / "shown")
     assert [line["step"] for line in found] == [2, 4, 5]
     digits = load_data("digits", 16)
-    images = held_out_images("digits:test", 16, digits.classes, 5000)
+    images = held_out_images("digits:test", 16, digits.classes, 10, 5000)
     expected = held_out_loss(VAE.from_pretrained(vae), validated, images, 4)
     assert found[-1]["loss"] == pytest.approx(expected, rel=1e-5)
     assert "step 4, held out: loss=" in capsys.readouterr().err
@@ -155,8 +156,11 @@ def test_a_vae_is_validated_by_its_reconstructions(tmp_path):
 @pytest.mark.slow
 def test_evaluate_scores_held_out_images_too(tmp_path, capsys):
     args = ["evaluate", "digits-power_spherical", "--count", "4", "--steps", "1", "--device", "cpu", "--out"]
-    assert cli.main([*args, str(tmp_path / "bad"), "--held-out", "shapes:test"]) == 2
-    assert "expected the 10 of the training data" in capsys.readouterr().err
+    for name in ("cat", "dog"):
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        (tmp_path / "pets" / name / "1.jpg").write_bytes(jpeg(3))
+    assert cli.main([*args, str(tmp_path / "bad"), "--held-out", f"folder:{tmp_path / 'pets'}"]) == 2
+    assert "have 2 classes, cat, dog ...; expected the 10 that the model was trained on" in capsys.readouterr().err
     assert not (tmp_path / "bad").exists()
     assert cli.main([*args, str(tmp_path / "out"), "--held-out", "digits:test"]) == 0
     found = json.loads((tmp_path / "out" / "results.json").read_text())
