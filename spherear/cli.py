@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from spherear import __version__
 from spherear.bench import MEASUREMENTS
-from spherear.commands import AUTO, GUIDED, Place, Settings, evaluate, judge, study
+from spherear.commands import AUTO, PRESET, Place, Settings, evaluate, judge, study
 from spherear.console import INTERRUPTED, command_line, exit_status, require_installed, say
 from spherear.live.commands import docs, doctor, lab, notebooks, page
 from spherear.models.config import require
@@ -98,7 +98,7 @@ def sample(
     out: Path = Path("samples.png"),
     overwrite: bool = False,
     zoom: int = 4,
-    settings: Settings = GUIDED,
+    settings: Settings = PRESET,
     place: Place = AUTO,
 ) -> int:
     """Draw images with a trained pipeline and save them as one PNG, one column per label.
@@ -129,7 +129,7 @@ def sample(
     config = pipeline.ar.config
     columns = columns_of(config, labels)
     out = out if overwrite else free_path(out)
-    draw_sheet(pipeline, str(plan.source.absolute()), columns, count, settings, seed, out, zoom)
+    draw_sheet(pipeline, str(plan.source.absolute()), columns, count, settings.of(config), seed, out, zoom)
     print(f"{out}: {', '.join(map(config.name_of, columns))}")
     return 0
 

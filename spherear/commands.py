@@ -12,15 +12,15 @@ import tyro
 from tqdm import tqdm
 
 from spherear.console import command_line, require_installed, say
+from spherear.evaluation.defaults import Drawing, default_count
 from spherear.models.config import require
 from spherear.sampling.placement import Placement, Plan, choose
-from spherear.sampling.settings import SamplingSettings
 from spherear.study.design import find_grid
 
-Settings = Annotated[SamplingSettings, tyro.conf.arg(name="")]
+Settings = Annotated[Drawing, tyro.conf.arg(name="")]
 Place = Annotated[Placement, tyro.conf.arg(name="")]
 AUTO = Placement()
-GUIDED = SamplingSettings(guidance_scale=2.0)
+PRESET = Drawing()
 
 
 def study(
@@ -93,14 +93,15 @@ def study(
 def evaluate(
     run: tyro.conf.Positional[str],
     vae: str = "",
-    count: int = 2000,
+    count: int | None = None,
     out: Path = Path("runs/evaluate"),
     data: str = "auto",
     judge: str = "auto",
     reference: str | None = None,
+    held_out: str = "",
     seed: int = 0,
     shard: int = 64,
-    settings: Settings = GUIDED,
+    settings: Settings = PRESET,
     place: Place = AUTO,
 ) -> int:
     """Draw class-balanced images into one array on disk, and score them.
@@ -110,8 +111,8 @@ def evaluate(
     Args:
         run: Folder of a finished run (with vae/ and ar/ in it), a hub repository owner/name, a shipped name, or a
             published file.
-        vae: The published file of the VAE, if it is not in that of the AR model.
-        count: Images to draw.
+        vae: The published file of the VAE, if it is not in that of the AR model; or the folder of the VAE's run.
+        count: Images to draw: 50,000 for models of ImageNet's 1,000 classes, as published scores have it, else 2,000.
         out: Folder of samples.npz (arr_0, as the ADM evaluation suite reads it) and results.json.
         data: The data set whose held-out images score offline: digits, mnist, shapes, folder:PATH#train or one of your
             own; auto: what the run was trained on, or by image size and class names.
@@ -120,34 +121,45 @@ def evaluate(
         reference: What FID, IS, precision and recall compare with: a folder of pictures, or a data set that
             torch-fidelity knows (FID and IS by Inception, precision and recall by VGG16); or an .npz of the ADM
             evaluation suite, of images (arr_0), statistics (mu and sigma), or both (all by Inception).
+        held_out: A data set with the model's classes that it was not trained on, such as folder:imagenet/val: the AR
+            model's loss there, and PSNR, LPIPS and Frechet distance of the VAE's reconstructions.
         seed: Of the first image; image i takes seed + i.
         shard: Images drawn together.
         settings: How tokens are drawn.
         place: Where and how the model runs; a set that has begun goes on only with the same engine and dtype.
     """
-    from spherear.evaluation.samples import FACTS, draw_samples, finish_samples, read_samples
+    from spherear import signals
+    from spherear.evaluation.samples import FACTS, draw_samples, finish_samples, images_drawn, read_samples
     from spherear.models.files import read_json, write_json
     from spherear.models.sources import source_of
     from spherear.sampling.pipeline import Pipeline
     from spherear.study.reference import Against, score_samples, trained_data
+    from spherear.training.progress import counting
 
     rank, size = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
     plan = Plan.of(source_of(run, vae), place)
     say(plan.sentence)
+    ar = plan.outline.ar
+    count, drawing = default_count(ar) if count is None else count, settings.of(ar)
+    say(f"{count:,} images at guidance scale {drawing.guidance_scale:g}")
     pipeline = Pipeline.from_plan(plan)
-    trained_on, kept = trained_data(run)
+    work = draw_samples(out, pipeline, count, drawing, seed, shard, rank, size)
     against = Against("")  # of the other processes, which wait for the first
     if rank == 0:
-        against = Against.of(pipeline, data, reference, count, judge, kept, trained_on)
-    work = draw_samples(out, pipeline, count, settings, seed, shard, rank, size)
-    with tqdm(total=-(-count // size), desc="drawing", unit="image", disable=rank > 0) as bar:
-        for drawn in work:
-            bar.update(drawn)
-    if rank > 0:
-        return 0
-    images = read_samples(finish_samples(out))
+        trained_on, kept = trained_data(run)
+        against = Against.of(pipeline, data, reference, count, judge, kept, trained_on, held_out)
+    with signals.handled(), counting("drawing", count, "image", images_drawn(out)) as bar:
+
+        def show() -> None:
+            bar.update(images_drawn(out) - bar.n)  # of all processes
+
+        for _ in work:
+            show()
+        if rank > 0:
+            return 0
+        images = read_samples(finish_samples(out, show))
     scores = score_samples(images, pipeline, against, seed)
-    drawn_with = {"samples": read_json(out / FACTS), "classes": list(pipeline.ar.config.classes)}
+    drawn_with = {"samples": read_json(out / FACTS), "classes": list(ar.classes)}
     found = {"scores": scores.values, "against": scores.against, "absent": scores.absent}
     write_json(out / "results.json", {"command": command_line(), **drawn_with, **found})
     print(*scores.rows(), sep="\n")

@@ -13,6 +13,7 @@ import os
 import sys
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -26,22 +27,31 @@ from spherear.models.presets import Preset, check_pair
 from spherear.models.vae import VAE, VAEConfig
 from spherear.registry import take_imports
 from spherear.sampling.pipeline import Pipeline
-from spherear.sampling.settings import SamplingSettings
 from spherear.sphere.bottlenecks import Latent
 from spherear.training.adversarial import Extras
-from spherear.training.build import autocast, pick_device, prepared
+from spherear.training.build import autocast, laid_out, pick_device, prepared
 from spherear.training.data.cached import encode_all
 from spherear.training.data.catalog import load_data
 from spherear.training.data.dataset import ImageData
 from spherear.training.data.feed import check_broken
-from spherear.training.dry_run import ar_step, estimate, report, tokens_line, vae_step
-from spherear.training.jobs import PLAIN, AllJob, ARJob, Execution, VAEJob, guidance_of, parse_job, start_recipes
+from spherear.training.dry_run import (
+    Estimate,
+    StepFunction,
+    ar_step,
+    check_memory,
+    device_memory,
+    estimate,
+    report,
+    tokens_line,
+    vae_step,
+)
+from spherear.training.jobs import PLAIN, AllJob, ARJob, Execution, VAEJob, parse_job, start_recipes
 from spherear.training.objectives import ARObjective, vae_losses
-from spherear.training.observers import COLUMNS, Observer, curves, every, pictures, reconstructions, samples
 from spherear.training.progress import counting, watch
 from spherear.training.recipes import ARRecipe, Recipe, VAERecipe
 from spherear.training.run import Run, TrainState, fingerprint, keyed_generator
-from spherear.training.run_file import RUN_FILE
+from spherear.training.run_file import RUN_FILE, SKIPPED, skipped_images
+from spherear.validation import observers_of
 from spherear.world import World, end_processes, gathered, launched_world
 
 Watch = Callable[[Generator[TrainState, None, None], str, int], bool]
@@ -79,10 +89,12 @@ def train_vae(
     with run.checkpointed():
         for batch in feed:
             for part in run.micro_batches(objective, batch):
+                images = laid_out(part.inputs, execution)
                 with autocast(device, recipe.precision):
-                    reconstruction, latent = objective(part.inputs, run.generator(device, part.number))
-                losses = vae_losses(part.inputs, reconstruction, latent, recipe)
-                run.accumulate(extras.add(losses, part.inputs, reconstruction, run.step), len(batch))
+                    reconstruction, latent = objective(images, run.generator(device, part.number))
+                    losses = vae_losses(images, reconstruction, latent, recipe)
+                    losses = extras.add(losses, images, reconstruction, run.step)
+                run.accumulate(losses, len(batch))
             yield run.update()
         _settle_scale(run, data, recipe, device)
 
@@ -126,7 +138,7 @@ def train_ar(
                 generator = run.generator(device, part.number)
                 with autocast(device, recipe.precision):
                     with torch.no_grad():
-                        tokens = posterior(part.inputs, generator).sample
+                        tokens = posterior(laid_out(part.inputs, execution), generator).sample
                     loss = objective(tokens, part.labels, generator)
                 run.accumulate({"loss": loss}, len(batch))
             yield run.update()
@@ -194,10 +206,10 @@ def _encoded(
     if data.augmented:
         facts |= {name: str(getattr(recipe, name)) for name in ("seed", "crop", "flip")}
     copies, precision = recipe.cached_copies, recipe.precision
-    with counting("encoding", copies * len(data), "image") as progress:
+    with counting("encoding", copies * len(data), "image") as bar:
         return encode_all(
             vae, data, copies, device, precision, execution.cache, facts, augmentation_at=recipe.augmentation_at,
-            workers=execution.workers, world=world, progress=progress,
+            workers=execution.workers, world=world, progress=bar.update,
         )  # fmt: skip
 
 
@@ -240,16 +252,21 @@ def _ar_inputs(job: ARJob) -> tuple[ARConfig, VAE, ImageData]:
 
 def vae_states(job: VAEJob) -> Generator[TrainState, None, None]:
     """The training loop of a job."""
-    return train_vae(*_vae_inputs(job), job.recipe, job.run, pick_device(job.device), job.execution)
+    return states_of(job)[0]
 
 
-def ar_states(job: ARJob) -> Generator[TrainState, None, None]:
-    """The training loop of a job."""
-    return train_ar(*_ar_inputs(job), job.recipe, job.run, pick_device(job.device), job.execution)
+def states_of(job: VAEJob | ARJob) -> tuple[Generator[TrainState, None, None], ImageData]:
+    """The training loop of a job, which has not begun, and its data."""
+    device = pick_device(job.device)
+    if isinstance(job, VAEJob):
+        config, data = _vae_inputs(job)
+        return train_vae(config, data, job.recipe, job.run, device, job.execution), data
+    sizes, vae, data = _ar_inputs(job)
+    return train_ar(sizes, vae, data, job.recipe, job.run, device, job.execution), data
 
 
 def dry_run(job: VAEJob | ARJob | AllJob) -> str:
-    """Estimated cost of a job, as lines of text; ValueError if its data, VAE or sizes do not fit."""
+    """Estimated cost of a job, as lines of text; ValueError if its data, VAE or sizes do not fit, or the memory."""
     if isinstance(job, VAEJob):
         return _planned(job, _vae_inputs(job)[1])
     if isinstance(job, ARJob):
@@ -272,17 +289,22 @@ def check_jobs(vae: VAEJob, ar: ARJob) -> ImageData:
 def _planned(job: VAEJob | ARJob, data: ImageData) -> str:
     teraflops, device = job.teraflops, pick_device(job.device)
     require(0 < teraflops < math.inf, f"teraflops is {teraflops}; expected a finite number above 0")
+    limit, devices = device_memory(device, job.device_memory), job.devices or int(os.environ.get("WORLD_SIZE", "1"))
+    step: Callable[[Execution], tuple[torch.nn.Module, StepFunction]]
     if isinstance(job, VAEJob):
-        model, step = vae_step(job.model, job.recipe, job.execution, device)
+        step = partial(vae_step, job.model, job.recipe, device=device)
     else:
         _check_classes(data, job.model)
-        model, step = ar_step(job.model, job.recipe, job.execution, device)
+        step = partial(ar_step, job.model, job.recipe, device=device)
     _check_data(data, data.image_size, job.recipe)
-    indices = torch.linspace(0, len(data) - 1, min(len(data), 64)).long()
+    indices = data.spread(64)
     data.batch(indices, job.recipe.augmentation_at(0))
     check_broken(data, job.recipe.max_broken)
-    devices = int(os.environ.get("WORLD_SIZE", "1"))
-    cost = estimate(model, step, job.recipe, job.execution, devices)
+
+    def measure(execution: Execution) -> Estimate:
+        return estimate(*step(execution), job.recipe, execution, devices)
+
+    cost = check_memory(measure, job.recipe, job.execution, devices, limit)
     checked = f"{len(indices)} read to check, {len(data.broken)} of them broken"
     text = report(cost, job.recipe, len(data), devices, job.teraflops)
     outlook = f"{tokens_line(job.model)}\n{_outlook(job, data)}" if isinstance(job, VAEJob) else ""
@@ -312,9 +334,10 @@ def run(job: VAEJob | ARJob | AllJob) -> int:
     if isinstance(job, AllJob):
         raise ValueError("the job is 'all'; expected vae or ar here: `spherear train all` does both")
     vae = isinstance(job, VAEJob)
-    states = vae_states(job) if isinstance(job, VAEJob) else ar_states(job)
+    states, data = states_of(job)
     try:
-        finished = watch(states, f"{'VAE' if vae else 'AR model'} ({job.preset})", job.recipe.steps, _observers(job))
+        observers = observers_of(job, data)
+        finished = watch(states, f"{'VAE' if vae else 'AR model'} ({job.preset})", job.recipe.steps, observers)
     except Exception as error:
         print(*getattr(error, "__notes__", ()), sep="\n", file=sys.stderr)
         raise
@@ -322,25 +345,14 @@ def run(job: VAEJob | ARJob | AllJob) -> int:
     if not finished:
         print_rank_zero(f"stopped: {job.run} holds all it takes; the same command goes on")
         return INTERRUPTED
-    print_rank_zero(f"finished: {job.run}")
+    print_rank_zero(f"finished: {job.run}{_skipped(job.run)}")
     return 0
 
 
-def _observers(job: VAEJob | ARJob) -> list[Observer]:
-    """The observers that a job requests."""
-    observers: list[Observer] = []
-    if job.execution.tensorboard:
-        observers.append(every(job.recipe.log_every, curves(job.run)))
-    if job.execution.preview_every:
-        if isinstance(job, VAEJob):
-            data = load_data(job.data, job.model.image_size)
-            draw = reconstructions(data.batch(torch.linspace(0, len(data) - 1, COLUMNS).long())[0])
-        else:
-            labels = torch.linspace(0, job.model.num_classes - 1, COLUMNS).long().repeat(2)
-            settings = SamplingSettings(guidance_of(job.preset), solver="heun", steps=10)
-            draw = samples(VAE.from_pretrained(job.vae_folder), labels, settings)
-        observers.append(every(job.execution.preview_every, pictures(job.run, draw)))
-    return observers
+def _skipped(run: Path) -> str:
+    """How many images of a run could not be read, and where they are listed; empty if all could."""
+    count = len(skipped_images(run))
+    return f"; {count} images could not be read: {run / SKIPPED.format('*')} says why" if count else ""
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from spherear.models.files import user_path, write_json
 from spherear.sampling.pipeline import Pipeline
 from spherear.sampling.settings import SamplingSettings
 from spherear.sheets import columns_of, draw_sheet
-from spherear.train import ar_states, check_jobs, dry_run, vae_states
+from spherear.train import check_jobs, dry_run, states_of
 from spherear.training.jobs import AllJob, guidance_of
 from spherear.training.progress import watch
 
@@ -27,8 +27,8 @@ def train_all(job: AllJob) -> int:
     settings = SamplingSettings.named("balanced", guidance_scale=guidance_of(job.preset))
     say(f"training on {data.describe()}")
     parts = (
-        ("1/3 VAE: images to tokens and back", vae.recipe.steps, lambda: vae_states(vae)),
-        ("2/3 AR model: the next token", ar.recipe.steps, lambda: ar_states(ar)),
+        ("1/3 VAE: images to tokens and back", vae.recipe.steps, lambda: states_of(vae)[0]),
+        ("2/3 AR model: the next token", ar.recipe.steps, lambda: states_of(ar)[0]),
     )
     for title, steps, states in parts:
         if not watch(states(), title, steps):

@@ -12,12 +12,12 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from spherear.models.config import require
-from spherear.models.layers import Block
+from spherear.models.layers import Block, RMSNorm
 from spherear.models.pretrained import Pretrained, load_weights
 
 T = TypeVar("T")
@@ -35,8 +35,12 @@ class World:
         """Whether this is the process that writes files and logs (rank 0)."""
         return self.rank == 0
 
-    def shard(self, model: nn.Module) -> None:
-        """Shard a model's weights over the processes, in place, if `sharded`."""
+    def shard(self, model: nn.Module, precision: str = "float32") -> None:
+        """Shard a model's weights over the processes, in place, if `sharded`.
+
+        precision: that of the run. In bfloat16, the linear layers of blocks are gathered in bfloat16, half the traffic;
+        gradients are summed in float32, and weights stay float32 where they are stored. Norms are gathered as they are.
+        """
 
     def wrap(self, objective: nn.Module) -> nn.Module:
         """The module to call for the loss; its gradients are averaged over the processes."""
@@ -45,6 +49,10 @@ class World:
     def synchronised(self, objective: nn.Module, last: bool) -> AbstractContextManager[None]:
         """Context of a forward and backward pass: gradients are averaged in the last of a step, else accumulated."""
         return nullcontext()
+
+    def replicated(self, value: Tensor) -> Tensor:
+        """A value that all processes have, as an optimiser of sharded weights takes it."""
+        return value
 
     def mean(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Scalars averaged over the processes, still on the device."""
@@ -95,12 +103,17 @@ class DistributedWorld(World):
         self.device, self.sharded = device, sharded
         self.mesh = distributed.init_device_mesh(device.type, (self.size,)) if sharded else None
 
-    def shard(self, model: nn.Module) -> None:
+    def shard(self, model: nn.Module, precision: str = "float32") -> None:
         if not self.sharded:
             return
+        gathered_as = torch.bfloat16 if precision == "bfloat16" else None
+        policy = MixedPrecisionPolicy(gathered_as, torch.float32, cast_forward_inputs=False)
         for part in model.modules():
             if isinstance(part, Block):
-                fully_shard(part, mesh=self.mesh)
+                if gathered_as is not None:  # autocast computes norms in float32
+                    norms: list[nn.Module] = [norm for norm in part.children() if isinstance(norm, RMSNorm)]
+                    fully_shard(norms, mesh=self.mesh, reshard_after_forward=False)
+                fully_shard(part, mesh=self.mesh, mp_policy=policy)
         head = getattr(model, "head", None)
         if isinstance(head, nn.Module):
             fully_shard(head, mesh=self.mesh)
@@ -116,6 +129,9 @@ class DistributedWorld(World):
             if isinstance(part, FSDPModule):
                 part.set_requires_gradient_sync(last, recurse=False)
         return nullcontext() if last or not isinstance(objective, DistributedDataParallel) else objective.no_sync()
+
+    def replicated(self, value: Tensor) -> Tensor:
+        return value if self.mesh is None else DTensor.from_local(value, self.mesh, [Replicate()], run_check=False)
 
     def mean(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         stacked = torch.stack([value.float() for value in values.values()])

@@ -2,14 +2,15 @@
 
 A folder holds `samples.json` (what is drawn), `samples.npy` during drawing (n, height, width, 3, bytes,
 memory-mapped), a marker in `done/` for each finished shard, and in the end `samples.npz` with `arr_0`, the
-format of the ADM evaluation suite. Memory does not grow with n.
+format of the ADM evaluation suite, with the labels as `arr_1`. Memory does not grow with n.
 """
 
 import math
 import shutil
+import struct
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ def sample_facts(pipeline: Pipeline, count: int, settings: SamplingSettings, see
     place = pipeline.placement
     return {
         "images": count, "seed": seed, "shard": shard, "settings": settings.to_dict(),
+        "labels": f"i modulo {pipeline.ar.config.num_classes}",
         "vae": fingerprint(pipeline.vae), "ar": fingerprint(pipeline.ar), "engine": place.engine, "dtype": place.dtype,
         "device": place.device.partition(":")[0],
     }  # fmt: skip
@@ -66,6 +68,13 @@ def draw_samples(
     facts = sample_facts(pipeline, count, settings, seed, shard)
     if (folder / FACTS).exists():
         require(read_json(folder / FACTS) == facts, f"{folder} holds other images; expected the same set, or none")
+    return _draw_samples(folder, pipeline, facts, settings, rank, size)
+
+
+def _draw_samples(
+    folder: Path, pipeline: Pipeline, facts: dict[str, Any], settings: SamplingSettings, rank: int, size: int
+) -> Iterator[int]:
+    count, shard, seed = facts["images"], facts["shard"], facts["seed"]
     if (folder / RESULT).exists():
         return
     _create_array(folder, facts, pipeline, rank)
@@ -81,15 +90,31 @@ def draw_samples(
         yield len(rows)
 
 
-def finish_samples(folder: Path) -> Path:
-    """Wait until all processes have drawn their shards, then write `samples.npz`; returns its path."""
+def images_drawn(folder: Path) -> int:
+    """Images of a set that all processes together have drawn; 0 if there is none."""
+    if not (folder / FACTS).exists():
+        return 0
+    facts = read_json(folder / FACTS)
+    count, shard = facts["images"], facts["shard"]
+    if (folder / RESULT).exists():
+        return count
+    return sum(min(shard, count - shard * int(path.name)) for path in (folder / DONE).glob("*"))
+
+
+def finish_samples(folder: Path, progress: Callable[[], object] = lambda: None) -> Path:
+    """Wait until all processes have drawn their shards, then write `samples.npz`; returns its path.
+
+    progress: called while waiting.
+    """
     facts, result = read_json(folder / FACTS), folder / RESULT
-    shards = -(-facts["images"] // facts["shard"])
-    while not result.exists() and len(list((folder / DONE).iterdir())) < shards:
+    while images_drawn(folder) < facts["images"]:
+        progress()
         time.sleep(POLL_SECONDS)
+    progress()
     if not result.exists():
+        labels = balanced_labels(facts["images"], int(facts["labels"].split()[-1])).numpy()
         with atomic_path(result) as part, part.open("wb") as file:
-            np.savez(file, arr_0=np.load(folder / RAW, mmap_mode="r"))
+            np.savez(file, arr_0=np.load(folder / RAW, mmap_mode="r"), arr_1=labels)
     shutil.rmtree(folder / DONE, ignore_errors=True)
     (folder / RAW).unlink(missing_ok=True)
     return result
@@ -106,7 +131,7 @@ def read_samples(path: Path) -> np.ndarray:
         with archive.open(entry_info) as entry:
             shape, fortran, dtype = _header(entry)
             size = entry_info.file_size - entry.tell()
-            start = entry._orig_compress_start + entry.tell()  # type: ignore[attr-defined]
+            start = _content_start(path, entry_info) + entry.tell()
     require(
         dtype == np.uint8 and len(shape) == 4 and shape[-1] == 3 and not fortran,
         f"arr_0 of {path} is {dtype} {shape}{', columns first' if fortran else ''}; "
@@ -127,6 +152,14 @@ def unreadable_as_value_error(path: Path, expected: str) -> Iterator[None]:
         yield
     except Exception as error:  # zipfile and numpy fail in any way on damaged bytes
         raise ValueError(f"{path} cannot be read ({error}); expected {expected}") from error
+
+
+def _content_start(path: Path, entry_info: zipfile.ZipInfo) -> int:
+    """Where the content of an entry begins in the file: after its local header, its name and what is added there."""
+    with path.open("rb") as file:
+        file.seek(entry_info.header_offset + 26)
+        lengths = struct.unpack("<HH", file.read(4))
+    return entry_info.header_offset + 30 + sum(lengths)
 
 
 def _header(entry: Any) -> tuple[tuple[int, ...], bool, np.dtype]:

@@ -54,7 +54,8 @@ class Source:
     """Where a VAE and its AR model lie.
 
     name: a folder that `Pipeline.save_pretrained` or a run wrote, a shipped name, a hub repository 'owner/name', or
-    the published file of an AR model.  vae: the published file of its VAE, unless `name` holds both.
+    the published file of an AR model.  vae: the published file of its VAE, or the folder of its VAE's run, unless
+    `name` holds both.
     revision: branch, tag or commit, for the hub only.
     """
 
@@ -68,13 +69,25 @@ class Source:
     @property
     def published(self) -> bool:
         """Whether the source is a published file, or a pair of them."""
+        if self.vae and user_path(self.vae).is_dir():
+            return False
         return bool(self.vae) or user_path(self.name).is_file() or self.name in HUB_FILES
+
+    @property
+    def _folders(self) -> tuple[Path, Path]:
+        """The folders of the VAE and of the AR model."""
+        folder = find_folder(self.name, self.revision)
+        if not self.vae:
+            folder = _finished(folder)
+            return folder / "vae", folder / "ar"
+        vae = user_path(self.vae)
+        return _part(vae, "vae"), _part(folder, "ar")
 
     def outline(self) -> Outline:
         """The configs, without reading the weights. Errors: as `load`."""
         if not self.published:
-            folder = _finished(find_folder(self.name, self.revision))
-            return _checked(VAE.read_config(folder / "vae"), SphereAR.read_config(folder / "ar"))
+            vae_folder, ar_folder = self._folders
+            return _checked(VAE.read_config(vae_folder), SphereAR.read_config(ar_folder))
         vae, ar = self._both(*published_configs(*self._files, revision=self.revision))
         return _checked(vae, _named(ar))
 
@@ -86,10 +99,10 @@ class Source:
         what `from_pretrained` and `load_parts` refuse.
         """
         if not self.published:
-            folder = _finished(find_folder(self.name, self.revision))
-            vae = VAE.from_pretrained(folder, subfolder="vae", device=device)
-            _check_tokens(folder, vae)
-            ar = SphereAR.from_pretrained(folder, subfolder="ar", device=device)
+            vae_folder, ar_folder = self._folders
+            vae = VAE.from_pretrained(vae_folder, device=device)
+            _check_tokens(ar_folder, vae)
+            ar = SphereAR.from_pretrained(ar_folder, device=device)
         else:
             vae, ar = self._both(*load_parts(*self._files, revision=self.revision, device=device))
             ar.config = _named(ar.config)
@@ -127,14 +140,20 @@ def _finished(folder: Path) -> Path:
     return folder
 
 
+def _part(folder: Path, name: str) -> Path:
+    """The folder of one model, given that folder or the one around both models."""
+    return folder / name if (folder / name / CONFIG_FILE).exists() else folder
+
+
 def _check_tokens(folder: Path, vae: VAE) -> None:
-    """ValueError if the AR model of a run's folder learnt the tokens of another VAE."""
-    run = folder / "ar" / "run.json"
+    """ValueError if an AR model's run learnt the tokens of another VAE."""
+    run = folder / "run.json"
     trained_on = read_json(run).get("vae") if run.is_file() else None
     beside = trained_on and fingerprint(vae)  # of a run only: it reads all weights
+    name = folder.parent if folder.name == "ar" else folder
     require(
         trained_on == beside,
-        f"the AR model of {folder} was trained on the tokens of another VAE ({trained_on}); "
+        f"the AR model of {name} was trained on the tokens of another VAE ({trained_on}); "
         f"expected the one beside it, {beside}: train the AR model again",
     )
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,17 @@ from tqdm import tqdm
 from spherear.console import import_library
 from spherear.evaluation.adm import ADMReference, read_adm
 from spherear.evaluation.classifier import JudgeNetwork
-from spherear.evaluation.inception import FEWEST, FEWEST_REAL, NEED, Real, adm_scores, picture_scores, torch_fidelity
+from spherear.evaluation.held_out import HeldOut, held_out_loss, reconstruction_scores
+from spherear.evaluation.inception import (
+    FEWEST,
+    FEWEST_REAL,
+    NEED,
+    Real,
+    adm_scores,
+    check_networks,
+    picture_scores,
+    torch_fidelity,
+)
 from spherear.evaluation.judge import JudgedImages, JudgeScores, compare_images
 from spherear.evaluation.judge_inputs import JUDGE_INPUTS
 from spherear.evaluation.samples import balanced_labels
@@ -26,6 +37,7 @@ from spherear.sampling.pipeline import Pipeline
 from spherear.sampling.pixels import to_uint8
 from spherear.study.design import HALVES
 from spherear.study.judges import AUTO, Judge, find_judge
+from spherear.training.adversarial import perceptual_network
 from spherear.training.data import load_data
 from spherear.training.data.catalog import LOADERS, SOURCES, Digits, Shapes, held_out_spec
 from spherear.training.data.dataset import ImageData
@@ -34,9 +46,11 @@ from spherear.training.data.images import AllPictures
 from spherear.training.recipes import recipes
 from spherear.training.run import keyed_generator
 from spherear.training.run_file import RUN_FILE
+from spherear.validation import REPEATS, features_of, held_out_images
 
 CHECKED = 64  # pictures of a reference read at a time
 MAX_IMAGES = 2000  # held-out images, unless a half is asked for
+MOST_HELD_OUT = 50_000  # images of a data set given for held-out scores
 HALF = 10_000  # images in a half of an unlimited data set
 JUDGED: dict[str, type[ImageData]] = {"digits": Digits, "mnist": Digits, "shapes": Shapes}
 """Data sets with a judge, and the class that holds the names of their classes."""
@@ -194,12 +208,14 @@ class Against:
 
     data: the data set whose held-out images are compared with, or empty.  judge: what sees them.  inception: real
     images, or the name of a data set of torch-fidelity, or a file of the ADM suite, or None.  text: on these.
+    held_out: images for the AR model's loss and the VAE's reconstructions, or None, and their name.
     """
 
     data: str
     judge: Judge | None = None
     inception: Real | ADMReference | None = None
     text: str = ""
+    held_out: tuple[str, HeldOut] | None = None
 
     @classmethod
     def of(
@@ -211,12 +227,14 @@ class Against:
         judge: str = AUTO,
         folder: Path | None = None,
         trained_on: str = "",
+        held_out: str = "",
     ) -> "Against":
         """data: a data set with a held-out part; auto: what the model was `trained_on` if that has one, or else the row
         of JUDGE_INPUTS with the model's image size and class names.
 
         reference: see `checked_reference`.  count: of the images to draw.  judge, folder: see `find_judge`.
-        Neither data nor reference, a judge of other images, or too few images to score: ValueError.
+        held_out: a data set with the model's classes, or empty.
+        None of data, reference and held_out, a judge of other images, or too few images to score: ValueError.
         """
         size, config = pipeline.vae.config.image_size, pipeline.ar.config
         own = trained_on if held_out_spec(trained_on) else ""
@@ -226,16 +244,22 @@ class Against:
         if data != AUTO and spec.partition(":")[0] not in (*LOADERS, *SOURCES):
             spec = ""
         require(
-            bool(spec) or (data == AUTO and reference is not None),
+            bool(spec) or (data == AUTO and (reference is not None or held_out != "")),
             f"data is {data!r}; expected one of {', '.join(JUDGE_INPUTS)}, a data set with a held-out part such as "
             f"folder:PATH#train, or a reference for Inception: no judge is known for {size} px and the classes "
             f"{', '.join(config.classes[:4])}",
         )
-        found = None
         if spec:
             _check_data(spec, size, config.num_classes)
-            found = find_judge(judge, spec, size, folder)
-        return cls(spec, found, *(checked_reference(reference, size) if reference is not None else ()))
+        images = None
+        if held_out:
+            found = held_out_images(held_out, size, config.classes, config.num_classes, MOST_HELD_OUT)
+            images = (held_out, found)
+        real, text = checked_reference(reference, size) if reference is not None else (None, "")
+        if reference is not None:
+            check_networks(pictures=not isinstance(real, ADMReference))
+        network = find_judge(judge, spec, size, folder) if spec else None  # last: it may have to be trained
+        return cls(spec, network, real, text, images)
 
 
 def _check_data(spec: str, size: int, classes: int) -> None:
@@ -257,7 +281,29 @@ def score_samples(images: np.ndarray, pipeline: Pipeline, against: Against, seed
         scores |= adm_scores(images, against.inception)
     elif against.inception is not None:
         scores |= picture_scores(images, against.inception, against.text)
+    if against.held_out is not None:
+        scores |= held_out_scores(pipeline, *against.held_out)
     return scores | (judge_scores(images, pipeline, against.data, against.judge, seed) if against.judge else Scores())
+
+
+def held_out_scores(pipeline: Pipeline, name: str, images: HeldOut) -> Scores:
+    """The AR model's loss on held-out images, and PSNR, LPIPS and Frechet distance of the VAE's reconstructions.
+
+    LPIPS is absent without torchmetrics and torchvision, the distance without features to compute it in.
+    """
+    size, device = pipeline.vae.config.image_size, pipeline.vae.quant_proj.weight.device
+    features, source = features_of(name, size)
+    lpips = all(find_spec(library) is not None for library in ("torchmetrics", "torchvision"))
+    network = perceptual_network().eval().to(device) if lpips else None
+    found = reconstruction_scores(pipeline.vae, images, features, network)
+    values = {"held_out_loss": held_out_loss(pipeline.vae, pipeline.ar, images, REPEATS)}
+    values |= {f"held_out_{score}": value for score, value in found.items()}
+    text = f"{images.count} images of {name}, {size} px"
+    against = dict.fromkeys(values, f"{text} (their reconstructions by the VAE)") | {"held_out_loss": text}
+    if features is not None:
+        against["held_out_frechet"] += f", in features of {source}"
+    absent = {} if lpips else {"held_out_lpips": "needs torchmetrics and torchvision"}
+    return Scores(values, against, absent | ({} if features is not None else {"held_out_frechet": source}))
 
 
 def judge_scores(images: np.ndarray, pipeline: Pipeline, name: str, judge: Judge, seed: int) -> Scores:

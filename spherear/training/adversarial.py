@@ -38,8 +38,8 @@ class Critic(nn.Module):
 
 
 def critic_loss(real: Float[Tensor, "*shape"], fake: Float[Tensor, "*shape"]) -> Float[Tensor, ""]:
-    """Hinge loss: (mean max(0, 1 - real) + mean max(0, 1 + fake)) / 2."""
-    return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
+    """Hinge loss: (mean max(0, 1 - real) + mean max(0, 1 + fake)) / 2, in float32."""
+    return 0.5 * (F.relu(1 - real.float()).mean() + F.relu(1 + fake.float()).mean())
 
 
 class Extras:
@@ -67,11 +67,14 @@ class Extras:
         reconstruction: Float[Tensor, "n 3 size size"],
         step: int,
     ) -> dict[str, Tensor]:
-        """`losses` with `lpips`, and from `gan_start` on `gan` (for the VAE) and `critic`, all added to `loss`."""
+        """`losses` with `lpips`, and from `gan_start` on `gan` (for the VAE) and `critic`, all added to `loss`.
+
+        Under autocast both networks run in its precision; their means are float32.
+        """
         loss, terms = losses["loss"], dict(losses)
         fake = reconstruction.float()
         if self.network is not None:
-            terms["lpips"] = self.network.eval()(fake, images).mean()
+            terms["lpips"] = self.network.eval()(fake, images).float().mean()
             loss = loss + self.recipe.lpips_weight * terms["lpips"]
         if self.critic is not None and step >= self.recipe.gan_start:
             terms["gan"] = self._generator_loss(fake)
@@ -85,7 +88,7 @@ class Extras:
         self.critic.requires_grad_(False)
         scores = self.critic(fake)
         self.critic.requires_grad_(True)
-        return -scores.mean()
+        return -scores.float().mean()
 
     def trained(self) -> dict[str, tuple[nn.Module, torch.optim.Optimizer]]:
         """Modules trained beside the VAE, by name, each with its optimiser."""

@@ -4,7 +4,7 @@ import os
 from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from spherear.models.config import require
@@ -16,6 +16,13 @@ from spherear.world import World
 def autocast(device: torch.device | str, precision: str) -> torch.autocast:
     """Autocast to bfloat16, disabled unless `precision` is bfloat16."""
     return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bfloat16")
+
+
+def laid_out(images: Tensor, execution: Execution) -> Tensor:
+    """Images in the order of memory that `execution` asks for; anything but images is returned unchanged."""
+    if not execution.channels_last or images.ndim != 4:
+        return images
+    return images.contiguous(memory_format=torch.channels_last)
 
 
 def prepared(objective: nn.Module, model: nn.Module, world: World, execution: Execution) -> nn.Module:

@@ -26,7 +26,7 @@ from spherear.models.tensor_files import write_tensors
 from spherear.world import World, local
 
 CHECKPOINTS = "checkpoints"
-KEPT = 2  # newest checkpoints that stay
+NEWEST = 2  # newest checkpoints that stay
 
 
 class Checkpoints:
@@ -74,7 +74,7 @@ class Checkpoints:
         written = [step for step in self._steps if _complete(_directory(self.folder, step))]
         if not written:
             return
-        stay = set(written[-KEPT:])
+        stay = set(written[-NEWEST:])
         for directory in _directories(self.folder):
             step = int(directory.name)
             if step not in stay and step <= max(stay) and not (self.every and step % self.every == 0):

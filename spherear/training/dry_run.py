@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from spherear.models.ar import ARConfig, SphereAR
+from spherear.models.config import require
 from spherear.models.layers import seeded
 from spherear.models.vae import VAE, VAEConfig
 from spherear.training.adversarial import Extras
@@ -25,18 +26,22 @@ from spherear.training.run import keyed_generator
 StepFunction = Callable[[int], torch.Tensor]
 FLOAT = 4  # bytes per weight, gradient or moment
 TRIAL = (2, 4)  # batch sizes of the measured steps
+GIB = 2**30
+USABLE = 0.95  # of a device's memory; the rest is left to libraries and to gaps between tensors
 
 
 @dataclass(frozen=True)
 class Estimate:
     """parameters: of the model.  flops: per step on all devices, forward and backward.
     fixed: bytes per device of weights, gradients, moments and EMA.  activations: bytes per device of one micro-batch.
+    per_image: bytes that every further image of a micro-batch adds.
     """
 
     parameters: int
     flops: int
     fixed: int
     activations: int
+    per_image: int = 0
 
     @property
     def memory(self) -> int:
@@ -71,6 +76,7 @@ def estimate(model: nn.Module, step: StepFunction, recipe: Recipe, execution: Ex
         counter.get_total_flops() * recipe.batch_size,
         FLOAT * copies * parameters // (devices if execution.sharded else 1),
         int(small + per_image * (micro_batch - TRIAL[0])),
+        int(per_image),
     )
 
 
@@ -86,6 +92,53 @@ def silent_stderr() -> Iterator[None]:
     finally:
         os.dup2(kept, 2)
         os.close(kept)
+
+
+def check_memory(
+    measure: Callable[[Execution], Estimate], recipe: Recipe, execution: Execution, devices: int, limit: int
+) -> Estimate:
+    """`measure(execution)`, if its memory fits into `limit` bytes on each device; 0: any does.
+
+    Otherwise ValueError, which names the options that would make it fit, with the memory that each takes.
+    """
+    found = measure(execution)
+    if not limit or found.memory <= USABLE * limit:
+        return found
+    options = _smaller(found, recipe, devices)
+    if not execution.checkpointing:
+        lighter = measure(replace(execution, checkpointing=True))
+        options |= {"--checkpointing": lighter.memory}
+        options |= {f"--checkpointing {name}": size for name, size in _smaller(lighter, recipe, devices).items()}
+    if devices > 1 and not execution.sharded:
+        options |= {"--sharded": found.memory - found.fixed + found.fixed // devices}
+    fitting = [f"{name} ({size / GIB:.3g} GiB)" for name, size in options.items() if size <= USABLE * limit]
+    listed = (
+        f"that fits with {', or '.join(fitting[:3])}" if fitting else "none of --checkpointing, --micro-batches fits"
+    )
+    raise ValueError(
+        f"a step takes {found.memory / GIB:.3g} GiB on each of {devices} devices; expected at most "
+        f"{USABLE * limit / GIB:.3g}, {USABLE:.0%} of a device's memory: {listed}"
+    )
+
+
+def _smaller(found: Estimate, recipe: Recipe, devices: int) -> dict[str, int]:
+    """Memory by number of micro-batches: with twice as many, and so on, down to one image on each device."""
+    now, sizes = recipe.micro_batches_on(devices), {}
+    images = recipe.batch_size // now
+    for count in range(2 * now, recipe.batch_size + 1, now):
+        factor = count // now
+        if recipe.batch_size % count == 0 and factor & (factor - 1) == 0:  # powers of two
+            saved = found.per_image * (images - recipe.batch_size // count)
+            sizes[f"--micro-batches {count}"] = found.memory - saved
+    return sizes
+
+
+def device_memory(device: torch.device, given: float) -> int:
+    """Bytes of a device: `given` in GiB, or else what a GPU has; 0 if unknown. Not a finite size: ValueError."""
+    require(0 <= given < 1e6, f"device_memory is {given}; expected GiB, or 0 for what the device has")
+    if given:
+        return int(given * GIB)
+    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else 0
 
 
 def peak_bytes(work: Callable[[], object], device: torch.device | str) -> int:
@@ -131,13 +184,12 @@ def report(found: Estimate, recipe: Recipe, images: int, devices: int, teraflops
     """The estimate as lines of text."""
     epochs = recipe.steps * recipe.batch_size / images
     time = lasting(found.seconds(recipe.steps, teraflops, devices))
-    gib = 2**30
     return (
         f"parameters          {found.parameters:,}\n"
         f"steps               {recipe.steps:,} of {recipe.batch_size} images: {epochs:.1f} epochs of {images:,}\n"
         f"arithmetic          {found.flops / 1e12:.4g} TFLOP per step, forward and backward\n"
-        f"memory              {found.memory / gib:.3f} GiB on each of {devices} devices: {found.fixed / gib:.3f} for "
-        f"weights, gradients, moments and average, {found.activations / gib:.3f} for "
+        f"memory              {found.memory / GIB:.3f} GiB on each of {devices} devices: {found.fixed / GIB:.3f} for "
+        f"weights, gradients, moments and average, {found.activations / GIB:.3f} for "
         f"activations of {recipe.batch_size // recipe.micro_batches_on(devices)} images\n"
         f"time                {time} at {teraflops:g} TFLOP/s per device"
     )
@@ -156,8 +208,8 @@ def vae_step(
         images = torch.zeros(count, 3, config.image_size, config.image_size, device=device)
         with autocast(device, recipe.precision):
             reconstruction, latent = model(images, keyed_generator(0, 0, device))
-        losses = vae_losses(images, reconstruction, latent, recipe)
-        return extras.add(losses, images, reconstruction, recipe.gan_start)["loss"]
+            losses = vae_losses(images, reconstruction, latent, recipe)
+            return extras.add(losses, images, reconstruction, recipe.gan_start)["loss"]
 
     return model, step
 

@@ -40,17 +40,31 @@ class Execution:
     """Steps between preview images in the run's folder. 0: none."""
     tensorboard: bool = False
     """Write TensorBoard logs to the run's folder."""
+    wandb: str = ""
+    """Project at Weights & Biases to log to. Empty: none. Needs wandb."""
+    validate_every: int = 0
+    """Steps between scores on held-out images, in validation.jsonl: the loss of an AR model; PSNR, LPIPS (where it is
+    trained with) and Frechet distance of a VAE's reconstructions. 0: none."""
+    held_out: str = ""
+    """Data set of the held-out images, like --data, with the same classes. Empty: the test split of digits, mnist or
+    shapes."""
     keep_every: int = 0
     """Keep the checkpoints at multiples of this many steps, for `spherear export`. 0: only the newest two."""
     timeout: float = 30.0
     """Minutes that processes wait for each other (the timeout of NCCL and gloo) before they give up."""
+    peak_teraflops: float = 0.0
+    """10^12 operations per second that one device can do, for the utilisation in the log. 0: by the GPU's name."""
+    channels_last: bool = False
+    """Images in channels-last order, which convolutions on recent GPUs prefer."""
     override: bool = False
     """Resume even if the folder's run was started with another recipe or other data."""
 
     def __post_init__(self) -> None:
-        for name in ("workers", "preview_every", "keep_every"):
+        for name in ("workers", "preview_every", "keep_every", "validate_every"):
             value = getattr(self, name)
             require(value >= 0, f"{name} is {value}; expected 0 or more")
+        peak = self.peak_teraflops
+        require(0 <= peak < 1e6, f"peak_teraflops is {peak}; expected 10^12 operations per second, 0 or more")
         require(0 < self.timeout < 1e6, f"timeout is {self.timeout}; expected minutes, above 0")
 
 
@@ -68,7 +82,7 @@ class Job:
 
     data: str
     """Data set: digits, mnist, shapes, folder:PATH, tar:PATH (#train after a path: without every fifth picture of a
-    class, which are PATH#test), hub:OWNER/NAME[@REVISION][#SPLIT][?stream], or one of your own."""
+    class, which are PATH#test), hub:OWNER/NAME[@REVISION][#SPLIT][?stream[=CLASSES]], or one of your own."""
     run: Path
     """The run's folder. Use --out under torchrun, which takes --run for an option of its own."""
     preset: "Literal[PROPOSED, *RECIPES, *ALIASES]" = "digits"  # type: ignore[valid-type]
@@ -81,6 +95,13 @@ class Job:
     """Estimate the cost of the run and check the data. Nothing is trained or written."""
     teraflops: float = 1.0
     """Throughput of one device in 10^12 operations per second, for the time estimate of a dry run."""
+    devices: int = 0
+    """Number of devices that a dry run estimates for. 0: those of this launch."""
+    device_memory: float = 0.0
+    """GiB of one device, into which a dry run checks that a step fits. 0: what the GPU has; without one, no check."""
+
+    def __post_init__(self) -> None:
+        require(self.devices >= 0, f"devices is {self.devices}; expected 0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)

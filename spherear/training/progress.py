@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
+from typing import NoReturn
 
 import torch
 from tqdm import tqdm
@@ -65,13 +66,16 @@ def watch(
 
 
 @contextmanager
-def counting(title: str, total: int, unit: str) -> Iterator[Callable[[int], object]]:
-    """Progress of what comes before a loop, while a command runs `watch`; yields a function to call with counts."""
+def counting(title: str, total: int, unit: str, done: int = 0) -> Iterator["tqdm[NoReturn]"]:
+    """Progress of what comes before or after a loop, while stop signals are handled: a bar in a terminal, else lines.
+
+    done: the count at the start.
+    """
     shown = signals.in_command() and os.environ.get("RANK", "0") == "0"
     line = "{desc}: {n_fmt} of {total_fmt}, {rate_fmt}, {remaining} left"
     style = {} if sys.stderr.isatty() else {"mininterval": INTERVAL, "bar_format": line + "\n"}
-    with tqdm(total=total, desc=title, unit=unit, disable=not shown, **style) as bar:  # type: ignore[call-overload]
-        yield bar.update
+    with tqdm(total=total, initial=done, desc=title, unit=unit, disable=not shown, **style) as bar:  # type: ignore[call-overload]
+        yield bar
 
 
 def _shown(state: TrainState) -> dict[str, str]:

@@ -28,11 +28,13 @@ from spherear.models.pretrained import CONFIG_FILE, Pretrained, fingerprint
 from spherear.training.checkpoint import Checkpoints, State, read_state, remove_partial_files
 from spherear.training.data.dataset import ImageData
 from spherear.training.data.feed import Feed, MicroBatch, Stopped
+from spherear.training.flops import peak_teraflops, training_flops
 from spherear.training.jobs import PLAIN, Execution
-from spherear.training.recipes import Recipe
+from spherear.training.recipes import ARRecipe, Recipe
 from spherear.training.run_file import (
     METRICS_FILE,
     RUN_FILE,
+    SKIPPED,
     check_agreement,
     cut_metrics,
     is_visible,
@@ -56,6 +58,8 @@ class TrainState:
     world: the processes of the run.  waiting: share of the elapsed time spent waiting for data.
     epoch: images trained on, over those of the data set.  gradient_norm: before clipping.
     images_per_second: on all processes, since the run started or resumed.
+    image_flops: operations of the model per image, forward and backward.  peak: 10^12 operations per second that a
+    device can do; 0 if unknown.
     """
 
     step: int
@@ -69,6 +73,8 @@ class TrainState:
     epoch: float = 0.0
     images_per_second: float = 0.0
     gradient_norm: Tensor | None = None
+    image_flops: int = 0
+    peak: float = 0.0
 
     def metrics(self) -> dict[str, float]:
         """The losses as numbers; waits for the device."""
@@ -79,7 +85,9 @@ class TrainState:
         found = {"learning_rate": self.learning_rate, "epoch": self.epoch}
         if self.gradient_norm is not None:
             found["gradient_norm"] = float(self.gradient_norm)
-        return found | {"rate": self.rate, "images_per_second": self.images_per_second, "waiting": self.waiting}
+        found |= {"rate": self.rate, "images_per_second": self.images_per_second, "waiting": self.waiting}
+        teraflops = self.image_flops * self.images_per_second / self.world.size / 1e12  # of each device
+        return found | {"teraflops": teraflops} | ({"utilisation": teraflops / self.peak} if self.peak else {})
 
     @property
     def seconds_left(self) -> float:
@@ -111,12 +119,14 @@ class Run:
         self.folder = Path(folder) if folder is not None else None
         self.step, self._saved = 0, -1
         self.ema = copy.deepcopy(model).requires_grad_(False).eval() if recipe.ema_decay else None
-        self.world.shard(model)
+        self.world.shard(model, recipe.precision)
         if self.ema is not None:
-            self.world.shard(self.ema.to(execution.average_on) if execution.average_on else self.ema)
+            self.world.shard(self.ema.to(execution.average_on) if execution.average_on else self.ema, recipe.precision)
         self.optimizer = make_optimizer(model, recipe)
         self.others = dict(others or {})
         self.skipped = torch.zeros(2, device=next(model.parameters()).device)  # skipped steps: consecutive, total
+        self.image_flops = training_flops(model, recipe.repeats if isinstance(recipe, ARRecipe) else 1)
+        self.peak = peak_teraflops(self.skipped.device, execution.peak_teraflops)
         self._feed: Feed | None = None
         self._losses: list[dict[str, Tensor]] = []
         self._lock: BaseFileLock | None = None
@@ -166,7 +176,7 @@ class Run:
         """The batches of the remaining steps; broken images are logged to `skipped-RANK.jsonl`."""
         feed = Feed(data, self.recipe, range(self.step, self.recipe.steps), self.world, device, workers)
         if self.folder is not None:
-            feed.log = self.folder / f"skipped-{self.world.rank}.jsonl"
+            feed.log = self.folder / SKIPPED.format(self.world.rank)
         self._feed = feed
         return feed
 
@@ -285,14 +295,13 @@ class Run:
         return self.world.mean({name: torch.stack([one[name] for one in found]).mean() for name in found[0]})
 
     def _step_optimizers(self, finite: Tensor) -> None:
-        """Step the optimisers if `finite` (waiting for the device only when sharded), then update the EMA."""
-        for optimizer in (self.optimizer, *(other for _, other in self.others.values())):
-            if not self.world.sharded:
-                optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]  # as a gradient scaler does
-                optimizer.step()
-            elif finite:
-                optimizer.step()
+        """Step the optimisers if `finite`, without waiting for the device, then update the EMA."""
         bad = (~finite).float()
+        for _, model, optimizer in self._trained():
+            sharded = model is self.model  # modules trained beside it never are
+            found_inf = self.world.replicated(bad) if sharded else bad
+            optimizer.found_inf = found_inf  # type: ignore[attr-defined]  # as a gradient scaler does
+            optimizer.step()
         self.skipped = torch.stack((bad * (self.skipped[0] + 1), self.skipped[1] + bad))
         self._update_ema()
 
@@ -302,7 +311,7 @@ class Run:
         waited, images = (self._feed.waited, len(self._feed.data)) if self._feed is not None else (0.0, 0)
         return TrainState(
             self.step, self.recipe.steps, losses, learning_rate, rate, self.result, self.world, waited / elapsed,
-            self.step * size / images if images else 0.0, rate * size, norm.detach(),
+            self.step * size / images if images else 0.0, rate * size, norm.detach(), self.image_flops, self.peak,
         )  # fmt: skip
 
     @torch.no_grad()

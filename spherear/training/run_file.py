@@ -5,6 +5,7 @@ import json
 import math
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from spherear.world import World
 
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.jsonl"
+SKIPPED = "skipped-{}.jsonl"  # images that a process could not read, and why
 LOCK_FILE = ".lock"
 VISIBLE = 30.0  # seconds for a new file to appear on a network file system
 LONGEST = 120  # characters of a value in a message
@@ -127,3 +129,14 @@ def _step_of(line: str) -> float:
         return float(json.loads(line)["step"])
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return math.inf  # an incomplete line, from a run killed while writing
+
+
+def skipped_images(folder: Path) -> dict[str, str]:
+    """Name -> reason, of the images that any process of a run could not read."""
+    found = {}
+    for path in sorted(folder.glob(SKIPPED.format("*"))):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            with suppress(ValueError, KeyError, TypeError):  # an incomplete line, from a run killed while writing
+                row = json.loads(line)
+                found[str(row["image"])] = str(row["reason"])
+    return found

@@ -47,7 +47,8 @@ def metrics(input1, input2, fid, isc, prc, verbose, cuda):
     assert generated.dtype == real.dtype == torch.uint8
     return {
         "frechet_inception_distance": float((features_of(generated).mean(0) - features_of(real).mean(0)).norm()),
-        "inception_score_mean": 3.0, "inception_score_std": 0.5, "precision": 0.25, "recall": 0.75, "f_score": 0.375,
+        "inception_score_mean": 3.0, "inception_score_std": 0.5, "f_score": 0.375,
+        "precision": 0.75, "recall": 0.25,  # as version 0.4: of the second input by the first
     }  # fmt: skip
 
 
@@ -62,7 +63,7 @@ def install(monkeypatch, version="0.4.0", calculate=metrics):
     modules[".registry"].DATASETS_REGISTRY = {"cifar10-train": None}
 
     def create_feature_extractor(name, names, cuda, verbose):
-        assert name == "inception-v3-compat"
+        assert (name, names) in (("inception-v3-compat", ["2048", "logits_unbiased"]), ("vgg16", ["fc2_relu"]))
         return Network(names)
 
     modules[".utils"].create_feature_extractor = create_feature_extractor

@@ -90,19 +90,22 @@ def test_a_set_resumes_by_shard(pipeline, tmp_path, monkeypatch):
 def test_the_file_has_the_layout_of_the_adm_evaluator(pipeline, tmp_path):
     """What its readers expect of a batch of samples, seen by zipfile and plain numpy alone, and what Pillow would show.
 
-    One member `arr_0.npy`; version 1.0 of numpy's format; bytes, (n, height, width, 3), in C order, not compressed.
+    `arr_0.npy`, version 1.0 of numpy's format: bytes, (n, height, width, 3), in C order, not compressed. `arr_1.npy`:
+    the labels, as the suite's own samplers write them.
     """
     drawn(tmp_path, pipeline)
     path = tmp_path / "samples.npz"
     with zipfile.ZipFile(path) as archive:
-        assert archive.namelist() == ["arr_0.npy"]
+        assert archive.namelist() == ["arr_0.npy", "arr_1.npy"]
         assert archive.testzip() is None
         assert archive.getinfo("arr_0.npy").compress_type == zipfile.ZIP_STORED
         with archive.open("arr_0.npy") as member:
             assert np.lib.format.read_magic(member) == (1, 0)
             assert np.lib.format.read_array_header_1_0(member) == ((22, 16, 16, 3), False, np.dtype("uint8"))
     with np.load(path) as file:  # as users call it: without options
-        images = file["arr_0"]
+        images, labels = file["arr_0"], file["arr_1"]
+    assert labels.dtype == np.dtype("int64")
+    assert labels.tolist() == [i % 10 for i in range(22)]
     assert (images.dtype, images.flags.c_contiguous) == (np.dtype("uint8"), True)
     for index in (0, 21):
         (image,) = pipeline.sample([index % 10], SETTINGS, seeds=[5 + index])

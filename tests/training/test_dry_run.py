@@ -1,5 +1,6 @@
 """What a dry run says, against what a run takes."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -11,7 +12,7 @@ from spherear.models.layers import seeded
 from spherear.models.presets import preset
 from spherear.train import train_ar, train_vae
 from spherear.training.data.catalog import load_data
-from spherear.training.dry_run import Estimate, peak_bytes
+from spherear.training.dry_run import Estimate, _smaller, peak_bytes
 from spherear.training.jobs import parse_job
 from spherear.training.recipes import recipes
 
@@ -114,3 +115,33 @@ def test_a_dry_run_finds_what_does_not_fit(vae, tmp_path, capsys):
     assert "is not trained to its end; expected a finished run" in capsys.readouterr().err
     assert train.main(["vae", "--dry-run", "--data", f"folder:{tmp_path}"]) == 2
     assert "has no folders" in capsys.readouterr().err
+
+
+def test_a_dry_run_refuses_what_does_not_fit_and_says_what_would(vae, tmp_path, capsys):
+    """The proposals are measured anew, each by the dry run of its own options."""
+    args = ["ar", "--vae", str(vae), "--dry-run", "--devices", "4", "--batch-size", "256", "--micro-batches", "4"]
+    assert train.main([*args, "--device-memory", "80"]) == 0
+    need = float(re.search(r"memory +([\d.]+) GiB on each of 4 devices", capsys.readouterr().out)[1])
+    limit = ["--device-memory", f"{0.8 * need:.4f}"]
+    assert train.main([*args, *limit]) == 2
+    refusal = capsys.readouterr().err
+    assert f"a step takes {need:.3g} GiB on each of 4 devices; expected at most {0.95 * 0.8 * need:.3g}" in refusal
+    proposed = re.findall(r"(--[a-z-]+(?: \d+)?) \(([\d.]+) GiB\)", refusal)
+    assert {name for name, _ in proposed} >= {"--micro-batches 8"}
+    for name, size in proposed:
+        assert train.main([*args, *limit, *name.split()]) == 0
+        taken = float(re.search(r"memory +([\d.]+) GiB", capsys.readouterr().out)[1])
+        assert taken == pytest.approx(float(size), rel=0.02)
+    assert train.main([*args, "--device-memory", "0.001"]) == 2
+    assert "none of --checkpointing, --micro-batches fits" in capsys.readouterr().err
+    assert train.main([*args, "--device-memory", "-1"]) == 2
+    assert "device_memory is -1.0; expected GiB" in capsys.readouterr().err
+    assert not (tmp_path / "ar").exists()
+
+
+def test_doubled_micro_batches_are_proposed_and_stay_equal():
+    found = Estimate(0, 0, fixed=10, activations=64, per_image=1)
+    recipe = replace(recipes("imagenet256-B").ar, batch_size=96, micro_batches=2)
+    assert _smaller(found, recipe, 2) == {
+        "--micro-batches 4": 50, "--micro-batches 8": 38, "--micro-batches 16": 32, "--micro-batches 32": 29,
+    }  # fmt: skip

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +126,7 @@ def _hub(name: str, spec: str, image_size: int) -> ImageData:
 
 
 SOURCES: dict[str, Callable[[str, str, int], ImageData]] = {"folder": _folder, "tar": _tar, "hub": _hub}
-"""Sources of photographs: folder:PATH, tar:PATH, hub:OWNER/NAME[@REVISION][#SPLIT][?stream]."""
+"""Sources of photographs: folder:PATH, tar:PATH, hub:OWNER/NAME[@REVISION][#SPLIT][?stream[=CLASSES]]."""
 
 
 @dataclass(frozen=True)
@@ -220,10 +221,16 @@ def held_out_spec(spec: str) -> str:
     return f"{name}:{where}#test" if part == "train" else ""
 
 
-def epoch_order(length: int, seed: int, epoch: int) -> Int[Tensor, " length"]:
-    """A permutation of 0 .. length - 1 that depends on (seed, epoch) alone."""
+def epoch_order(length: int, seed: int, epoch: int, window: int = 0) -> Int[Tensor, " length"]:
+    """A permutation of 0 .. length - 1 that depends on (seed, epoch) alone.
+
+    window: shuffle consecutive windows of so many indices, whose borders differ from epoch to epoch; 0: shuffle all.
+    """
     stream = np.random.Generator(np.random.Philox(key=[seed, epoch]))
-    return torch.from_numpy(stream.permutation(length))
+    if not window:
+        return torch.from_numpy(stream.permutation(length))
+    borders = [0, *range(int(stream.integers(1, window + 1)), length, window), length]
+    return torch.from_numpy(np.concatenate([a + stream.permutation(b - a) for a, b in pairwise(borders)]))
 
 
 def batches(data: ImageData, batch_size: int, seed: int, steps: range) -> Iterator[Int[Tensor, " batch"]]:
@@ -234,13 +241,13 @@ def batches(data: ImageData, batch_size: int, seed: int, steps: range) -> Iterat
     """
     length = len(data)
     require(length >= batch_size, f"the data set has {length} images; expected at least one batch, {batch_size}")
-    return _batches(length, batch_size, seed, steps, length if data.unlimited else 0)
+    return _batches(length, batch_size, seed, steps, length if data.unlimited else 0, data.window)
 
 
-def _batches(length: int, batch_size: int, seed: int, steps: range, stride: int) -> Iterator[Tensor]:
+def _batches(length: int, batch_size: int, seed: int, steps: range, stride: int, window: int) -> Iterator[Tensor]:
     current_epoch, order = -1, torch.empty(0)
     for step in steps:
         epoch, position = divmod(step, length // batch_size)
         if epoch != current_epoch:
-            current_epoch, order = epoch, epoch_order(length, seed, epoch) + epoch * stride
+            current_epoch, order = epoch, epoch_order(length, seed, epoch, window) + epoch * stride
         yield order[position * batch_size : (position + 1) * batch_size]

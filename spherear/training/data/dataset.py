@@ -38,6 +38,7 @@ class ImageData:
 
     spec: the string that names the data set.  classes: names of the labels.  image_size: in pixels.
     unlimited: there are images beyond the first `len(data)`, which are one epoch.
+    window: images are shuffled among so many consecutive ones, for data that are read forwards; 0: among all.
     augmented: photographs, which `augmentation` crops and flips.
     broken: name -> reason, of images that could not be read and were replaced.
     others: names of what lies with the images and is not read as one.
@@ -47,6 +48,7 @@ class ImageData:
     classes: tuple[str, ...]
     image_size: int
     unlimited = False
+    window = 0
     augmented = False
     broken: dict[str, str] = {}  # noqa: RUF012 (never written to; file data sets set their own)
     others: tuple[str, ...] = ()
@@ -66,6 +68,11 @@ class ImageData:
     def fingerprint(self) -> str:
         """A hash of the data, 16 hexadecimal digits; of the name alone for data that come with the library."""
         return hashed([self.spec])
+
+    def spread(self, count: int) -> Int[Tensor, " n"]:
+        """Up to `count` indices at equal distances; of data that are read forwards, the first ones."""
+        count = min(len(self), count)
+        return torch.arange(count) if self.window else torch.linspace(0, len(self) - 1, count).long()
 
     def describe(self) -> str:
         """One line: how many images, of which classes, and what was left out."""

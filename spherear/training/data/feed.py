@@ -177,8 +177,10 @@ class _Reader(Dataset[Read | Exception]):
 
     def read(self, key: Key) -> Read:
         """The same, but an error is raised."""
-        augmentation, parts = key
-        return [(number, *self.data.raw(indices, augmentation)) for number, indices in parts], dict(self.data.broken)
+        augmentation, micro_batches = key
+        return [(number, *self.data.raw(indices, augmentation)) for number, indices in micro_batches], dict(
+            self.data.broken
+        )
 
 
 def check_broken(data: ImageData, share: float, broken: Mapping[str, str] | None = None) -> None:

@@ -1,0 +1,54 @@
+"""What drawing and evaluating do unless asked otherwise: guidance and number of images of the sizes in the presets.
+
+Importing this module does not import torch.
+"""
+
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING
+
+from spherear.sampling.settings import SamplingSettings
+
+if TYPE_CHECKING:
+    from spherear.models.ar import ARConfig
+
+GUIDANCE = 2.0  # of a model of other sizes than the presets'
+COUNT, OFFICIAL_COUNT = 2000, 50_000  # images to score; the latter where scores are published, for ImageNet
+IMAGENET_CLASSES = 1000
+
+
+@dataclass(frozen=True)
+class Drawing(SamplingSettings):
+    """Sampling settings of a command, whose guidance scale may be left open."""
+
+    guidance_scale: float | None = None  # type: ignore[assignment]
+    """s in v = v_null + s (v_cond - v_null); 1 is no guidance. None: that of the preset of the model's sizes, or 2."""
+
+    def check(self) -> None:
+        if self.guidance_scale is None:
+            self._settings(GUIDANCE)
+        else:
+            super().check()
+
+    def of(self, ar: "ARConfig") -> SamplingSettings:
+        """The settings for an AR model of these sizes."""
+        return self._settings(preset_guidance(ar) if self.guidance_scale is None else self.guidance_scale)
+
+    def _settings(self, guidance_scale: float) -> SamplingSettings:
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return SamplingSettings(**values | {"guidance_scale": guidance_scale})
+
+
+def preset_guidance(ar: "ARConfig") -> float:
+    """The guidance scale of the preset with an AR model's sizes; `GUIDANCE` if there is none."""
+    from spherear.models.presets import PRESETS
+
+    sizes = replace(ar, codes=0, classes=())
+    for row in PRESETS.values():
+        if replace(row.ar, codes=0, classes=()) == sizes:
+            return row.guidance_scale
+    return GUIDANCE
+
+
+def default_count(ar: "ARConfig") -> int:
+    """Images to score: 50,000 for models of ImageNet's 1,000 classes, as published scores have it; else 2,000."""
+    return OFFICIAL_COUNT if ar.num_classes == IMAGENET_CLASSES else COUNT
