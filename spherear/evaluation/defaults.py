@@ -4,9 +4,9 @@ Importing this module does not import torch.
 """
 
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal  # noqa: F401  # inherited annotations are read in this module
 
-from spherear.sampling.settings import SamplingSettings
+from spherear.sampling.settings import SCHEDULES, SOLVERS, SPACINGS, SamplingSettings  # noqa: F401
 
 if TYPE_CHECKING:
     from spherear.models.ar import ARConfig

@@ -349,7 +349,8 @@ def _ar_default(given: _Given) -> ARJob:
     sizes = base.sizes if vae is None else with_vae(base.sizes, vae)
     classes = _classes(data, run) if vae is not None else 0
     model = replace(sizes.ar, num_classes=classes or sizes.ar.num_classes)
-    run_folder = folder.parent if file else given.folder()
+    beside = file and not given.text("preset")  # AR models of several presets may share a VAE
+    run_folder = folder.parent if beside else given.folder()
     return ARJob(
         data or base.recipes.data, run_folder / "ar", sizes_name(name), vae=folder,
         recipe=given.part("recipe", ARRecipe, base.recipes.ar), model=given.part("model", ARConfig, model),

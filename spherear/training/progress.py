@@ -5,13 +5,18 @@ import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import torch
 from tqdm import tqdm
 
 from spherear import signals
 from spherear.training.run import TrainState
+
+if TYPE_CHECKING:  # a generic class for type checkers alone
+    Bar = tqdm[NoReturn]
+else:
+    Bar = tqdm
 
 REFRESH = 10  # steps between readings of the loss; each one waits for the device
 INTERVAL = 30.0  # seconds between the lines of a log file
@@ -66,7 +71,7 @@ def watch(
 
 
 @contextmanager
-def counting(title: str, total: int, unit: str, done: int = 0) -> Iterator["tqdm[NoReturn]"]:
+def counting(title: str, total: int, unit: str, done: int = 0) -> Iterator[Bar]:
     """Progress of what comes before or after a loop, while stop signals are handled: a bar in a terminal, else lines.
 
     done: the count at the start.

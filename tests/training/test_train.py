@@ -32,7 +32,7 @@ BASE = {
 }  # fmt: skip
 VAE_RECIPE = VAERecipe(**BASE, ema_decay=0.0)
 AR_RECIPE = ARRecipe(**BASE, ema_decay=0.9)
-TIMES = {"rate": 0, "images_per_second": 0, "waiting": 0}  # of a line of metrics; all else repeats exactly
+TIMES = {"rate": 0, "images_per_second": 0, "waiting": 0, "teraflops": 0}  # all else repeats exactly
 
 
 @pytest.fixture(scope="module")
