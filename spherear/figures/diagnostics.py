@@ -43,6 +43,31 @@ def sheets_figure(
     return figure
 
 
+def scales_sheet_figure(
+    sheets: Mapping[str, Sequence[Float[Tensor, "n 3 size size"]]],
+    captions: Mapping[str, Sequence[str]],
+    scales: Sequence[float],
+    columns: int = 5,
+) -> Figure:
+    """One row of panels per name, one panel per guidance scale: its images, and its caption below.
+
+    All rows must have a panel and a caption per scale (ValueError).
+    """
+    figure = new_figure(3.5 * len(scales), 3.3 * len(sheets))
+    axes = figure.subplots(len(sheets), len(scales), squeeze=False)
+    for line, (name, panels) in zip(axes, sheets.items(), strict=True):
+        for axis, images, caption, scale in zip(line, panels, captions[name], scales, strict=True):
+            axis.imshow(tile(images, columns).numpy(), interpolation="nearest")
+            axis.set_xlabel(caption, fontsize=FONT)
+            axis.set_xticks([])
+            axis.set_yticks([])
+            axis.spines[:].set_visible(False)
+            if line is axes[0]:
+                axis.set_title(f"guidance {scale:g}", fontsize=FONT + 2)
+        line[0].set_ylabel(name, fontsize=FONT + 1)
+    return figure
+
+
 def collapse_figure(rows: Sequence[CollapseRow]) -> Figure:
     """One row per family: length of raw tokens by position and guidance scale (left), and images (right)."""
     figure = new_figure(15, 3.1 * len(rows))

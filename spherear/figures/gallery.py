@@ -31,6 +31,7 @@ from spherear.figures.diagnostics import (
     perturbation_growth_figure,
     radial_share_figure,
     rank_figure,
+    scales_sheet_figure,
     sheets_figure,
     spread_figure,
 )
@@ -52,13 +53,18 @@ from spherear.sampling.pipeline import Pipeline, cached_pipeline
 from spherear.sampling.placement import AS_WRITTEN
 from spherear.sampling.settings import SamplingSettings
 from spherear.sphere.families import family_label, family_of_letter
+from spherear.study.claims import default_sampling
+from spherear.study.design import GRIDS, Point, Variant
 from spherear.study.records import RESULTS, shipped_records
 from spherear.study.reference import held_out
+from spherear.study.release import SHIPPED_VARIANTS
 from spherear.study.solvers import rows, shipped_sweep, sweep_report
 from spherear.training.data import load_data
 
 SCALES = (1.0, 4.5, 8.0, 12.0)
-GROWTH = RESULTS.with_name("growth.json")
+SHEET_SCALES = (1.0, 4.5, 12.0, 20.0)
+SHEET_CAPTION = "recognised {accuracy:.0%}, late length {norm_change_late:+.0%},\nsaturation {saturation_shift:+.2f}"
+GROWTH = RESULTS / "growth.json"
 SIZES = (1e-4, 1e-3, 1e-2, 1e-1)
 
 
@@ -113,6 +119,20 @@ def side_by_side() -> Figure:
         [f"{scale:g}" for scale in SCALES],
         "guidance",
     )
+
+
+def sheet_of_scales() -> Figure:
+    """Two colour images of every class, same labels and seeds in every panel; captions: of the study's 2,000 images."""
+    grid, labels, sheets, captions = GRIDS["doubled"], torch.arange(20) % 10, {}, {}
+    records = shipped_records("doubled")
+    for variant in SHIPPED_VARIANTS["doubled"]:
+        family = Variant.named(variant).family
+        pipeline = shipped(family, grid.preset)
+        name = f"{family_label(family)}, {variant}"
+        sheets[name] = [pipeline.sample(labels, grid.settings(Point(scale))) for scale in SHEET_SCALES]
+        found = [default_sampling(records, variant=variant, guidance_scale=scale) for scale in SHEET_SCALES]
+        captions[name] = [SHEET_CAPTION.format_map({r.metric: r.value for r in point}) for point in found]
+    return scales_sheet_figure(sheets, captions, SHEET_SCALES)
 
 
 def growth() -> Figure:
@@ -177,6 +197,7 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "ablation": lambda: ablation_figure(shipped_records()),
     "collapse": collapse,
     "side-by-side": side_by_side,
+    "scales": sheet_of_scales,
     "growth": growth,
     "spread": spread,
     "rank": rank,

@@ -13,10 +13,12 @@ import torch
 
 from spherear import __version__
 from spherear.bench.machine import processor
-from spherear.models.config import Config, ConfigT, require
+from spherear.models.config import Config, ConfigT, one_of, require
 from spherear.models.files import parse_object, write_text
 
-RESULTS = Path(__file__).parent / "results" / "full.jsonl"
+RESULTS = Path(__file__).parent / "results"
+RECORDED = ("full", "doubled")
+"""The studies whose records ship."""
 PACKAGE = Path(__file__).resolve().parents[1]
 
 ResultT = TypeVar("ResultT")
@@ -84,9 +86,15 @@ def _of_line(line: dict[str, Any]) -> list[Record]:
     return [Record.from_dict({**line, "metric": metric, "value": value}) for metric, value in values.items()]
 
 
-def shipped_records() -> list[Record]:
-    """The records of the `full` study, shipped with the library."""
-    return read_records(RESULTS)
+def results_file(study: str) -> Path:
+    """The file of the records that ship of a study."""
+    return RESULTS / f"{study}.jsonl"
+
+
+def shipped_records(study: str = "full") -> list[Record]:
+    """The records that ship of a study. One without: ValueError."""
+    one_of("study", study, RECORDED)
+    return read_records(results_file(study))
 
 
 def write_records(path: str | Path, records: Iterable[Record]) -> None:

@@ -1,7 +1,10 @@
 """The shipped models: copied from finished studies in half precision, with their logs, and measured again.
 
-python -m spherear.study.release runs/study/full      # copies the records of `full` too
+python -m spherear.study.release runs/study/doubled
+python -m spherear.study.release runs/study/full
 python -m spherear.study.release runs/study/laws
+
+The records of a study that others are drawn from (`RECORDED`) are copied too.
 """
 
 import json
@@ -21,7 +24,7 @@ from spherear.sampling.placement import AS_WRITTEN
 from spherear.study.cell import GRID_FILE, cell_folder, measure_prediction, measure_vae
 from spherear.study.claims import default_sampling
 from spherear.study.design import GRIDS, Grid, Variant
-from spherear.study.records import RESULTS, Record, read_records, write_records
+from spherear.study.records import RECORDED, Record, read_records, results_file, write_records
 from spherear.study.reference import Reference
 from spherear.study.runner import RESULTS_FILE
 from spherear.training.data import load_data
@@ -31,8 +34,8 @@ from spherear.training.run import METRICS_FILE, RUN_FILE
 SHIPPED_VARIANTS = {
     "full": ("S-04", "G-04", "F-02", "N-04", "VQ-64"),
     "laws": ("S-04", "G-04", "VQ-3"),
+    "doubled": ("S-02", "G-02", "F-02", "N-02"),
 }
-SEED = 0
 LINES = 8  # kept per training log
 
 
@@ -50,10 +53,11 @@ def release(study: Path, out: Path = SHIPPED) -> list[Path]:
 
 
 def _release(study: Path, grid: Grid, variant: str, command: str, out: Path) -> Path:
-    source, target = cell_folder(study, variant, SEED), out / name_of(grid, variant)
+    seed = grid.seeds[0]
+    source, target = cell_folder(study, variant, seed), out / name_of(grid, variant)
     Pipeline.from_pretrained(source, **AS_WRITTEN.to_dict()).save_pretrained(target, torch.float16)
     for part in ("vae", "ar"):
-        write_text(target / part / "model.log", _log(source / part, f"{command}  # cell {variant}, seed {SEED}"))
+        write_text(target / part / "model.log", _log(source / part, f"{command}  # cell {variant}, seed {seed}"))
     return target
 
 
@@ -80,24 +84,27 @@ class Remeasured:
         return abs(self.now / self.recorded - 1)
 
 
-def remeasure(pipeline: Pipeline, family: str, records: Sequence[Record]) -> list[Remeasured]:
-    """Measure the VAE and the predictions of a shipped model again, as its study did."""
-    (variant,) = (v for v in SHIPPED_VARIANTS["full"] if Variant.named(v).family == family)
-    data = load_data(recipes("digits").data, pipeline.vae.config.image_size)
-    latents, labels = real_latents(pipeline.vae, data, SEED)
-    now = measure_vae(pipeline.vae, Reference.of(GRIDS["full"].preset), SEED)
-    now |= measure_prediction(pipeline, latents, labels, SEED)
-    recorded = {r.metric: r.value for r in default_sampling(records, variant=variant, seed=SEED, guidance_scale=1.0)}
+def remeasure(pipeline: Pipeline, family: str, records: Sequence[Record], study: str = "full") -> list[Remeasured]:
+    """Measure the VAE and the predictions of a model again, as its study did for the one of that family that ships."""
+    (variant,) = (v for v in SHIPPED_VARIANTS[study] if Variant.named(v).family == family)
+    grid = GRIDS[study]
+    seed = grid.seeds[0]
+    data = load_data(recipes(grid.preset).data, pipeline.vae.config.image_size)
+    latents, labels = real_latents(pipeline.vae, data, seed)
+    now = measure_vae(pipeline.vae, Reference.of(grid.preset, grid.half), seed)
+    now |= measure_prediction(pipeline, latents, labels, seed)
+    recorded = {r.metric: r.value for r in default_sampling(records, variant=variant, seed=seed, guidance_scale=1.0)}
     names = [name for name in ("kl", "reconstruction_l1", "radial_share") if name in now]
     return [Remeasured(family, name, now[name], recorded[name]) for name in names]
 
 
 def main(study: str) -> None:
-    """Copy the models of a study, and the records if it is the study `full`."""
+    """Copy the models of a study, and its records if they ship."""
     for folder in release(Path(study)):
         print(folder)
-    if Grid.from_dict(read_json(Path(study) / GRID_FILE)["grid"]).name == "full":
-        write_records(RESULTS, read_records(Path(study) / RESULTS_FILE))
+    name = Grid.from_dict(read_json(Path(study) / GRID_FILE)["grid"]).name
+    if name in RECORDED:
+        write_records(results_file(name), read_records(Path(study) / RESULTS_FILE))
 
 
 if __name__ == "__main__":

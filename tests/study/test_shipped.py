@@ -13,7 +13,7 @@ from spherear.models.pretrained import SHIPPED, shipped
 from spherear.models.tensor_files import read_tensors
 from spherear.sampling.pipeline import cached_pipeline
 from spherear.study.cell import GRID_FILE, cell_folder
-from spherear.study.design import GRIDS, Grid
+from spherear.study.design import GRIDS, Grid, Point
 from spherear.study.records import select, shipped_records
 from spherear.study.reference import Reference
 from spherear.study.release import LINES, SHIPPED_VARIANTS, Remeasured, name_of, release, remeasure
@@ -30,8 +30,11 @@ def test_what_should_ship_does():
 def test_models_come_with_config_and_log(name):
     for part in ("vae", "ar"):
         log = (SHIPPED / name / part / "model.log").read_text().splitlines()
-        assert re.fullmatch(r"command: spherear study (full|laws)  # cell .*, seed 0", log[0])
-        assert '"step": 600' in log[-1] or '"step": 1000' in log[-1]
+        asked = re.fullmatch(r"command: spherear study (\w+)( --compile)?  # cell (\S+), seed (\d)", log[0])
+        grid = GRIDS[asked[1]]
+        assert name_of(grid, asked[3]) == name
+        assert int(asked[4]) == grid.seeds[0]
+        assert f'"step": {grid.vae_steps if part == "vae" else grid.ar_steps}, ' in log[-1]
         weights, _ = read_tensors(SHIPPED / name / part / "model.safetensors")
         assert {t.dtype for t in weights.values()} == {torch.float16}
 
@@ -44,6 +47,14 @@ def test_models_draw_the_digits_asked_for(name):
     assert real.judge(images, labels).accuracy >= 0.9
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("shapes-")])
+def test_models_draw_the_shapes_asked_for(name):
+    """Of ten classes, half of the images or more are recognised; real ones: over 99 %."""
+    pipeline, labels = Pipeline.from_pretrained(name), torch.arange(100) % 10
+    images = pipeline.sample(labels, GRIDS["doubled"].settings(Point(4.5)))
+    assert Reference.of("shapes").judge(images, labels).accuracy >= 0.5
+
+
 def test_records_are_those_of_the_full_grid():
     records, grid = shipped_records(), GRIDS["full"]
     assert {(r.variant, r.seed) for r in records} == set(grid.cells)
@@ -51,6 +62,15 @@ def test_records_are_those_of_the_full_grid():
     assert {r.command for r in records} == {"spherear study full"}
     frechet = select(records, metric="frechet", variant="S-04", seed=0)
     assert len(frechet) == len(grid.points(has_projection=True))
+
+
+def test_records_of_twice_the_training_hold_every_model_that_ships():
+    records, grid = shipped_records("doubled"), GRIDS["doubled"]
+    assert {(r.variant, r.seed) for r in records} == set(grid.cells)
+    assert {(r.data, r.vae_steps, r.ar_steps) for r in records} == {("shapes", grid.vae_steps, grid.ar_steps)}
+    assert set(SHIPPED_VARIANTS["doubled"]) <= set(grid.variants)
+    with pytest.raises(ValueError, match="study is 'quick'; expected one of"):
+        shipped_records("quick")
 
 
 @pytest.mark.slow
@@ -88,7 +108,7 @@ def test_shipping_writes_half_precision_and_a_log(tmp_path):
     assert len(log) == 2 + LINES
     assert log[-1] == '{"step": 40}'
     open_study(GRIDS["quick"], tmp_path / "quick", "spherear study quick")
-    with pytest.raises(ValueError, match=r"the study is 'quick'; expected one of \['full', 'laws'\]"):
+    with pytest.raises(ValueError, match=r"the study is 'quick'; expected one of \['doubled', 'full', 'laws'\]"):
         release(tmp_path / "quick", out)
 
 
@@ -126,4 +146,7 @@ def test_a_shipped_model_is_recognised_and_another_is_not():
     records = shipped_records()
     assert max(row.difference for row in remeasure(pipeline, "power_spherical", records)) < 0.01
     assert max(row.difference for row in remeasure(pipeline, "gaussian", records)) > 0.05
+    colour, records = cached_pipeline("shapes-power_spherical"), shipped_records("doubled")
+    assert max(row.difference for row in remeasure(colour, "power_spherical", records, "doubled")) < 0.01
+    assert max(row.difference for row in remeasure(colour, "gaussian", records, "doubled")) > 0.05
     assert Remeasured("vq", "kl", 1.1, 1.0).difference == pytest.approx(0.1)
