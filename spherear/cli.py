@@ -258,7 +258,10 @@ def main(args: Sequence[str] | None = None) -> int:
         hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
         print(f"error: {word!r} is no command; expected one of {', '.join(COMMANDS)}{hint}", file=sys.stderr)
         return 2
-    description = "Hyperspherical autoregressive image generation."
+    description = (
+        "Hyperspherical autoregressive image generation. With every command, --import MODULE makes parts of your own "
+        "known: families, solvers, data sets and what else is registered there."
+    )
     return tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="spherear", description=description, args=[word])
 
 

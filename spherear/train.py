@@ -250,11 +250,6 @@ def _ar_inputs(job: ARJob) -> tuple[ARConfig, VAE, ImageData]:
     return job.model, vae, load_data(job.data, vae.config.image_size)
 
 
-def vae_states(job: VAEJob) -> Generator[TrainState, None, None]:
-    """The training loop of a job."""
-    return states_of(job)[0]
-
-
 def states_of(job: VAEJob | ARJob) -> tuple[Generator[TrainState, None, None], ImageData]:
     """The training loop of a job, which has not begun, and its data."""
     device = pick_device(job.device)

@@ -1,12 +1,13 @@
 """From a data set to images in one command: train a VAE and its AR model, then draw a sheet of every class."""
 
 from spherear.console import INTERRUPTED, say
+from spherear.evaluation.defaults import preset_guidance
 from spherear.models.files import user_path, write_json
 from spherear.sampling.pipeline import Pipeline
 from spherear.sampling.settings import SamplingSettings
 from spherear.sheets import columns_of, draw_sheet
 from spherear.train import check_jobs, dry_run, states_of
-from spherear.training.jobs import AllJob, guidance_of
+from spherear.training.jobs import AllJob
 from spherear.training.progress import watch
 
 JOB_FILE, SHEET = "all.json", "samples.png"
@@ -24,7 +25,6 @@ def train_all(job: AllJob) -> int:
         return 0
     vae, ar = job.jobs()
     data = check_jobs(vae, ar)
-    settings = SamplingSettings.named("balanced", guidance_scale=guidance_of(job.preset))
     say(f"training on {data.describe()}")
     parts = (
         ("1/3 VAE: images to tokens and back", vae.recipe.steps, lambda: states_of(vae)[0]),
@@ -38,6 +38,7 @@ def train_all(job: AllJob) -> int:
     pipeline = Pipeline.from_pretrained(job.run, device=job.device)
     config = pipeline.ar.config
     columns = columns_of(config, ())
+    settings = SamplingSettings.named("balanced", guidance_scale=preset_guidance(config))
     name = str(user_path(job.run).resolve())
     draw_sheet(pipeline, name, columns, ROWS, settings, job.seed, job.run / SHEET)
     print(f"{job.run / SHEET}: {', '.join(map(config.name_of, columns))}")

@@ -14,6 +14,7 @@ from torch import nn
 
 from spherear.console import say
 from spherear.evaluation.classifier import load_classifier
+from spherear.evaluation.defaults import preset_guidance
 from spherear.evaluation.held_out import Features, HeldOut, held_out_loss, reconstruction_scores
 from spherear.evaluation.inception import FEATURES, inception_features, inception_network
 from spherear.evaluation.judge_inputs import JUDGE_INPUTS
@@ -26,7 +27,7 @@ from spherear.training.adversarial import perceptual_network
 from spherear.training.data.catalog import held_out_spec, load_data
 from spherear.training.data.dataset import ImageData
 from spherear.training.data.feed import check_broken
-from spherear.training.jobs import ARJob, VAEJob, guidance_of
+from spherear.training.jobs import ARJob, VAEJob
 from spherear.training.observers import (
     COLUMNS,
     Observer,
@@ -60,7 +61,7 @@ def observers_of(job: VAEJob | ARJob, data: ImageData) -> list[Observer]:
             draw = reconstructions(data.batch(data.spread(COLUMNS))[0])
         else:
             labels = torch.linspace(0, job.model.num_classes - 1, COLUMNS).long().repeat(2)
-            settings = SamplingSettings(guidance_of(job.preset), solver="heun", steps=10)
+            settings = SamplingSettings(preset_guidance(job.model), solver="heun", steps=10)
             draw = samples(VAE.from_pretrained(job.vae_folder), labels, settings)
         observers.append(every(job.execution.preview_every, pictures(job.run, draw)))
     return observers

@@ -177,7 +177,7 @@ def test_ctrl_c_leaves_a_run_that_resumes(tmp_path):
     assert "the same command goes on" in out
     done = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
     job = parse_job([*args[1:], "--steps", "100000"])
-    assert next(train.vae_states(job)).step == done[-1] + 1
+    assert next(train.states_of(job)[0]).step == done[-1] + 1
 
 
 @pytest.mark.parametrize(
@@ -239,7 +239,9 @@ def test_help_is_there(args, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main([*args, "--help"])
     assert stop.value.code == 0
-    assert "usage: spherear" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "usage: spherear" in printed
+    assert args or "--import MODULE" in " ".join(printed.split())
 
 
 @pytest.mark.slow

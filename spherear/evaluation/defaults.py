@@ -39,14 +39,13 @@ class Drawing(SamplingSettings):
 
 
 def preset_guidance(ar: "ARConfig") -> float:
-    """The guidance scale of the preset with an AR model's sizes; `GUIDANCE` if there is none."""
+    """The guidance scale of the preset with an AR model's sizes, whatever its classes; `GUIDANCE` if there is none."""
     from spherear.models.presets import PRESETS
 
-    sizes = replace(ar, codes=0, classes=())
-    for row in PRESETS.values():
-        if replace(row.ar, codes=0, classes=()) == sizes:
-            return row.guidance_scale
-    return GUIDANCE
+    def sizes(config: "ARConfig") -> "ARConfig":
+        return replace(config, codes=0, classes=(), num_classes=1)
+
+    return next((row.guidance_scale for row in PRESETS.values() if sizes(row.ar) == sizes(ar)), GUIDANCE)
 
 
 def default_count(ar: "ARConfig") -> int:

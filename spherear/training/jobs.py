@@ -237,11 +237,6 @@ def starting_point(
     return Start(with_vae(replace(row, ar=ar), replace(row.vae, **vae)), recipes(sizes_name(name)))
 
 
-def guidance_of(name: str) -> float:
-    """The guidance scale that a preset is sampled with; 2 for proposed sizes."""
-    return 2.0 if name == PROPOSED else preset(sizes_name(name)).guidance_scale
-
-
 def parse_job(args: list[str]) -> VAEJob | ARJob | AllJob:
     """The job that command-line arguments describe. Needs tyro, and torch only to look at pictures.
 

@@ -24,6 +24,7 @@ def test_guidance_is_the_presets_for_its_sizes(name):
     assert Drawing().of(replace(ar, classes=tuple(map(str, range(ar.num_classes))))).guidance_scale == (
         PRESETS[name].guidance_scale
     )
+    assert Drawing().of(replace(ar, num_classes=3)).guidance_scale == PRESETS[name].guidance_scale  # one's own classes
     assert Drawing(guidance_scale=1.5, steps=7).of(ar) == SamplingSettings(guidance_scale=1.5, steps=7)
     assert default_count(ar) == (50_000 if name.startswith("imagenet") else 2000)
 

@@ -120,12 +120,12 @@ def test_a_stopped_run_resumes(place, monkeypatch, capsys):
     monkeypatch.chdir(place)
     args = ["all", "--data", "folder:grey", "--run", "runs/again", *SHORT]
     vae, _ = parse_job(args).jobs()
-    states = train.vae_states(vae)
+    states = train.states_of(vae)[0]
     next(states), next(states)
     states.close()
     assert cli.main(["sample", "--run", "runs/again"]) == 2
     assert "the run runs/again is not finished (vae is in training)" in capsys.readouterr().err
-    resumed = train.vae_states(vae)
+    resumed = train.states_of(vae)[0]
     assert next(resumed).step == 3
     resumed.close()
     assert cli.main(["train", *args]) == 0
