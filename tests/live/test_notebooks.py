@@ -31,7 +31,8 @@ from spherear.live.notebooks import (
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
 NOTEBOOKS = find_notebooks(FOLDER)
-LESSONS = ("01_the_sphere", "02_latents", "03_next_token", "04_collapse", "05_live_guidance", "06_scaling_up")
+LESSONS = ("01_the_sphere", "02_latents", "03_next_token", "04_collapse", "05_live_guidance", "06_scaling_up",
+           "07_your_own")  # fmt: skip
 SANITIZE = FOLDER / "sanitize.cfg"
 
 
@@ -60,7 +61,7 @@ def saved(path, *cells):
     return path
 
 
-def test_six_notebooks_each_with_solutions():
+def test_seven_notebooks_each_with_solutions():
     expected = [FOLDER / f"{name}.ipynb" for name in LESSONS] + [FOLDER / "solutions" / f"{n}.ipynb" for n in LESSONS]
     assert expected == NOTEBOOKS
 
@@ -93,7 +94,8 @@ def test_lax_notebooks_have_cells_that_are_checked(path):
 
 def test_nothing_is_wrong_with_a_clean_notebook(tmp_path):
     text = "word " * MAX_WORDS
-    path = saved(tmp_path / "a.ipynb", text, ("1 + 1", shown(**{PNG: "", "text/plain": "described"})), text)
+    module = ("%%writefile a.py\nclass A: pass", stream("Writing a.py\n"))
+    path = saved(tmp_path / "a.ipynb", text, module, text, ("1 + 1", shown(**{PNG: "", "text/plain": "described"})), text)
     assert problems(path) == []
 
 
