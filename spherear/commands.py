@@ -64,7 +64,7 @@ def study(
     from spherear.study.runner import RESULTS_FILE, open_study, run_study, waiting_cells, within_budget
 
     require(jobs >= 0, f"jobs is {jobs}; expected 0 or more")
-    plan = find_grid(grid).on(data, judge, proposed=not grid.endswith(".json"))
+    plan = find_grid(grid, data).on(data, judge, proposed=not grid.endswith(".json"))
     folder, cores = out or Path("runs/study") / plan.name, os.cpu_count() or 1
     at_once = jobs or (1 if torch.cuda.is_available() else cores)
     threads = max(1, cores // at_once)

@@ -196,10 +196,10 @@ GRIDS = Table[Grid](_ROWS, grid_row)
 """Grids by name. One's own: `GRIDS.register(Grid(...))`, or a JSON file of the fields of `Grid`."""
 
 
-def find_grid(name: str) -> Grid:
+def find_grid(name: str, data: str = "") -> Grid:
     """A row of GRIDS, or the grid in a JSON file: the fields of `Grid`, or the grid.json of a study.
 
-    ValueError for an unknown name or other contents; FileNotFoundError for a file that is not there.
+    data: what a file without data of its own is for.  ValueError for an unknown name or other contents; FileNotFoundError for a file that is not there.
     """
     if not name.endswith(".json"):
         one_of("grid", name, GRIDS)
@@ -207,4 +207,4 @@ def find_grid(name: str) -> Grid:
     values = read_json(Path(name))
     inner = values.get("grid", values)
     require(isinstance(inner, dict), f"{name} holds the grid {inner!r}; expected a JSON object")
-    return Grid.from_dict(inner)
+    return Grid.from_dict({"data": data, **inner})

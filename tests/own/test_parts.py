@@ -1,5 +1,6 @@
 """Parts of one's own, in a module outside the package: known everywhere, saved by name, missed by name."""
 
+import json
 import sys
 from dataclasses import replace
 from types import SimpleNamespace
@@ -205,6 +206,20 @@ def test_a_data_set_and_a_judge_of_ones_own(parts):
     forget("my_parts")
     with pytest.raises(ValueError, match="family is 'C'; expected one of .* --import my_parts"):
         Grid.from_dict(values)
+
+
+def test_a_grid_in_a_file_may_leave_its_data_to_the_command_line(tmp_path):
+    values = {
+        "name": "mine", "preset": "proposed", "variants": ["S-02"], "seeds": [0], "vae_steps": 20, "ar_steps": 20,
+        "images": 100, "solver_steps": 2, "scales": [1.0],
+    }  # fmt: skip
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps(values))
+    assert find_grid(str(path), "folder:pics").data == "folder:pics"
+    with pytest.raises(ValueError, match="preset is 'proposed' without data; expected some"):
+        find_grid(str(path))
+    path.write_text(json.dumps(values | {"data": "digits"}))
+    assert find_grid(str(path), "folder:pics").data == "digits"  # its own; Grid.on replaces it
 
 
 def test_a_notebook_or_script_is_named_too():
