@@ -54,16 +54,16 @@ def scales_sheet_figure(
     All rows must have a panel and a caption per scale (ValueError).
     """
     figure = new_figure(3.5 * len(scales), 3.3 * len(sheets))
-    axes = figure.subplots(len(sheets), len(scales), squeeze=False)
+    axes = figure.subplots(len(sheets), len(scales), squeeze=False, sharey="row")
+    for scale, axis in zip(scales, axes[0], strict=True):
+        axis.set_title(f"guidance {scale:g}", fontsize=FONT + 2)
     for line, (name, panels) in zip(axes, sheets.items(), strict=True):
-        for axis, images, caption, scale in zip(line, panels, captions[name], scales, strict=True):
+        for axis, images, caption in zip(line, panels, captions[name], strict=True):
             axis.imshow(tile(images, columns).numpy(), interpolation="nearest")
             axis.set_xlabel(caption, fontsize=FONT)
             axis.set_xticks([])
             axis.set_yticks([])
             axis.spines[:].set_visible(False)
-            if line is axes[0]:
-                axis.set_title(f"guidance {scale:g}", fontsize=FONT + 2)
         line[0].set_ylabel(name, fontsize=FONT + 1)
     return figure
 

@@ -32,7 +32,7 @@ PINNED = {
 """One thread, one instruction set, no GPU, no network: the same numbers on most machines."""
 
 CELL_TIMEOUT = 300  # seconds
-MAX_BYTES = 1_000_000  # per notebook
+MAX_BYTES = 2_000_000  # per notebook: room for a sheet of colour pictures
 MODULE = "%%writefile "  # a cell that is a module of its own
 DEFINES = r"^\s*class |^from __future__"
 MAX_WORDS = 120  # of text without a picture or a code cell in between

@@ -199,7 +199,8 @@ GRIDS = Table[Grid](_ROWS, grid_row)
 def find_grid(name: str, data: str = "") -> Grid:
     """A row of GRIDS, or the grid in a JSON file: the fields of `Grid`, or the grid.json of a study.
 
-    data: what a file without data of its own is for.  ValueError for an unknown name or other contents; FileNotFoundError for a file that is not there.
+    data: what a file without data of its own is for.  ValueError for an unknown name or other contents;
+    FileNotFoundError for a file that is not there.
     """
     if not name.endswith(".json"):
         one_of("grid", name, GRIDS)

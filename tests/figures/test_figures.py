@@ -204,6 +204,18 @@ def test_collapse_figure_shows_norms_beside_images(shipped, image):
     assert figure.axes[0].get_title() == "S Power Spherical"
 
 
+def test_a_sheet_of_scales_says_what_stands_where():
+    panels = {name: [torch.full((10, 3, 8, 8), level) for level in (-1.0, 1.0)] for name in ("S", "G")}
+    captions = {name: [f"{name} first", f"{name} second"] for name in panels}
+    figure = labelled(plots.scales_sheet_figure(panels, captions, (1.0, 20.0)))
+    assert [axis.get_title() for axis in figure.axes] == ["guidance 1", "guidance 20", "", ""]
+    assert [axis.get_xlabel() for axis in figure.axes] == ["S first", "S second", "G first", "G second"]
+    assert [axis.get_ylabel() for axis in figure.axes] == ["S", "", "G", ""]
+    assert [axis.images[0].get_array()[1, 1, 0] for axis in figure.axes] == [0, 255, 0, 255]
+    with pytest.raises(ValueError, match="shorter"):
+        plots.scales_sheet_figure(panels, captions, (1.0, 4.5, 20.0))
+
+
 def test_overview_follows_a_real_decode(shipped, image):
     seen = overview(shipped, image[0][0], int(image[1][0]), position=5, steps=10, seed=3)
     settings = SamplingSettings(guidance_scale=1.0, solver="euler", steps=10)

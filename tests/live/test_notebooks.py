@@ -95,7 +95,9 @@ def test_lax_notebooks_have_cells_that_are_checked(path):
 def test_nothing_is_wrong_with_a_clean_notebook(tmp_path):
     text = "word " * MAX_WORDS
     module = ("%%writefile a.py\nclass A: pass", stream("Writing a.py\n"))
-    path = saved(tmp_path / "a.ipynb", text, module, text, ("1 + 1", shown(**{PNG: "", "text/plain": "described"})), text)
+    path = saved(
+        tmp_path / "a.ipynb", text, module, text, ("1 + 1", shown(**{PNG: "", "text/plain": "described"})), text
+    )
     assert problems(path) == []
 
 
@@ -112,7 +114,7 @@ def test_nothing_is_wrong_with_a_clean_notebook(tmp_path):
         ([("x", nbformat.v4.new_output("display_data", {PNG: ""}))], "shows a picture without a description"),
         ([("class A: pass", stream("a"))], "defines a class"),
         (["words", ("x",)], "shows nothing"),
-        ([("x", stream("a" * MAX_BYTES))], "bytes; expected at most 1000000"),
+        ([("x", stream("a" * MAX_BYTES))], "bytes; expected at most 2000000"),
     ],
 )
 def test_what_is_wrong_is_said(tmp_path, cells, problem):
