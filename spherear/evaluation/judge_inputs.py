@@ -32,7 +32,7 @@ class JudgeInput:
 
 JUDGE_INPUTS = {
     "digits": JudgeInput(channels=1, native=8, size=16, shown=(8, 16, 32), pools=2),
-    "mnist": JudgeInput(channels=1, native=32, size=32, shown=(32,), pools=3, width=32, thumbnail=4),
+    "mnist": JudgeInput(channels=1, native=32, size=32, shown=(32,), pools=3, thumbnail=4),
     "shapes": JudgeInput(channels=3, native=32, size=32, shown=(32,), pools=3, thumbnail=4),
 }
 
