@@ -24,7 +24,8 @@ def train_all(job: AllJob) -> int:
         return 0
     vae, ar = job.jobs()
     data = check_jobs(vae, ar)
-    settings = SamplingSettings.named("balanced", guidance_scale=guidance_of(job.preset))
+    balanced = SamplingSettings.named("balanced", guidance_scale=guidance_of(job.preset))
+    settings = balanced.fitting(job.ar.head_kind)
     say(f"training on {data.describe()}")
     parts = (
         ("1/3 VAE: images to tokens and back", vae.recipe.steps, lambda: states_of(vae)[0]),
