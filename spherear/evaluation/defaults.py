@@ -4,7 +4,7 @@ Importing this module does not import torch.
 """
 
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Literal  # inherited annotations are read in this module
+from typing import TYPE_CHECKING, Any, Literal  # inherited annotations are read in this module
 
 from spherear.models.heads.table import HEADS, HeadKind
 from spherear.sampling.settings import SCHEDULES, SOLVERS, SPACINGS, SamplingSettings, check_settings  # noqa: F401
@@ -24,7 +24,7 @@ class Drawing(SamplingSettings):
     guidance_scale: float | None = None  # type: ignore[assignment]
     """s in v = v_null + s (v_cond - v_null); 1 is no guidance. None: that of the preset of the model's sizes, or 2."""
 
-    solver: "Literal[*SOLVERS] | None" = None  # type: ignore[assignment, valid-type]
+    solver: "Literal[*SOLVERS] | None" = None  # type: ignore[valid-type]
     """How a token is drawn from noise. None: euler_maruyama, or what the model's head takes."""
     steps: int | None = None  # type: ignore[assignment]
     """Solver steps per token. None: 100 of euler_maruyama, 50 of a geodesic head, 1 of a mean velocity."""
@@ -39,7 +39,7 @@ class Drawing(SamplingSettings):
         return found
 
     def _settings(self, guidance_scale: float, head: HeadKind) -> SamplingSettings:
-        open_ones = {"guidance_scale": guidance_scale, "solver": head.solver, "steps": head.steps}
+        open_ones: dict[str, Any] = {"guidance_scale": guidance_scale, "solver": head.solver, "steps": head.steps}
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return SamplingSettings(**open_ones | {name: value for name, value in values.items() if value is not None})
 

@@ -1,7 +1,10 @@
 """Drawing with every head: alike in every engine, against the head's own equations, and what is refused."""
 
+import subprocess
+import sys
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 
 import pytest
 import torch
@@ -11,13 +14,14 @@ from spherear import Pipeline, SamplingSettings, SphereAR
 from spherear.evaluation.defaults import Drawing
 from spherear.models.heads.table import HEADS
 from spherear.sampling.decode import decode, trace
-from spherear.sampling.engines import Compiled, engine_named
+from spherear.sampling.engines import engine_named
 from spherear.sampling.noise import seeded_noise
 from spherear.sampling.reference import reference_decode
 from spherear.sampling.settings import check_settings
 from spherear.sphere.geometry import project
 from tests.conftest import TINY_AR, randomise
 from tests.sampling.replayed import Replayed
+from tests.test_house import ROOT
 
 LABELS = torch.tensor([1, 2, 5])
 SEEDS = [4, 5, 6]
@@ -57,7 +61,7 @@ def test_tokens_are_those_of_the_equations(head, scale):
         condition = ar(past, LABELS)[:, index]
         if kind.takes_scale:
             x = space.start(noise[0])
-            for t, end in ((0.0, 1 / 3), (1 / 3, 2 / 3), (2 / 3, 1.0)):
+            for t, end in pairwise(settings.times()):
                 t, end = torch.full((3,), t).double(), torch.full((3,), end).double()
                 x = space.move(x, (end - t)[:, None] * ar.head(x, t, condition, end, torch.full((3,), s).double()))
         elif index == 0 or scale == 1.0:
@@ -89,15 +93,16 @@ def test_guidance_of_a_geodesic_head_combines_tangent_vectors():
 
 @pytest.mark.parametrize("head", ["geodesic", "geodesic_mean"])
 def test_a_draw_on_the_sphere_needs_no_projection(head):
-    ar = model(head)
-    settings = settings_of(head, 8.0, 5)
+    """With it and without it the tokens are the same, to rounding that later tokens amplify."""
+    ar, settings = model(head).double(), settings_of(head, 8.0, 5)
     found = drawn(ar, settings)
-    assert_close(found.raw.norm(dim=-1), torch.full((3, 16), 2.0), atol=2e-6, rtol=0)
-    assert_close(drawn(ar, replace(settings, project=False)).raw, found.raw, atol=1e-3, rtol=1e-3)
+    assert_close(found.raw.norm(dim=-1), torch.full((3, 16), 2.0, dtype=torch.float64), atol=1e-12, rtol=0)
+    settings = settings_of(head, 1.0)
+    assert_close(drawn(ar, replace(settings, project=False)).raw, drawn(ar, settings).raw, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("head", OTHERS)
-@pytest.mark.parametrize("engine", ["packed", "half", Replayed(), Compiled("eager")])
+@pytest.mark.parametrize("engine", ["packed", "half", Replayed()])
 def test_engines_draw_the_same_tokens(head, engine):
     """Packed and half swap large layers, so the head is wide; graphs are replayed by a stand-in without a GPU."""
     sizes = {"head_width": 384} if isinstance(engine, str) else {}
@@ -108,6 +113,26 @@ def test_engines_draw_the_same_tokens(head, engine):
     again = drawn(ar, settings_of(head, 2.0), engine)  # the scale is an input, not a constant
     assert not torch.equal(again.tokens, other.tokens)
     assert_close(again.tokens, drawn(ar, settings_of(head, 2.0)).tokens, atol=tolerance, rtol=tolerance)
+
+
+COMPILED = """
+import torch
+from torch.testing import assert_close
+from tests.sampling.test_heads import OTHERS, drawn, model, settings_of
+from spherear.sampling.engines import Compiled
+for head in OTHERS:
+    ar, engine = model(head), Compiled("aot_eager")
+    for scale in (2.0, 3.0):
+        settings = settings_of(head, scale)
+        assert_close(drawn(ar, settings, engine).tokens, drawn(ar, settings).tokens, atol=2e-3, rtol=0)
+"""
+
+
+@pytest.mark.slow
+def test_compiled_heads_draw_the_same_tokens():
+    """In a process of its own: without the run-time checks of the tests, which cannot be compiled."""
+    done = subprocess.run([sys.executable, "-c", COMPILED], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(
@@ -123,7 +148,7 @@ def test_engines_draw_the_same_tokens(head, engine):
         ("mean_velocity", {"guidance_scale": 0.5}, "expected 1 to 8, which the head has learnt"),
     ],
 )
-def test_what_a_head_cannot_honour_is_refused(head, changes, message):
+def test_what_a_head_cannot_honour_is_refused(head, changes, message, as_users_do):
     settings = replace(settings_of(head), **changes)
     with pytest.raises(ValueError, match=message):
         decode(model(head), LABELS, settings, seeded_noise(SEEDS), lambda z: z)

@@ -158,7 +158,7 @@ def mean_flow_loss(
     step counts θ cot θ (`Sphere.pulled`), and du/dt loses its part along x. Targets have no gradient.
     """
     flow = velocity, torch.ones_like(t), torch.zeros_like(end)
-    u, change = torch.func.jvp(average, (x, t, end), flow)
+    u, change = torch.func.jvp(average, (x, t, end), flow)[:2]
     span = (end - t)[:, None]
     target = space.pulled(velocity, x, span * u.detach()) + span * space.tangent(change.detach(), x)
     return weighted(u - target, weight)
