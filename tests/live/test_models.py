@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from spherear import Pipeline, SphereAR, cli
 from spherear.analysis.trajectories import token_path
@@ -146,7 +147,9 @@ def test_heads_beside_a_model_are_offered_with_it(panel_of, ten, tmp_path, monke
     assert "per token" not in panel.model_columns[0].title.value
     code = picture.code(panel.models.code, panel.models.head)
     assert code.count("settings = SamplingSettings(") == 2
-    exec(compile(code.replace("save_png(", "print("), "code", "exec"), {})
+    exec(compile(code, "code", "exec"), {})
+    for column, file in zip(panel.model_columns, ("picture-1.png", "picture-2.png"), strict=True):
+        np.testing.assert_array_equal(np.asarray(Image.open(file)), column.pixels)
 
 
 def test_two_pipelines_are_compared(panel_of, ten, tiny_vae):
