@@ -212,10 +212,10 @@ def distill(
     from spherear.models.sources import heads_folder, source_of
     from spherear.sampling.pipeline import Pipeline
     from spherear.study.few_evaluations import data_of
+    from spherear.train import distill as states_of
     from spherear.training.build import pick_device
     from spherear.training.data.catalog import load_data
-    from spherear.training.distillation.loop import distill as states_of
-    from spherear.training.distillation.loop import student_name
+    from spherear.training.distillation.student import student_name
     from spherear.training.progress import watch
 
     autoencoder, ar = source_of(run, vae).load()

@@ -1,4 +1,4 @@
-"""The training script: the two training loops, and their command line.
+"""The training script: the two training loops, the second of them also of a distillation, and their command line.
 
     python -m spherear.train vae --preset digits --run runs/digits/vae
     python -m spherear.train ar --preset digits --vae runs/digits/vae --run runs/digits/ar
@@ -8,6 +8,7 @@ A loop shows the order of operations in a step. Optimisers and files are in `tra
 `models.presets`, lengths and rates in `training.recipes`; the caller, who iterates, shows progress.
 """
 
+import copy
 import math
 import os
 import sys
@@ -17,13 +18,16 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from spherear.console import INTERRUPTED, exit_status, print_rank_zero
 from spherear.models.ar import ARConfig, SphereAR
 from spherear.models.config import require
 from spherear.models.heads.categorical import CategoricalHead
+from spherear.models.heads.velocity import VelocityHead
 from spherear.models.layers import seeded
 from spherear.models.presets import Preset, check_pair
+from spherear.models.pretrained import CONFIG_FILE
 from spherear.models.vae import VAE, VAEConfig
 from spherear.registry import take_imports
 from spherear.sampling.pipeline import Pipeline
@@ -41,6 +45,9 @@ from spherear.training.build import (
 from spherear.training.data.catalog import load_data
 from spherear.training.data.dataset import ImageData
 from spherear.training.data.feed import check_broken
+from spherear.training.distillation.objective import DistillObjective
+from spherear.training.distillation.recipe import DistillRecipe
+from spherear.training.distillation.student import student_name, student_of
 from spherear.training.dry_run import (
     Estimate,
     StepFunction,
@@ -135,9 +142,55 @@ def train_ar(
     facts |= {"model": config.to_dict(), "vae": fingerprint(vae)}
     run = Run(model, recipe, facts, folder, world, execution)
     objective = prepared(ARObjective(model, recipe), model, world, execution)
+    yield from _token_steps(run, objective, vae, data, recipe, device, execution)
+
+
+def distill(
+    vae: VAE,
+    ar: SphereAR,
+    data: ImageData,
+    recipe: DistillRecipe,
+    folder: str | Path | None = None,
+    device: torch.device | str = "cpu",
+    execution: Execution = PLAIN,
+) -> Generator[TrainState, None, None]:
+    """Train a head of few evaluations by the head of `ar`, one `TrainState` per step; `ar` itself is not changed.
+
+    folder: of the new model, with vae/ (a copy) and ar/ (the run, and at the end the model); call again to resume.
+    Errors: ValueError for data that do not fit, a folder that holds another run, and what `execution` cannot do here;
+    TypeError for a teacher without a velocity.
+    """
+    check_pair(vae.config, ar.config)
+    student_name(ar)
+    check_classes(data, ar.config)
+    check_images(data, vae.config.image_size, recipe)
+    require(not execution.sharded, "sharded is True; expected False: only a head is trained, which is small")
+    require(not execution.compile, "compile is True; expected False: the teacher's draws are not compiled")
+    world, vae = launched_world(device, execution.sharded, execution.timeout), vae.to(device).eval()
+    model, teacher = student_of(ar, recipe).to(device).train(), copy.deepcopy(ar.head).to(device)
+    assert isinstance(teacher, VelocityHead)
+    facts = {"kind": "ar", "data": data.spec, "dataset": data.facts(), "model": model.config.to_dict()}
+    facts |= {"vae": fingerprint(vae), "teacher": fingerprint(ar)}
+    run = Run(model, recipe, facts, None if folder is None else Path(folder) / "ar", world, execution)
+    if folder is not None and world.first and not (Path(folder) / "vae" / CONFIG_FILE).exists():
+        vae.save_pretrained(Path(folder) / "vae")
+    objective = prepared(DistillObjective(model, teacher, recipe), model, world, execution)
+    yield from _token_steps(run, objective, vae, data, recipe, device, execution)
+
+
+def _token_steps(
+    run: Run,
+    objective: nn.Module,
+    vae: VAE,
+    data: ImageData,
+    recipe: ARRecipe,
+    device: torch.device | str,
+    execution: Execution,
+) -> Generator[TrainState, None, None]:
+    """The steps of a run that learns from a VAE's tokens."""
     posterior: Callable[..., Latent] = vae.posterior
     if recipe.cached_copies and not run.done:
-        data, posterior = cached_posteriors(vae, data, recipe, device, execution, world), vae.constrain
+        data, posterior = cached_posteriors(vae, data, recipe, device, execution, run.world), vae.constrain
     feed = run.feed(data, device, 0 if recipe.cached_copies else execution.workers)
     with run.checkpointed():
         for batch in feed:

@@ -6,6 +6,7 @@ place alone.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -61,7 +62,7 @@ def held_out_loss(vae: VAE, ar: SphereAR, held_out: HeldOut, repeats: int, world
     vae_device = vae.quant_proj.weight.device
     for place, (images, labels) in held_out.share(world):
         tokens = vae.encode(images.to(vae_device), torch.Generator(vae_device).manual_seed(place)).sample.to(device)
-        draws = ar.head.draws(tokens, repeats, torch.Generator(device).manual_seed(place))
+        draws: dict[str, Any] = ar.head.draws(tokens, repeats, torch.Generator(device).manual_seed(place))
         loss = ar.loss(tokens, labels.to(device), repeats=repeats, label_dropout=0.0, **draws)
         total, count = total + float(loss) * len(images), count + len(images)
     total, images_seen = world.total([total, float(count)])

@@ -29,9 +29,9 @@ from spherear.sampling.placement import AS_WRITTEN
 from spherear.sampling.settings import SamplingSettings
 from spherear.sampling.solvers import SOLVERS
 from spherear.study.reference import Reference, judge_of, trained_data
+from spherear.train import distill
 from spherear.training.data.catalog import load_data
 from spherear.training.data.dataset import ImageData
-from spherear.training.distillation.loop import distill
 from spherear.training.distillation.objective import Teacher
 from spherear.training.distillation.recipe import OBJECTIVES, DistillRecipe
 from spherear.training.recipes import recipes

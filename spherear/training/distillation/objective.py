@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from spherear.models.ar import SphereAR
 from spherear.models.heads.mean_velocity import MeanVelocityHead, mean_flow_loss, shortcut_loss, weighted
@@ -126,9 +126,3 @@ LOSSES: dict[str, Loss] = {
 
 `python -m spherear.study.few_evaluations` measures which comes nearest to the teacher.
 """
-
-
-def frozen(model: nn.Module, but: nn.Module) -> None:
-    """Only the parameters of the part `but` are trained."""
-    model.requires_grad_(False)
-    but.requires_grad_(True)

@@ -13,10 +13,11 @@ from spherear.models.pretrained import fingerprint
 from spherear.models.sources import heads_beside, heads_folder
 from spherear.sphere.geometry import project
 from spherear.study.few_evaluations import data_of
+from spherear.train import distill
 from spherear.training.data.catalog import load_data
-from spherear.training.distillation.loop import distill, student_of
 from spherear.training.distillation.objective import LOSSES, DistillObjective, Teacher
 from spherear.training.distillation.recipe import OBJECTIVES, DistillRecipe
+from spherear.training.distillation.student import student_of
 from spherear.training.jobs import Execution
 from spherear.training.run import keyed_generator
 from tests.conftest import TINY_AR, TINY_VAE, draw, randomise
