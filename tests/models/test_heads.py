@@ -62,6 +62,12 @@ def test_a_loss_is_that_of_its_draws(name):
     assert all(torch.isfinite(p.grad).all() for p in ar.head.parameters() if p.grad is not None)
 
 
+def test_a_span_has_both_of_its_times():
+    ar, tokens = SphereAR(replace(TINY_AR, head="mean_velocity")), draw("tokens", 1, 16, 4).float()
+    with pytest.raises(ValueError, match=r"the draws given are \['times'\]; expected all of \['ends', 'noise', "):
+        ar.loss(tokens, torch.tensor([1]), torch.rand(16), repeats=1)
+
+
 @pytest.mark.parametrize("name", ["geodesic", "geodesic_mean"])
 def test_a_velocity_on_the_sphere_is_tangent(name):
     head = head_of(name).double()

@@ -5,11 +5,13 @@ How one is distilled from a velocity head is in `training.distillation`; here it
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from spherear.models.config import require
 from spherear.models.heads.velocity import (
     Modulation,
     TimeEmbedding,
@@ -21,6 +23,7 @@ from spherear.sphere.spaces import Space, Sphere
 
 LARGEST_SCALE = 8.0  # guidance scale up to which a head learns unless asked otherwise
 SHORT = 1e-3  # spans below this count as none: the target is then the velocity itself
+DRAWS = {"times", "noise", "ends", "scales"}
 INSTANT = 0.5  # share of rows that learn the velocity itself
 
 Average = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -94,11 +97,12 @@ class MeanVelocityHead(VelocityHead):
     ) -> Float[Tensor, ""]:
         """`shortcut_loss` from data: the velocity is that of the path from noise to token, guided by the head itself.
 
-        null: the conditions of the same tokens without a label.  given: some of `draws`; the others are drawn.
+        null: the conditions of the same tokens without a label.  given: all of `draws`, or none to draw them here;
+        ValueError for some of them, because a span has both of its times.
         """
-        drawn = {name: value for name, value in given.items() if value is not None}
-        if len(drawn) < 4:
-            drawn = self.draws(tokens, repeats, generator) | drawn
+        given = {name: value for name, value in given.items() if value is not None}
+        drawn: dict[str, Any] = given or self.draws(tokens, repeats, generator)
+        require(drawn.keys() == DRAWS, f"the draws given are {sorted(given)}; expected all of {sorted(DRAWS)}, or none")
         target, condition, null = repeated(tokens, repeats), repeated(condition, repeats), repeated(null, repeats)
         times, ends, scales, noise = (drawn[name] for name in ("times", "ends", "scales", "noise"))
         check_shape("times have", times, target.shape[:1])
