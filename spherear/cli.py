@@ -1,5 +1,5 @@
-"""The command line: `spherear demo | lab | page | train | export | sample | evaluate | judge | study | bench |
-notebooks | docs | doctor`.
+"""The command line: `spherear demo | lab | page | train | distill | export | sample | evaluate | judge | study |
+bench | notebooks | docs | doctor`.
 
 What a command needs is imported inside it, so that every help text comes without loading torch.
 """
@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 from tqdm import tqdm
@@ -26,7 +26,11 @@ from spherear.registry import take_imports
 from spherear.sampling.placement import Plan
 from spherear.sampling.settings import SamplingSettings
 from spherear.sphere.families import FAMILIES
+from spherear.training.distillation.recipe import DistillRecipe
 from spherear.training.recipes import PRECISIONS, RECIPES
+
+DISTILL = DistillRecipe()
+Recipe = Annotated[DistillRecipe, tyro.conf.arg(name="")]
 
 
 def demo(
@@ -153,6 +157,7 @@ def bench(
     latency: how long a person waits for digits, by named settings.  growth: time over tokens.  memory: over steps.
     train: a training step, encoding at every step and with cached posteriors.
     image: one guided image, whole, for every engine and dtype; and the memory of four settings.
+    head: a guided batch with 101 evaluations of a velocity, and with one, two and four of a mean velocity.
     Empty or 0: what suits the measurement and the device.
 
     Args:
@@ -178,6 +183,53 @@ def bench(
         torch.set_num_threads(threads)
     request = command.Request(presets, batches, dtypes, tokens, steps, repeats, compiled, pick_device(device))
     return command.bench(kind, request, out)
+
+
+def distill(
+    run: tyro.conf.Positional[str],
+    vae: str = "",
+    out: Path | None = None,
+    data: str = "",
+    device: str = "auto",
+    recipe: Recipe = DISTILL,
+) -> int:
+    """Teach a head of few evaluations the guided flow of a trained model; its transformer stays as it is.
+
+    The new head takes the guidance scale as an input: one evaluation draws a guided token, without a second branch.
+    The same command goes on where it stopped. `spherear sample --run OUT` draws with it, and panels offer it beside
+    the model.
+
+    Args:
+        run: Folder of a finished run (with vae/ and ar/ in it), a hub repository owner/name, a shipped name, or a
+            published file. Its head is a velocity, flat or geodesic.
+        vae: The published file of the VAE, if it is not in that of the AR model; or the folder of the VAE's run.
+        out: Folder of the new model; heads/NAME beside the run, or in runs/RUN for one that is no folder here.
+        data: Data set, like --data of `spherear train`; by default what the run was trained on, or what a shipped
+            model was made for.
+        device: cpu, cuda, or auto: cuda where there is one.
+        recipe: Hyperparameters of the training.
+    """
+    from spherear.models.sources import heads_folder, source_of
+    from spherear.sampling.pipeline import Pipeline
+    from spherear.study.few_evaluations import data_of
+    from spherear.train import distill as states_of
+    from spherear.training.build import pick_device
+    from spherear.training.data.catalog import load_data
+    from spherear.training.distillation.student import student_name
+    from spherear.training.progress import watch
+
+    autoencoder, ar = source_of(run, vae).load()
+    folder = out or heads_folder(run) / student_name(ar)
+    spec = data or data_of(run, Pipeline(autoencoder, ar))
+    states = states_of(
+        autoencoder, ar, load_data(spec, autoencoder.config.image_size), recipe, folder, pick_device(device)
+    )
+    say(f"{recipe.steps:,} steps on {spec}, by {recipe.objective}")
+    if not watch(states, f"head ({student_name(ar)})", recipe.steps):
+        print(f"stopped: {folder} holds all it takes; the same command goes on")
+        return INTERRUPTED
+    print(f"{folder}: the model, for `spherear sample --run {folder}` and `spherear evaluate {folder}`")
+    return 0
 
 
 def train_models() -> int:
@@ -222,6 +274,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "lab": lab,
     "page": page,
     "train": train_models,
+    "distill": distill,
     "export": export,
     "sample": sample,
     "evaluate": evaluate,

@@ -60,7 +60,7 @@ def study(
     from spherear.models.sources import Outline
     from spherear.study.cell import GRID_FILE, reference_of, sizes_of
     from spherear.study.design import Variant
-    from spherear.study.records import read_records
+    from spherear.study.records import read_records, select
     from spherear.study.runner import RESULTS_FILE, open_study, run_study, waiting_cells, within_budget
 
     require(jobs >= 0, f"jobs is {jobs}; expected 0 or more")
@@ -68,7 +68,7 @@ def study(
     folder, cores = out or Path("runs/study") / plan.name, os.cpu_count() or 1
     at_once = jobs or (1 if torch.cuda.is_available() else cores)
     threads = max(1, cores // at_once)
-    sizes = sizes_of(plan, Variant.named(plan.variants[0]))
+    sizes, *_ = (sizes_of(plan, Variant.named(name)) for name in plan.variants)
     drawn_with = choose(Outline(sizes.vae, sizes.ar).parameters()[1], place)  # refused before anything begins
     if budget is not None and not (folder / GRID_FILE).exists():
         plan = within_budget(plan, budget, at_once, threads, place)
@@ -85,8 +85,10 @@ def study(
             else:
                 bar.write(f"{ended.job.name}: {ended.seconds:.0f} s", file=sys.stderr)
     records = read_records(folder / RESULTS_FILE)
-    for path in (folder / RESULTS_FILE, *(write_report(records, folder / "figures") if records else ())):
-        print(path)
+    print(folder / RESULTS_FILE)
+    for head in sorted({record.head for record in records}):  # families are compared with the same head alone
+        where = folder / "figures" / ("" if head == "auto" else head)
+        print(*write_report(select(records, head=head), where), sep="\n")
     return 1 if failed else 0
 
 

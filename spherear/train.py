@@ -1,4 +1,4 @@
-"""The training script: the two training loops, and their command line.
+"""The training script: the two training loops, the second of them also of a distillation, and their command line.
 
     python -m spherear.train vae --preset digits --run runs/digits/vae
     python -m spherear.train ar --preset digits --vae runs/digits/vae --run runs/digits/ar
@@ -8,6 +8,7 @@ A loop shows the order of operations in a step. Optimisers and files are in `tra
 `models.presets`, lengths and rates in `training.recipes`; the caller, who iterates, shows progress.
 """
 
+import copy
 import math
 import os
 import sys
@@ -17,23 +18,36 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from spherear.console import INTERRUPTED, exit_status, print_rank_zero
 from spherear.models.ar import ARConfig, SphereAR
-from spherear.models.categorical import CategoricalHead
 from spherear.models.config import require
+from spherear.models.heads.categorical import CategoricalHead
+from spherear.models.heads.velocity import VelocityHead
 from spherear.models.layers import seeded
 from spherear.models.presets import Preset, check_pair
+from spherear.models.pretrained import CONFIG_FILE
 from spherear.models.vae import VAE, VAEConfig
 from spherear.registry import take_imports
 from spherear.sampling.pipeline import Pipeline
 from spherear.sphere.bottlenecks import Latent
 from spherear.training.adversarial import Extras
-from spherear.training.build import autocast, laid_out, pick_device, prepared
-from spherear.training.data.cached import encode_all
+from spherear.training.build import (
+    autocast,
+    cached_posteriors,
+    check_classes,
+    check_images,
+    laid_out,
+    pick_device,
+    prepared,
+)
 from spherear.training.data.catalog import load_data
 from spherear.training.data.dataset import ImageData
 from spherear.training.data.feed import check_broken
+from spherear.training.distillation.objective import DistillObjective
+from spherear.training.distillation.recipe import DistillRecipe
+from spherear.training.distillation.student import student_name, student_of
 from spherear.training.dry_run import (
     Estimate,
     StepFunction,
@@ -47,12 +61,12 @@ from spherear.training.dry_run import (
 )
 from spherear.training.jobs import PLAIN, AllJob, ARJob, Execution, VAEJob, parse_job, start_recipes
 from spherear.training.objectives import ARObjective, vae_losses
-from spherear.training.progress import counting, watch
-from spherear.training.recipes import ARRecipe, Recipe, VAERecipe
+from spherear.training.progress import watch
+from spherear.training.recipes import ARRecipe, VAERecipe
 from spherear.training.run import Run, TrainState, fingerprint, keyed_generator
 from spherear.training.run_file import RUN_FILE, SKIPPED, skipped_images
 from spherear.validation import observers_of
-from spherear.world import World, end_processes, gathered, launched_world
+from spherear.world import end_processes, gathered, launched_world
 
 Watch = Callable[[Generator[TrainState, None, None], str, int], bool]
 """watch(states, title, steps) runs a loop; returns whether it finished."""
@@ -74,7 +88,7 @@ def train_vae(
     Errors: ValueError for data of another image size, fewer images than a batch, a folder that holds another
     run, or a codebook on several processes.
     """
-    _check_data(data, config.image_size, recipe)
+    check_images(data, config.image_size, recipe)
     world = launched_world(device, execution.sharded, execution.timeout)
     require(
         world.size == 1 or not config.alphabet,
@@ -116,9 +130,9 @@ def train_ar(
     Errors: as `train_vae`, and ValueError for a VAE whose tokens, or data whose classes, do not fit.
     """
     check_pair(vae.config, config)
-    _check_classes(data, config)
+    check_classes(data, config)
     config = replace(config, classes=data.classes)
-    _check_data(data, vae.config.image_size, recipe)
+    check_images(data, vae.config.image_size, recipe)
     vae = vae.to(device).eval()
     world = launched_world(device, execution.sharded, execution.timeout)
     model = seeded(recipe.seed, SphereAR, config).to(device).train()
@@ -128,9 +142,55 @@ def train_ar(
     facts |= {"model": config.to_dict(), "vae": fingerprint(vae)}
     run = Run(model, recipe, facts, folder, world, execution)
     objective = prepared(ARObjective(model, recipe), model, world, execution)
+    yield from _token_steps(run, objective, vae, data, recipe, device, execution)
+
+
+def distill(
+    vae: VAE,
+    ar: SphereAR,
+    data: ImageData,
+    recipe: DistillRecipe,
+    folder: str | Path | None = None,
+    device: torch.device | str = "cpu",
+    execution: Execution = PLAIN,
+) -> Generator[TrainState, None, None]:
+    """Train a head of few evaluations by the head of `ar`, one `TrainState` per step; `ar` itself is not changed.
+
+    folder: of the new model, with vae/ (a copy) and ar/ (the run, and at the end the model); call again to resume.
+    Errors: ValueError for data that do not fit, a folder that holds another run, and what `execution` cannot do here;
+    TypeError for a teacher without a velocity.
+    """
+    check_pair(vae.config, ar.config)
+    student_name(ar)
+    check_classes(data, ar.config)
+    check_images(data, vae.config.image_size, recipe)
+    require(not execution.sharded, "sharded is True; expected False: only a head is trained, which is small")
+    require(not execution.compile, "compile is True; expected False: the teacher's draws are not compiled")
+    world, vae = launched_world(device, execution.sharded, execution.timeout), vae.to(device).eval()
+    model, teacher = student_of(ar, recipe).to(device).train(), copy.deepcopy(ar.head).to(device)
+    assert isinstance(teacher, VelocityHead)
+    facts = {"kind": "ar", "data": data.spec, "dataset": data.facts(), "model": model.config.to_dict()}
+    facts |= {"vae": fingerprint(vae), "teacher": fingerprint(ar)}
+    run = Run(model, recipe, facts, None if folder is None else Path(folder) / "ar", world, execution)
+    if folder is not None and world.first and not (Path(folder) / "vae" / CONFIG_FILE).exists():
+        vae.save_pretrained(Path(folder) / "vae")
+    objective = prepared(DistillObjective(model, teacher, recipe), model, world, execution)
+    yield from _token_steps(run, objective, vae, data, recipe, device, execution)
+
+
+def _token_steps(
+    run: Run,
+    objective: nn.Module,
+    vae: VAE,
+    data: ImageData,
+    recipe: ARRecipe,
+    device: torch.device | str,
+    execution: Execution,
+) -> Generator[TrainState, None, None]:
+    """The steps of a run that learns from a VAE's tokens."""
     posterior: Callable[..., Latent] = vae.posterior
     if recipe.cached_copies and not run.done:
-        data, posterior = _encoded(vae, data, recipe, device, execution, world), vae.constrain
+        data, posterior = cached_posteriors(vae, data, recipe, device, execution, run.world), vae.constrain
     feed = run.feed(data, device, 0 if recipe.cached_copies else execution.workers)
     with run.checkpointed():
         for batch in feed:
@@ -173,44 +233,6 @@ def train_pipeline(
     if not watch(states, "AR model: the next token", ar_recipe.steps):
         return None
     return Pipeline.from_pretrained(folder, device=device, dtype="float32", engine="eager")
-
-
-def _check_data(data: ImageData, image_size: int, recipe: Recipe) -> None:
-    """ValueError unless images have the VAE's size and fill a batch; checked before anything is built or written."""
-    require(
-        data.image_size == image_size,
-        f"the data's images have {data.image_size} px; expected {image_size}, as the VAE's",
-    )
-    require(
-        len(data) >= recipe.batch_size,
-        f"the data set has {len(data)} images; expected at least one batch, {recipe.batch_size}",
-    )
-
-
-def _check_classes(data: ImageData, config: ARConfig) -> None:
-    require(
-        data.num_classes == config.num_classes,
-        f"the data have {data.num_classes} classes; expected {config.num_classes}, as the AR model's",
-    )
-    require(
-        config.classes in ((), tuple(data.classes)),
-        f"the AR model has the classes {config.classes[:4]}; expected {tuple(data.classes)[:4]}, as the data's",
-    )
-
-
-def _encoded(
-    vae: VAE, data: ImageData, recipe: ARRecipe, device: torch.device | str, execution: Execution, world: World
-) -> ImageData:
-    """The data set's cached posteriors."""
-    facts = {"vae": fingerprint(vae)}
-    if data.augmented:
-        facts |= {name: str(getattr(recipe, name)) for name in ("seed", "crop", "flip")}
-    copies, precision = recipe.cached_copies, recipe.precision
-    with counting("encoding", copies * len(data), "image") as bar:
-        return encode_all(
-            vae, data, copies, device, precision, execution.cache, facts, augmentation_at=recipe.augmentation_at,
-            workers=execution.workers, world=world, progress=bar.update,
-        )  # fmt: skip
 
 
 def _settle_scale(run: Run, data: ImageData, recipe: VAERecipe, device: torch.device | str) -> None:
@@ -275,9 +297,9 @@ def check_jobs(vae: VAEJob, ar: ARJob) -> ImageData:
     """The data of both trainings. ValueError if they, the VAE and the AR model do not fit, before any is trained."""
     check_pair(vae.model, ar.model)
     _, data = _vae_inputs(vae)
-    _check_classes(data, ar.model)
+    check_classes(data, ar.model)
     for job in (vae, ar):
-        _check_data(data, vae.model.image_size, job.recipe)
+        check_images(data, vae.model.image_size, job.recipe)
     return data
 
 
@@ -289,9 +311,9 @@ def _planned(job: VAEJob | ARJob, data: ImageData) -> str:
     if isinstance(job, VAEJob):
         step = partial(vae_step, job.model, job.recipe, device=device)
     else:
-        _check_classes(data, job.model)
+        check_classes(data, job.model)
         step = partial(ar_step, job.model, job.recipe, device=device)
-    _check_data(data, data.image_size, job.recipe)
+    check_images(data, data.image_size, job.recipe)
     indices = data.spread(64)
     data.batch(indices, job.recipe.augmentation_at(0))
     check_broken(data, job.recipe.max_broken)

@@ -38,9 +38,9 @@ def train_all(job: AllJob) -> int:
     pipeline = Pipeline.from_pretrained(job.run, device=job.device)
     config = pipeline.ar.config
     columns = columns_of(config, ())
-    settings = SamplingSettings.named("balanced", guidance_scale=preset_guidance(config))
+    balanced = SamplingSettings.named("balanced", guidance_scale=preset_guidance(config))
     name = str(user_path(job.run).resolve())
-    draw_sheet(pipeline, name, columns, ROWS, settings, job.seed, job.run / SHEET)
+    draw_sheet(pipeline, name, columns, ROWS, balanced.fitting(config.head_kind), job.seed, job.run / SHEET)
     print(f"{job.run / SHEET}: {', '.join(map(config.name_of, columns))}")
     print(f"{job.run}: the models, for `spherear sample --run {job.run}` and `spherear evaluate {job.run}`")
     return 0

@@ -62,6 +62,7 @@ def observers_of(job: VAEJob | ARJob, data: ImageData) -> list[Observer]:
         else:
             labels = torch.linspace(0, job.model.num_classes - 1, COLUMNS).long().repeat(2)
             settings = SamplingSettings(preset_guidance(job.model), solver="heun", steps=10)
+            settings = settings.fitting(job.model.head_kind)
             draw = samples(VAE.from_pretrained(job.vae_folder), labels, settings)
         observers.append(every(job.execution.preview_every, pictures(job.run, draw)))
     return observers

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from spherear.models.ar import SphereAR
 from spherear.models.config import require
-from spherear.models.head import VelocityHead
+from spherear.models.heads.velocity import VelocityHead
 from spherear.models.vae import check_finite
 from spherear.sphere.geometry import split
 
@@ -144,14 +144,16 @@ def prediction_error(
 ) -> Float[Tensor, "batch tokens dim"]:
     """x_1 - z with x_1 = x_t + (1 - t) v(x_t, t) and x_t = (1 - t) noise + t z: the error of one step to the end.
 
+    On the sphere, for a geodesic head, x_t lies on the great circle from noise to z, and the step follows one.
     All earlier tokens are the true ones. time: t in [0, 1). A head without a velocity: TypeError.
     """
     require(0 <= time < 1, f"time is {time}; expected 0 or more and below 1")
     if not isinstance(ar.head, VelocityHead):
         raise TypeError(f"the head is a {type(ar.head).__name__}; expected a VelocityHead")
-    x = (1 - time) * noise + time * tokens
-    velocity = ar.head(x, torch.full_like(x[..., 0], time), ar(tokens, labels))
-    return x + (1 - time) * velocity - tokens
+    times, space = torch.full_like(tokens[..., 0], time), ar.head.space
+    x, _ = space.path(noise, tokens, times[..., None])
+    velocity = ar.head(x, times, ar(tokens, labels))
+    return space.move(x, (1 - time) * velocity) - tokens
 
 
 def radial_share(error: Float[Tensor, "batch tokens dim"], at: Float[Tensor, "batch tokens dim"]) -> RadialShare:

@@ -8,8 +8,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from spherear.analysis.diagnostics import NormComparison, compare_norms
-from spherear.models.categorical import CategoricalHead
 from spherear.models.config import require
+from spherear.models.heads.categorical import CategoricalHead
 from spherear.models.vae import VAE
 from spherear.sampling.decode import trace
 from spherear.sampling.pipeline import Pipeline

@@ -142,7 +142,7 @@ def perturbed_decode(pipeline: Pipeline, perturbation: Perturbation, projected: 
 def _perturbed_decode(pipeline: Pipeline, p: Perturbation, projected: bool) -> Iterator[PerturbedPair]:
     inner: Projection = pipeline.vae.project if projected else lambda z: z
     labels, seeds = torch.tensor(p.labels), range(p.seed, p.seed + len(p.labels))
-    first = branches_at(p.settings, 0, pipeline.ar.config.tokens)
+    first = branches_at(pipeline.ar, p.settings, 0)
     projections = inner, perturbed(inner, p.position, p.kind, p.size, first_calls=first)
     decodes = [decode(pipeline.ar, labels, p.settings, seeded_noise(seeds), projection) for projection in projections]
     before = after = Canvas.empty(pipeline, len(labels))

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from spherear.models.config import require
-from spherear.models.head import VelocityHead
+from spherear.models.heads.velocity import VelocityHead
 from spherear.sampling.decode import trace
 from spherear.sampling.head_sampling import guide
 from spherear.sampling.noise import seeded_noise
@@ -32,10 +32,12 @@ def record(velocity: Velocity, noise: Tensor, solver: Solver, times: list[float]
 
 
 def _velocity_head(pipeline: Pipeline, position: int) -> VelocityHead:
-    """The head. A head without a velocity: TypeError; a position beyond the last token: ValueError."""
+    """The head. A head without a velocity in flat space: TypeError; a position beyond the last token: ValueError."""
     head, tokens = pipeline.ar.head, pipeline.ar.config.tokens
     if not isinstance(head, VelocityHead):
         raise TypeError(f"the head is a {type(head).__name__}; expected a VelocityHead")
+    if head.curved or head.takes_scale:
+        raise TypeError(f"the head is a {type(head).__name__}; expected a VelocityHead in flat space")
     require(0 <= position < tokens, f"position is {position}; expected 0 to {tokens - 1}")
     return head
 

@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from spherear.bench import report
 from spherear.bench.decoding import DecodeRow, bench_decode, fits
+from spherear.bench.few import bench_head
 from spherear.bench.growth import bench_growth, bench_memory
 from spherear.bench.image import SETTINGS, bench_image, cases_on, settings_memory
 from spherear.bench.latency import bench_latency
@@ -135,6 +136,13 @@ def _image(request: Request) -> list[Any]:
     return rows
 
 
+def _head(request: Request) -> list[Any]:
+    rows: list[Any] = []
+    for name, batch, dtype in _cases(request, ("imagenet256-B",), (64,)):
+        rows += bench_head(name, batch, dtype, request.device, request.tokens or 2, request.repeats or 3)
+    return rows
+
+
 Kind = tuple[Callable[[Request], list[Any]], Callable[[Sequence[Any]], str]]
 KINDS: dict[str, Kind] = {
     "decode": (_decode, report.decode_table),
@@ -143,4 +151,5 @@ KINDS: dict[str, Kind] = {
     "memory": (_memory, report.memory_table),
     "train": (_train, report.step_table),
     "image": (_image, report.image_table),
+    "head": (_head, report.head_table),
 }

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from spherear.bench.timing import seconds
 from spherear.models.ar import ARConfig, SphereAR
-from spherear.models.categorical import CategoricalHead
+from spherear.models.heads.velocity import VelocityHead
 
 RUNS = 9  # the first is not counted
 MULTIPLY = 1024  # rows and columns of the square matrices in the matmul
@@ -40,7 +40,7 @@ def works(config: ARConfig, rows: int, evaluations: int, position: int) -> dict[
     cached = 2 * config.layers * rows * (config.class_tokens + position) * config.width
     transformer = Work(layers + cached, 1, layers * rows + cached)
     head = sum(p.numel() for p in ar.head.parameters())
-    if isinstance(ar.head, CategoricalHead):
+    if not isinstance(ar.head, VelocityHead):
         return {"transformer": transformer, "head": Work(head, 1, head * rows)}
     repeated_layers = (ar.head.res_blocks, ar.head.input_proj, ar.head.final_linear)
     repeated = sum(p.numel() for part in repeated_layers for p in part.parameters())

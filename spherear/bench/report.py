@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from spherear.bench.decoding import DecodeRow
+from spherear.bench.few import HeadRow
 from spherear.bench.growth import Growth, Memory
 from spherear.bench.image import ImageRow
 from spherear.bench.latency import LatencyRow
@@ -81,6 +82,17 @@ def image_table(rows: Sequence[Any]) -> str:
         if not isinstance(r, ImageRow)
     ]
     return "\n".join([table.rstrip("\n"), "", *memory])
+
+
+def head_table(rows: Sequence[HeadRow]) -> str:
+    """One line per head and number of evaluations; ratios to the first line of the same size."""
+    head = ("preset", "batch", "dtype", "head", "evaluations", "tokens", "head, ms per token", "total, ms per token",
+            "head's share", "x head", "x total")  # fmt: skip
+    return markdown_table(head, [
+        (r.preset, str(r.batch), r.dtype, r.head, str(r.evaluations), str(r.tokens), ms(r.drawing, r.tokens),
+         ms(r.total, r.tokens), f"{r.share:.0%}", f"{r.head_speedup:.1f}", f"{r.speedup:.2f}")
+        for r in rows
+    ], padded=True)  # fmt: skip
 
 
 def growth_table(rows: Sequence[Growth]) -> str:

@@ -6,6 +6,7 @@ place alone.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,26 +56,17 @@ def psnr(images: Float[Tensor, "n 3 h w"], others: Float[Tensor, "n 3 h w"]) -> 
 def held_out_loss(vae: VAE, ar: SphereAR, held_out: HeldOut, repeats: int, world: World | None = None) -> float:
     """Mean loss per image of an AR model in eval mode, on posterior samples and without label dropout.
 
-    repeats: times and noises drawn per token.
+    repeats: of the head's draws per token.
     """
     world, device, total, count = world or World(), ar.proj_in.weight.device, 0.0, 0
     vae_device = vae.quant_proj.weight.device
     for place, (images, labels) in held_out.share(world):
         tokens = vae.encode(images.to(vae_device), torch.Generator(vae_device).manual_seed(place)).sample.to(device)
-        times, noise = _draws(ar, tokens, repeats, torch.Generator(device).manual_seed(place))
-        loss = ar.loss(tokens, labels.to(device), times, noise, repeats=repeats, label_dropout=0.0)
+        draws: dict[str, Any] = ar.head.draws(tokens, repeats, torch.Generator(device).manual_seed(place))
+        loss = ar.loss(tokens, labels.to(device), repeats=repeats, label_dropout=0.0, **draws)
         total, count = total + float(loss) * len(images), count + len(images)
     total, images_seen = world.total([total, float(count)])
     return total / images_seen
-
-
-def _draws(ar: SphereAR, tokens: Tensor, repeats: int, generator: torch.Generator) -> tuple[Tensor | None, ...]:
-    """Times sigmoid(N(0, 1)) and noise N(0, I) of every token; None for discrete tokens."""
-    if ar.config.codes:
-        return None, None
-    rows, options = repeats * tokens.shape[0] * tokens.shape[1], {"generator": generator, "device": tokens.device}
-    times = torch.sigmoid(torch.randn(rows, **options))  # type: ignore[call-overload]
-    return times, torch.randn(rows, tokens.shape[2], **options)  # type: ignore[call-overload]
 
 
 @torch.no_grad()

@@ -264,7 +264,7 @@ class GuidanceExplorer(controls.Panel[GuidanceRequest]):
                     self.named.value = _name_of(self.base, self.solver.value, self.steps.value)
 
     def _show_code(self) -> None:
-        self.code.value = self.read().picture.code(self.models.code)
+        self.code.value = self.read().picture.code(self.models.code, self.models.head)
         self.code.layout.display = ""
         self.note.value = "this code draws exactly these images: select all, copy, and run it anywhere"
 

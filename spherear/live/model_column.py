@@ -45,7 +45,9 @@ class ModelColumn(widgets.VBox):
         if request.overlay:
             pixels = overlay_lengths(pixels, raw, expected, picture.columns, picture.zoom)
         self.image.value = png_bytes(pixels)
-        self.title.value = f"<b>{family}</b>"
+        fitted = picture.settings.fitting(canvas.pipeline.ar.config.head_kind)
+        own = "" if fitted == picture.settings else f" ({fitted.solver}, {fitted.steps} per token)"
+        self.title.value = f"<b>{family}</b>{own}"
         name = length_symbol(canvas.pipeline)
         self.norms.value = f"handed on: {_range(token)} · raw: {_range(raw)} · {name} = {expected:.3f}"
         if trace:

@@ -17,6 +17,7 @@ from spherear.analysis.canvas import Canvas
 from spherear.live.latest_wins import Cancellation
 from spherear.models.config import Config, require
 from spherear.models.files import parse_object
+from spherear.models.heads.table import HeadKind
 from spherear.sampling.pipeline import Pipeline, cached_pipeline
 from spherear.sampling.pixels import PNG_KEY, tile
 from spherear.sampling.settings import SamplingSettings
@@ -59,14 +60,20 @@ class Picture(Config):
         require(isinstance(settings, dict), f"settings are {settings!r}; expected a JSON object")
         return super().from_dict({**values, "settings": SamplingSettings.from_dict(settings)})
 
-    def code(self, pipeline: Callable[[str], str] = _pipeline_code) -> str:
-        """Python code that draws and saves the same images. pipeline: the line that makes a pipeline, from its name."""
-        lines = [
-            "from spherear import Pipeline, SamplingSettings, save_png, tile",
-            "",
-            f"settings = {_settings_code(self.settings)}",
-        ]
+    def code(
+        self, pipeline: Callable[[str], str] = _pipeline_code, head: Callable[[str], HeadKind] | None = None
+    ) -> str:
+        """Python code that draws and saves the same images. pipeline: the line that makes a pipeline, from its name.
+
+        head: the kind of head of a model, from its name; one that takes another solver has settings of its own.
+        """
+        lines = ["from spherear import Pipeline, SamplingSettings, save_png, tile", ""]
+        shown = None
         for number, name in enumerate(self.models, 1):
+            settings = self.settings if head is None else self.settings.fitting(head(name))
+            if settings != shown:
+                lines.append(f"settings = {_settings_code(settings)}")
+                shown = settings
             lines += [
                 pipeline(name),
                 f"images = pipeline.sample({_labels_code(self.labels)}, settings, seeds={self.seed})",
@@ -88,11 +95,12 @@ def _labels_code(labels: tuple[int, ...]) -> str:
 def paint(picture: Picture, pipeline: Callable[[str], Pipeline] = cached_pipeline) -> Iterator[list[Canvas]]:
     """Draw with all models in parallel; yields one canvas per model, first empty, then after every token.
 
+    A model whose head cannot use the picture's solver takes its own (`SamplingSettings.fitting`).
     pipeline: finds a model by its name.
     """
     pipelines = [pipeline(name) for name in picture.models]
     labels = torch.tensor(picture.labels)
-    steps = [p.steps(labels, picture.settings, picture.seed) for p in pipelines]
+    steps = [p.steps(labels, picture.settings.fitting(p.ar.config.head_kind), picture.seed) for p in pipelines]
     counts = {p.ar.config.tokens for p in pipelines}
     require(len(counts) == 1, f"the models draw {sorted(counts)} tokens; expected as many each")
     canvases = [Canvas.empty(p, len(labels)) for p in pipelines]

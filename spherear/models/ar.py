@@ -12,9 +12,8 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from spherear.models.categorical import CategoricalHead
 from spherear.models.config import require
-from spherear.models.head import VelocityHead
+from spherear.models.heads.contract import Head
 from spherear.models.layers import Block, KVCache, RMSNorm, Rotary, Update, init_normal
 from spherear.models.pretrained import Pretrained
 from spherear.models.sizes import ARConfig
@@ -48,7 +47,7 @@ class SphereAR(nn.Module, Pretrained[ARConfig]):
         self.norm = RMSNorm(width)
         self.pos_for_diff = nn.Embedding(config.tokens, width)
         init_normal(self)
-        self.head = _head(config)
+        self.head: Head = _head(config)
 
     @property
     def null_label(self) -> int:
@@ -80,12 +79,14 @@ class SphereAR(nn.Module, Pretrained[ARConfig]):
         repeats: int = 4,
         label_dropout: float | None = None,
         generator: torch.Generator | None = None,
+        **draws: Tensor,
     ) -> Float[Tensor, ""]:
         """The head's loss, averaged over all tokens, each given its label and the tokens before it.
 
         label_dropout: probability that a label is replaced by the null class; by default 0.1 in training mode and 0 in
-        eval mode.  repeats, times, noise: see `VelocityHead.loss`; a categorical head ignores them. ValueError for a
-        probability that is none, and for what `forward` and the head refuse.
+        eval mode.  repeats, times, noise, draws: see the `draws` and `loss` of the head; a categorical head ignores
+        them. A head that takes the guidance scale also gets the conditions without a label, which learn nothing from
+        it. ValueError for a probability that is none, and for what `forward` and the head refuse.
         """
         share = (LABEL_DROPOUT if self.training else 0.0) if label_dropout is None else label_dropout
         require(0 <= share <= 1, f"label_dropout is {share}; expected a share from 0 to 1")
@@ -93,7 +94,11 @@ class SphereAR(nn.Module, Pretrained[ARConfig]):
             drop = torch.rand(labels.shape, generator=generator, device=tokens.device) < share
             labels = torch.where(drop, self.null_label, labels)
         condition = self(tokens, labels)
-        return self.head.loss(tokens, condition, repeats=repeats, times=times, noise=noise, generator=generator)
+        given = {"repeats": repeats, "times": times, "noise": noise, "generator": generator, **draws}
+        if self.head.takes_scale:
+            with torch.no_grad():
+                given["null"] = self(tokens, torch.full_like(labels, self.null_label))
+        return self.head.loss(tokens, condition, **given)
 
     def kv_cache(self, batch: int) -> KVCache:
         """An empty cache for `batch` rows, with the dtype and device of the weights."""
@@ -148,7 +153,7 @@ class SphereAR(nn.Module, Pretrained[ARConfig]):
             check_labels(labels, self.config.num_classes + 1)
 
 
-def _head(config: ARConfig) -> VelocityHead | CategoricalHead:
+def _head(config: ARConfig) -> Head:
     sizes = config.latent_dim, config.width, config.head_width, config.head_depth
     return config.head_kind.make(*sizes, config.codes or config.head_groups)
 

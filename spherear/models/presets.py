@@ -5,6 +5,7 @@ Does not import torch.
 patch, from images of 16, 32 and 64 pixels.
 """
 
+import math
 from dataclasses import dataclass, replace
 
 from spherear.models.config import one_of, require
@@ -82,6 +83,16 @@ def with_vae(row: Preset, vae: VAEConfig) -> Preset:
 
 
 def check_pair(vae: VAEConfig, ar: ARConfig) -> None:
-    """ValueError if the AR model expects other tokens than the VAE's."""
+    """ValueError if the AR model expects other tokens than the VAE's, or a sphere that the VAE does not have."""
     made, expected = (vae.tokens, vae.latent_dim, vae.alphabet), (ar.tokens, ar.latent_dim, ar.codes)
     require(made == expected, f"the VAE makes {made} (tokens, dim, codes); expected {expected}, as the AR model's")
+    if ar.head_kind.curved:
+        from spherear.models.vae import radius_of
+
+        radius, head = radius_of(vae), math.sqrt(ar.latent_dim)
+        require(
+            radius is not None and math.isclose(radius, head, rel_tol=1e-6),
+            f"head is {ar.head!r} and the tokens of {vae.bottleneck} have "
+            f"{'no fixed length' if radius is None else f'length {radius:g}'}; expected length {head:g}, or a head in "
+            "flat space, such as velocity",
+        )

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from spherear.models.ar import ARConfig, SphereAR
 from spherear.models.config import require
+from spherear.models.heads.table import HEADS
 from spherear.models.pretrained import unwrapped
 from spherear.models.vae import VAE, VAEConfig
 
@@ -51,8 +52,11 @@ def _rename(name: str, table: tuple[tuple[str, str], ...], inverse: bool = False
 def to_published(model: VAE | SphereAR) -> dict[str, Tensor]:
     """A model's weights under their published names (a VAE's without the prefix `vae.`).
 
+    ValueError for an AR model with another head than a velocity in flat space, which no published model has.
     The published models have no gain of the concentration: it becomes part of the weights that give the concentration.
     """
+    kind = model.config.head_kind if isinstance(model, SphereAR) else HEADS["velocity"]
+    require(kind == HEADS["velocity"], f"the head is {kind.title}; expected velocity, as in the published models")
     weights = model.state_dict()
     if isinstance(model, VAE) and "concentration_gain" in model.bottleneck.options:
         for name in ("quant_proj.weight", "quant_proj.bias"):

@@ -1,58 +1,17 @@
-"""Sizes of the models as data: the configs of a VAE and of an AR model, and the table of heads. Does not import torch.
+"""Sizes of the models as data: the configs of a VAE and of an AR model. Does not import torch.
 
-The models themselves are in `vae`, `ar`, `head` and `categorical`; named sizes in `presets`.
+The models themselves are in `vae`, `ar` and `heads`; named sizes in `presets`.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from spherear.models.config import LARGEST, MOST_LAYERS, Config, one_of, require
-from spherear.registry import Table
+from spherear.models.heads.table import HEADS, HeadKind
 from spherear.sphere.families import FAMILIES
 
 AUTO, NO_CLASS = "auto", "none"
-
-
-@dataclass(frozen=True)
-class HeadKind:
-    """A kind of head. make: (latent_dim, condition_width, width, depth, groups or codes) -> the module.
-
-    discrete: it draws codes; its last argument is their number.
-    """
-
-    make: Callable[..., Any]
-    discrete: bool = False
-
-
-def _velocity(*sizes: int) -> Any:
-    from spherear.models.head import VelocityHead
-
-    return VelocityHead(*sizes)
-
-
-def _categorical(*sizes: int) -> Any:
-    from spherear.models.categorical import CategoricalHead
-
-    return CategoricalHead(*sizes)
-
-
-def head_row(kind: Any) -> HeadKind:
-    """The row of a class of one's own. TypeError unless it is a subclass of `VelocityHead` or `CategoricalHead`.
-
-    It is constructed as its base is, and drawn from through the methods of its base.
-    """
-    from spherear.models.categorical import CategoricalHead
-    from spherear.models.head import VelocityHead
-
-    if not (isinstance(kind, type) and issubclass(kind, VelocityHead | CategoricalHead)):
-        raise TypeError(f"head is {kind!r}; expected a subclass of VelocityHead or CategoricalHead")
-    return HeadKind(kind, issubclass(kind, CategoricalHead))
-
-
-HEADS = Table[HeadKind]({"velocity": HeadKind(_velocity), "categorical": HeadKind(_categorical, True)}, head_row)
-"""Heads of AR models. A class of one's own becomes one by `@HEADS.register`."""
 
 
 @dataclass(frozen=True)
@@ -175,7 +134,8 @@ class ARConfig(Config):
     classes: tuple[str, ...] = ()
     """Names of the classes, or none."""
     head: "Literal[AUTO, *HEADS]" = AUTO  # type: ignore[valid-type]
-    """What draws a token. auto: velocity for continuous tokens, categorical for those of a codebook."""
+    """What draws a token. auto: velocity for continuous tokens, categorical for those of a codebook. geodesic: a flow
+    on the sphere. mean_velocity, geodesic_mean: few evaluations, with guidance as an input."""
 
     def check(self) -> None:
         for name, value in self.to_dict().items():

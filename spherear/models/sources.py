@@ -16,7 +16,7 @@ from spherear.models.ar import ARConfig, SphereAR
 from spherear.models.config import Config, require
 from spherear.models.files import read_json, user_path
 from spherear.models.presets import check_pair
-from spherear.models.pretrained import CONFIG_FILE, find_folder, fingerprint
+from spherear.models.pretrained import CONFIG_FILE, RUNS, find_folder, fingerprint
 from spherear.models.published_weights import HUB_FILES, load_parts, published_configs
 from spherear.models.vae import VAE, VAEConfig
 
@@ -124,6 +124,21 @@ class Source:
         if vae is None:
             raise ValueError(f"{self.vae or self.name} holds no VAE; expected one, or a published VAE beside it (vae=)")
         return vae, ar
+
+
+def heads_folder(name: str) -> Path:
+    """Where heads distilled from a model lie: `heads` in its folder, or in runs/NAME of a source that is no folder."""
+    folder = user_path(name)
+    return (folder if folder.is_dir() else Path(RUNS) / folder.name) / "heads"
+
+
+def heads_beside(name: str) -> dict[str, str]:
+    """Folder -> head, of the finished models that were distilled from a model and lie beside it."""
+    found = {}
+    for folder in sorted(heads_folder(name).glob("*")):
+        if (folder / "ar" / CONFIG_FILE).is_file():
+            found[str(folder)] = SphereAR.read_config(folder / "ar").head
+    return found
 
 
 def _finished(folder: Path) -> Path:

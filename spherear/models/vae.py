@@ -15,7 +15,7 @@ from spherear.models.config import require
 from spherear.models.layers import NORM_EPS, Block, RMSNorm, Rotary, init_normal
 from spherear.models.pretrained import Pretrained
 from spherear.models.sizes import VAEConfig
-from spherear.sphere.bottlenecks import Latent, VectorQuantizedBottleneck, bottleneck, bottleneck_class
+from spherear.sphere.bottlenecks import Bottleneck, Latent, VectorQuantizedBottleneck, bottleneck, bottleneck_class
 
 
 def _norm(channels: int) -> nn.GroupNorm:
@@ -133,8 +133,7 @@ class VAE(nn.Module, Pretrained[VAEConfig]):
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
         self.config = config
-        options = {name: getattr(config, name) for name in bottleneck_class(config.bottleneck).options}
-        self.bottleneck = bottleneck(config.bottleneck, config.latent_dim, **options)
+        self.bottleneck = bottleneck_of(config)
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
         self.quant_proj = nn.Linear(config.widths[-1], self.bottleneck.channels)
@@ -206,6 +205,18 @@ class VAE(nn.Module, Pretrained[VAEConfig]):
             images.ndim == 4 and tuple(images.shape[1:]) == (3, size, size),
             f"images have shape {tuple(images.shape)}; expected (batch, 3, {size}, {size})",
         )
+
+
+def bottleneck_of(config: VAEConfig) -> Bottleneck:
+    """The bottleneck of a VAE of these sizes."""
+    options = {name: getattr(config, name) for name in bottleneck_class(config.bottleneck).options}
+    return bottleneck(config.bottleneck, config.latent_dim, **options)
+
+
+def radius_of(config: VAEConfig) -> float | None:
+    """The length of every token of a VAE of these sizes; None if its family does not fix one."""
+    with torch.device("meta"):
+        return bottleneck_of(config).radius
 
 
 def check_finite(name: str, values: Tensor) -> None:

@@ -12,12 +12,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from spherear.models.ar import SphereAR, check_labels
-from spherear.models.categorical import CategoricalHead
 from spherear.models.config import require
+from spherear.models.heads.mean_velocity import MeanVelocityHead
 from spherear.sampling.engines import Engine, own_precision
 from spherear.sampling.head_sampling import Times
 from spherear.sampling.noise import Noise
-from spherear.sampling.settings import SamplingSettings
+from spherear.sampling.settings import SamplingSettings, check_settings
 
 Projection = Callable[[Tensor], Tensor]
 """raw tokens (batch, dim), one row per image -> tokens of the same shape."""
@@ -55,20 +55,22 @@ class TokenPlan:
 
 
 def plan_tokens(ar: SphereAR, settings: SamplingSettings) -> list[TokenPlan]:
-    """How every token is drawn. ValueError for times or scales that cannot be."""
-    tokens = ar.config.tokens
-    continuous = not isinstance(ar.head, CategoricalHead)
-    require(
-        continuous or not settings.scale_varies_in_time,
-        "the guidance schedule depends on t, and a categorical head has no solver; expected one of index and tokens",
-    )
+    """How every token is drawn. ValueError for times or scales that cannot be, and for what the head cannot honour."""
+    tokens, head = ar.config.tokens, ar.head
+    check_settings(ar.config.head_kind, settings)
+    continuous = not head.discrete
     grids = [tuple(settings.times(0, tokens))] * tokens
     if continuous and not settings.same_times:
         grids = [tuple(settings.times(index, tokens)) for index in range(tokens)]
-    return [
+    plans = [
         TokenPlan(grid, settings.scales_at(index, tokens), settings.scale_at(index, tokens))
         for index, grid in enumerate(grids)
     ]
+    if isinstance(head, MeanVelocityHead):
+        low, high = (float(scale) for scale in head.scales)
+        found = [plan.scale for plan in plans if not low <= plan.scale <= high]
+        require(not found, f"a guidance scale is {found[-1:]}; expected {low:g} to {high:g}, which the head has learnt")
+    return plans
 
 
 def decode(
@@ -87,7 +89,7 @@ def decode(
     project: applied to every token before it is fed back (ignored if `settings.project` is False). It sees one row
         per image. It is called once per token, in order, and once more where each branch draws its own token.
     null_labels: labels of the unconditional branch; the null class by default. Without guidance (scale 1 at every
-        token) this branch is not computed.
+        token), and with a head that takes the scale as an input, this branch is not computed.
     engine: how the repeated computations are run (see `sampling.engines`); the tokens are the same.
 
     A token at scale 1 (the first, with the linear schedule) is not guided: each branch then draws its own token
@@ -102,7 +104,9 @@ def decode(
     nulls = _null_rows(ar, labels, null_labels)
     engine.check(ar)
     plans = plan_tokens(ar, settings)
-    branches = 1 if all(plan.own for plan in plans) else 2
+    inside = ar.head.takes_scale
+    require(not inside or null_labels is None, "null_labels are given; expected none: the head has guidance inside")
+    branches = 1 if inside or all(plan.own for plan in plans) else 2
     rows = labels if branches == 1 else torch.cat((labels, nulls))
     return _decode(ar, rows, branches, settings, plans, noise, project if settings.project else None, engine)
 
@@ -147,9 +151,10 @@ def _on_device(scales: tuple[float, ...], like: Tensor) -> Tensor:
     return like.new_tensor(scales)
 
 
-def branches_at(settings: SamplingSettings, index: int, tokens: int) -> int:
+def branches_at(ar: SphereAR, settings: SamplingSettings, index: int) -> int:
     """How many tokens of one image are drawn at `index`: 2 if each guidance branch draws its own, otherwise 1."""
-    if settings.guided_at(index, tokens):
+    tokens = ar.config.tokens
+    if ar.head.takes_scale or settings.guided_at(index, tokens):
         return 1
     return 2 if any(settings.guided_at(other, tokens) for other in range(tokens)) else 1
 

@@ -10,12 +10,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from spherear.models.categorical import CategoricalHead
 from spherear.models.config import require
-from spherear.models.head import VelocityHead
+from spherear.models.heads.categorical import CategoricalHead
+from spherear.models.heads.contract import Head
+from spherear.models.heads.mean_velocity import MeanVelocityHead
+from spherear.models.heads.velocity import VelocityHead
 from spherear.sampling.solvers import Solver, evaluation_times
 
-Head = VelocityHead | CategoricalHead
 NO_SCALE = "expected the same times for every token where the guidance scale depends on them"
 
 
@@ -23,7 +24,8 @@ NO_SCALE = "expected the same times for every token where the guidance scale dep
 class Times:
     """The times of one token. solver: integrates over `grid`.  points: the times at which it evaluates the velocity.
 
-    embedded: the head's embeddings of `points`, (points, width); they do not depend on the token.
+    embedded: the head's embeddings of `points`, (points, width); they do not depend on the token. Of a head of average
+    velocities, the embeddings of the steps that begin there.
     """
 
     solver: Solver
@@ -34,6 +36,8 @@ class Times:
     @classmethod
     def of(cls, head: Head, solver: Solver, grid: tuple[float, ...]) -> "Times":
         """The times of a grid. A categorical head uses none."""
+        if isinstance(head, MeanVelocityHead):
+            return cls(solver, grid, grid[:-1], embed_spans(head, grid))
         points = () if isinstance(head, CategoricalHead) else tuple(dict.fromkeys(evaluation_times(solver, grid)))
         return cls(solver, grid, points, embed_times(head, points))
 
@@ -46,7 +50,14 @@ def embed_times(head: Head, points: tuple[float, ...]) -> Float[Tensor, "points 
     """The head's embeddings of times; (0, 0) for a categorical head."""
     if isinstance(head, CategoricalHead):
         return torch.empty(0, 0, device=head.codebook.device)
+    assert isinstance(head, VelocityHead)
     return head.embed_time(torch.tensor(points, dtype=head.state_dtype, device=head.input_proj.weight.device))
+
+
+def embed_spans(head: MeanVelocityHead, grid: tuple[float, ...]) -> Float[Tensor, "steps width"]:
+    """The head's embeddings of the steps of a grid."""
+    times = torch.tensor(grid, dtype=head.state_dtype, device=head.input_proj.weight.device)
+    return head.embed_span(times[:-1], times[1:])
 
 
 def guide(outputs: Float[Tensor, "rows dim"], scale: float | Tensor) -> Float[Tensor, "batch dim"]:
@@ -72,13 +83,20 @@ def sample_token(
 ) -> Float[Tensor, "batch dim"]:
     """Raw tokens: the velocity integrated from temperature * noise at t = 0 to t = 1, or codes drawn from a codebook.
 
+    Between, the state is in the head's space: on the sphere for a geodesic head.
+
     scale: the guidance scale at each of `times.points`, or one for all of them. Then conditional rows are followed by
-        as many null rows, and there is one token per pair. None: one token per row, without guidance.
+        as many null rows, and there is one token per pair; a head that takes the scale has conditional rows alone.
+        None: one token per row, without guidance.
     evaluate: computes a velocity; an engine may give a compiled one.
     """
     if isinstance(head, CategoricalHead):
         return sample_code(head, condition, noise, scale, temperature)
-    modulations = Modulations(head, times.embedded, head.embed_condition(condition))
+    assert isinstance(head, VelocityHead)
+    embedded = head.embed_condition(condition)
+    if isinstance(head, MeanVelocityHead):
+        embedded, scale = embedded + head.embed_scale(noise.new_ones(1) if scale is None else scale), None
+    modulations = Modulations(head, times.embedded, embedded)
     scales = None if scale is None else scale.expand(max(len(scale), len(times.points))).unbind()
     index_of = {t: index for index, t in enumerate(times.points)}
 
@@ -92,7 +110,7 @@ def sample_token(
         modulation = modulations.of(embed_times(head, (t,))) if index is None else modulations.at(index)
         return evaluate(head, x, None if scales is None else scales[index or 0], *modulation)
 
-    return times.solver(velocity, noise * temperature, list(times.grid))  # (batch, dim)
+    return times.solver(velocity, head.space.start(noise * temperature), times.grid, head.space)  # (batch, dim)
 
 
 class Modulations:

@@ -120,6 +120,8 @@ class Pipeline:
     ) -> Float[Tensor, "batch 3 height width"]:
         """Images of the labels, about [-1, 1]; image i depends only on label i, seed i and the settings.
 
+        settings: the published ones by default, with the solver that the head takes.
+
         seeds: one per image, or the first of consecutive ones; 0 by default.
         noise: instead of seeds, a function noise(index, (draws, batch, dim)) of the noise of one token.
         null_labels: one per image, of the unconditional branch; the null class by default.
@@ -180,7 +182,8 @@ class Pipeline:
             numbers = _seed_numbers(0 if seeds is None else seeds, len(rows))
             require(len(numbers) == len(rows), f"there are {len(numbers)} seeds; expected {len(rows)}, one per label")
             noise = seeded_noise(numbers)
-        settings, project = settings or SamplingSettings(), project or self.vae.project
+        settings = settings or SamplingSettings().fitting(self.ar.config.head_kind)
+        project = project or self.vae.project
         return decode(self.ar, rows, settings, noise, project, nulls, self.engine)
 
     def _labels(self, name: str, labels: Sequence[int | str] | Tensor) -> Int[Tensor, " batch"]:

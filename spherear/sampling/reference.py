@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from spherear.models.ar import SphereAR
+from spherear.models.config import require
 from spherear.models.layers import Attention
 from spherear.sampling.noise import Noise
 from spherear.sampling.settings import SamplingSettings
@@ -85,8 +86,14 @@ def reference_steps(
     """One token of all images after another: guided, with the linear schedule, and projected to length `radius`.
 
     transform: applied to the evaluation of the head and to the transformer (a compiler, say).
-    solve: how a token is drawn; by default as published. The temperature scales all noise.
+    solve: how a token is drawn; by default as published. The temperature scales all noise. ValueError for a head that
+    is no velocity in flat space.
     """
+    kind = ar.config.head_kind
+    require(
+        not (kind.discrete or kind.curved or kind.takes_scale),
+        f"head is {ar.config.head!r}; expected a velocity in flat space, as published",
+    )
     evaluation, transformer = transform(velocity), transform(transformed)
     count, dim = ar.config.tokens, ar.config.latent_dim
     rows = torch.cat((labels, torch.full_like(labels, ar.config.num_classes)))

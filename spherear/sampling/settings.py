@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from spherear.models.config import Config, one_of, require
 from spherear.models.files import parse_object, read_json, write_json
+from spherear.models.heads.table import HeadKind
 from spherear.registry import Table, needed_modules
 from spherear.sampling.choices import check_choice, chosen, name_of, parameters
 from spherear.sampling.solvers import PARAMETERS as SPACING_PARAMETERS
@@ -92,6 +93,17 @@ class SamplingSettings(Config):
     def times(self, index: int = 0, tokens: int = 1) -> list[float]:
         """The solver's time grid for token `index` of `tokens`, from 0 to 1."""
         return self.method.grid(self.steps, self.last_step, self.spacing, index, tokens)
+
+    def fitting(self, head: HeadKind) -> "SamplingSettings":
+        """These settings if a head of this kind can honour them; otherwise with the solver and steps of the kind.
+
+        For settings that nobody asked for. ValueError for what even these leave.
+        """
+        if not _refusal(head, self):
+            return self
+        fitted = replace(self, solver=head.solver, steps=min(self.steps, head.steps), spacing="even")
+        check_settings(head, fitted)
+        return fitted
 
     @property
     def same_times(self) -> bool:
@@ -176,6 +188,27 @@ class SamplingSettings(Config):
     def load(cls, path: str | Path) -> "SamplingSettings":
         """Read what `save` wrote."""
         return cls.from_dict(read_json(Path(path)))
+
+
+def check_settings(head: HeadKind, settings: SamplingSettings) -> None:
+    """ValueError for settings that a head of this kind cannot honour."""
+    refusal = _refusal(head, settings)
+    require(not refusal, refusal)
+
+
+def _refusal(head: HeadKind, settings: SamplingSettings) -> str:
+    """What a head cannot honour of the settings, and what is expected; empty if nothing."""
+    solver, known = settings.solver, [name for name, row in SOLVERS.items() if row.curved]
+    if (head.discrete or head.takes_scale) and settings.scale_varies_in_time:
+        reason = "a categorical head has no solver" if head.discrete else "the head takes one scale per token"
+        return f"the guidance schedule depends on t, and {reason}; expected one of index and tokens"
+    if head.takes_scale and settings.method != SOLVERS["euler"]:
+        return f"solver is {solver!r}; expected 'euler': a head of average velocities takes whole steps"
+    if head.curved and not settings.method.curved:
+        return f"solver is {solver!r}; expected one of {', '.join(known)}, which follow great circles"
+    if head.curved and settings.temperature != 1:
+        return f"temperature is {settings.temperature}; expected 1: noise on the sphere has one length"
+    return ""
 
 
 TABLES: dict[str, Table[Any]] = {"schedule": SCHEDULES, "solver": SOLVERS, "spacing": SPACINGS}

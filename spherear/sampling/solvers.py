@@ -1,5 +1,8 @@
 """Solvers and their time grids: integrate dx/dt = velocity(x, t) from noise at t = 0 to data at t = 1.
 
+Those with `curved` integrate in any `Space`: in flat space as their docstrings say; on the sphere steps follow great
+circles, and velocities of other points are carried to where they are added (parallel transport).
+
 Grids always hold float32 values, whatever the dtype of x: a time is multiplied by 1000 before it is embedded, so
 even a difference in its last digit would change the tokens.
 """
@@ -19,56 +22,74 @@ from spherear.sampling.choices import chosen, parameters
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from spherear.sphere.spaces import Space
 else:
-    Tensor = Any  # only arithmetic here: the command line lists solvers without loading torch
+    Tensor, Space = Any, object  # only arithmetic here: the command line lists solvers without loading torch
 
 Velocity = Callable[[Tensor, float], Tensor]
 """velocity(x, t): at x, (batch, dim), and a time from 0 to 1."""
 
 
+def _flat_unless(space: Space | None) -> Space:
+    """The space, or flat space."""
+    if space is not None:
+        return space
+    from spherear.sphere.spaces import Flat
+
+    return Flat()
+
+
 def euler(
-    velocity: Velocity, noise: Float[Tensor, "draws batch dim"], times: list[float]
+    velocity: Velocity, noise: Float[Tensor, "draws batch dim"], times: list[float], space: Space | None = None
 ) -> Float[Tensor, "batch dim"]:
     """x += v dt: first order, one evaluation per step, starting at noise[0]."""
-    x = noise[0]
+    x, space = noise[0], _flat_unless(space)
     for t, end in pairwise(times):
-        x = x + velocity(x, t) * (end - t)
+        x = space.move(x, velocity(x, t) * (end - t))
     return x
 
 
-def heun(velocity: Velocity, noise: Float[Tensor, "draws batch dim"], times: list[float]) -> Float[Tensor, "batch dim"]:
+def heun(
+    velocity: Velocity, noise: Float[Tensor, "draws batch dim"], times: list[float], space: Space | None = None
+) -> Float[Tensor, "batch dim"]:
     """x += (v(x, t) + v(x + v dt, t + dt)) dt / 2: second order, two evaluations per step."""
-    x = noise[0]
+    x, space = noise[0], _flat_unless(space)
     for t, end in pairwise(times):
         dt = end - t
         slope = velocity(x, t)
-        x = x + (slope + velocity(x + slope * dt, end)) * (dt / 2)
+        step = slope * dt
+        after = space.carry_back(velocity(space.move(x, step), end), x, step)
+        x = space.move(x, (slope + after) * (dt / 2))
     return x
 
 
 def midpoint(
-    velocity: Velocity, noise: Float[Tensor, "draws batch dim"], times: list[float]
+    velocity: Velocity, noise: Float[Tensor, "draws batch dim"], times: list[float], space: Space | None = None
 ) -> Float[Tensor, "batch dim"]:
     """x += v(x + v(x, t) dt / 2, t + dt / 2) dt: second order, two evaluations per step, one between two times."""
-    x = noise[0]
+    x, space = noise[0], _flat_unless(space)
     for t, end in pairwise(times):
         half = (end - t) / 2
-        x = x + velocity(x + velocity(x, t) * half, t + half) * (end - t)
+        step = velocity(x, t) * half
+        between = space.carry_back(velocity(space.move(x, step), t + half), x, step)
+        x = space.move(x, between * (end - t))
     return x
 
 
 def adams_bashforth(
-    velocity: Velocity, noise: Float[Tensor, "draws batch dim"], times: list[float]
+    velocity: Velocity, noise: Float[Tensor, "draws batch dim"], times: list[float], space: Space | None = None
 ) -> Float[Tensor, "batch dim"]:
     """x += (v + (v - v_previous) r / 2) dt with r = dt / dt_previous: second order, one evaluation per step.
 
     Two-step Adams-Bashforth with variable step size; the first step is an Euler step.
     """
-    x, previous_slope, previous_dt = noise[0], None, 0.0
+    x, previous_slope, previous_dt, space = noise[0], None, 0.0, _flat_unless(space)
     for t, end in pairwise(times):
         dt, slope = end - t, velocity(x, t)
         step = slope if previous_slope is None else slope + (slope - previous_slope) * (dt / previous_dt / 2)
-        x, previous_slope, previous_dt = x + step * dt, slope, dt
+        previous_slope, previous_dt = space.carry(slope, x, step * dt), dt
+        x = space.move(x, step * dt)
     return x
 
 
@@ -184,14 +205,22 @@ class Solver:
     """integrate(velocity, noise, times): the solver; it may evaluate velocity(x, t) at any times.
 
     noisy: whether it adds noise at every step and ends with one noise-free step.
+    curved: whether it takes a `Space` as a fourth argument, and so integrates on the sphere too.
     """
 
-    integrate: Callable[[Velocity, Tensor, list[float]], Tensor]
+    integrate: Callable[..., Tensor]
     noisy: bool = False
+    curved: bool = False
 
-    def __call__(self, velocity: Velocity, noise: Tensor, times: list[float]) -> Tensor:
-        """`integrate`."""
-        return self.integrate(velocity, noise, times)
+    def __call__(
+        self, velocity: Velocity, noise: Tensor, times: Sequence[float], space: "Space | None" = None
+    ) -> Tensor:
+        """`integrate` in a space, flat if None. ValueError for a curved one that the solver does not know."""
+        if self.curved:
+            return self.integrate(velocity, noise, list(times), space)
+        flat = space is None or not space.curved
+        require(flat, "the solver adds steps as in flat space; expected one that follows great circles")
+        return self.integrate(velocity, noise, list(times))
 
     def grid(
         self, steps: int, last_step: float, spacing: str | Callable[..., Any] = "even", index: int = 0, tokens: int = 1
@@ -228,7 +257,7 @@ def evaluation_times(solver: Solver, times: tuple[float, ...]) -> tuple[float, .
         found.append(float(t))
         return torch.zeros_like(x)
 
-    solver.integrate(velocity, torch.zeros(solver.draws_for(times), 1, 1), list(times))
+    solver(velocity, torch.zeros(solver.draws_for(times), 1, 1), times)
     return tuple(found)
 
 
@@ -243,10 +272,10 @@ def as_solver(value: Any) -> Solver:
 
 SOLVERS = Table[Solver](
     {
-        "euler": Solver(euler),
-        "heun": Solver(heun),
-        "midpoint": Solver(midpoint),
-        "adams_bashforth": Solver(adams_bashforth),
+        "euler": Solver(euler, curved=True),
+        "heun": Solver(heun, curved=True),
+        "midpoint": Solver(midpoint, curved=True),
+        "adams_bashforth": Solver(adams_bashforth, curved=True),
         "adams_bashforth_3": Solver(adams_bashforth_3),
         "euler_maruyama": Solver(euler_maruyama, noisy=True),
     },

@@ -22,7 +22,7 @@ from torch import Tensor
 from spherear.analysis.diagnostics import compare_norms, effective_rank, prediction_error, radial_share, variance_ratio
 from spherear.analysis.latents import real_latents
 from spherear.models.files import read_json, write_json
-from spherear.models.presets import Preset, with_vae
+from spherear.models.presets import Preset, check_pair, with_vae
 from spherear.models.vae import VAE
 from spherear.processes import exit_with_parent
 from spherear.sampling.decode import trace
@@ -50,12 +50,18 @@ def cell_folder(folder: Path, variant: str, seed: int) -> Path:
 
 
 def sizes_of(grid: Grid, variant: Variant) -> Preset:
-    """The preset of the grid, or the sizes proposed for its data, with the variant's bottleneck and latent_dim."""
+    """The preset of the grid, or the sizes proposed for its data, with the variant's bottleneck, latent_dim and head.
+
+    ValueError for a head that does not fit the family.
+    """
     base = starting_point(grid.preset, grid.data).sizes
     row = with_vae(base, replace(base.vae, bottleneck=variant.family))
     options = {name: getattr(variant, name) for name in ("noise_scale", "codes") if getattr(variant, name)}
     options["latent_dim"] = grid.latent_dim or row.vae.latent_dim
-    return with_vae(row, replace(row.vae, **options))
+    row = with_vae(row, replace(row.vae, **options))
+    row = replace(row, ar=replace(row.ar, head=variant.head))
+    check_pair(row.vae, row.ar)
+    return row
 
 
 def reference_of(grid: Grid, folder: Path) -> Reference:
@@ -97,6 +103,7 @@ def measure_cell(
         variant.name, variant.family, variant.kl_weight, variant.noise_scale, seed, 1.0, "linear", True, True,
         metric="", value=0.0, images=grid.images, data=data.spec, command=command, **provenance(),
         trained=read_json(folder / TRAINED_FILE)["commit"], vae_steps=grid.vae_steps, ar_steps=grid.ar_steps,
+        head=variant.head,
     )  # fmt: skip
 
     def records_of(values: Mapping[str, float], **fields: Any) -> list[Record]:

@@ -8,8 +8,10 @@ from typing import Any
 
 from spherear.models.config import Config, one_of, require
 from spherear.models.files import read_json
+from spherear.models.heads.table import HEADS, HeadKind
+from spherear.models.sizes import AUTO
 from spherear.registry import Table, needed_modules
-from spherear.sampling.settings import SamplingSettings
+from spherear.sampling.settings import SamplingSettings, check_settings
 from spherear.sampling.solvers import SOLVERS, SPACINGS
 from spherear.sphere.families import FAMILIES, family_of_letter
 from spherear.training.jobs import PROPOSED
@@ -25,6 +27,7 @@ class Variant:
     """A family with one setting of its strength, named as in the paper's figure 4.
 
     S-04, vMF-04, G-04, N-04, D-04: KL weight 0.004.  F-02: noise scale 0.2.  VQ-64: 64 codes.
+    S-04@geodesic: the same with that row of HEADS; without one, the head that suits the tokens (auto).
     """
 
     name: str
@@ -32,15 +35,28 @@ class Variant:
     kl_weight: float = 0.004
     noise_scale: float = 0.0
     codes: int = 0
+    head: str = AUTO
 
     @classmethod
     def named(cls, name: str) -> "Variant":
         """The variant of that name. An invalid name: ValueError."""
-        letter, _, digits = name.partition("-")
+        latent, at, head = name.partition("@")
+        letter, _, digits = latent.partition("-")
         row = family_of_letter(letter)
         require(digits.isdigit() and int(digits) > 0, f"variant is {name!r}; expected a name like S-04, F-02 or VQ-64")
+        if at:
+            one_of(f"the head of variant {name!r}", head, HEADS)
+            wanted = "codes" if row.discrete else "numbers"
+            fits = HEADS[head].discrete == row.discrete
+            require(fits, f"the head of variant {name!r} is {head!r}; expected one of those for {wanted}")
         strength: dict[str, Any] = {row.strength: int(digits) if row.unit == 1 else round(int(digits) * row.unit, 9)}
-        return cls(name, row.name, **strength)
+        return cls(name, row.name, **strength, head=head or AUTO)
+
+    @property
+    def head_kind(self) -> HeadKind:
+        """The row of HEADS."""
+        auto = "categorical" if FAMILIES[self.family].discrete else "velocity"
+        return HEADS[auto if self.head == AUTO else self.head]
 
 
 def default_variants(families: Iterable[str] = FAMILIES) -> tuple[str, ...]:
@@ -99,15 +115,19 @@ class Grid(Config):
         one_of("half", self.half, HALVES)
         require(self.latent_dim >= 0, f"latent_dim is {self.latent_dim}; expected 1 or more, or 0 for the preset's")
         for point in self.points(has_projection=True):
-            self.settings(point)
+            settings = self.settings(point)
+            for name in self.variants:
+                if Variant.named(name).head != AUTO:
+                    check_settings(Variant.named(name).head_kind, settings)
         require(self.images >= 20, f"images is {self.images}; expected at least 20")
         for name in ("variants", "seeds", "scales"):
             require(len(getattr(self, name)) > 0, f"{name} is empty; expected at least one")
 
     def needed_modules(self) -> list[str]:
         """The modules of one's own that registered families of the variants, the solver or the spacing."""
-        families = [(FAMILIES, Variant.named(name).family) for name in self.variants]
-        return needed_modules([*families, (SOLVERS, self.solver), (SPACINGS, self.spacing)])
+        variants = [Variant.named(name) for name in self.variants]
+        parts = [(table, part) for v in variants for table, part in ((FAMILIES, v.family), (HEADS, v.head))]
+        return needed_modules([*parts, (SOLVERS, self.solver), (SPACINGS, self.spacing)])
 
     @property
     def data_spec(self) -> str:

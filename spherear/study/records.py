@@ -58,6 +58,8 @@ class Record(Config):
     """Training steps of the AR model."""
     trained: str = ""
     """Commit when the training began; `commit` is that of the measurement."""
+    head: str = "auto"
+    """Of the AR model: a row of HEADS; auto: velocity, or categorical for a codebook."""
 
 
 def read_records(path: str | Path) -> list[Record]:

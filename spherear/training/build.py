@@ -1,4 +1,4 @@
-"""Models, objectives and devices, prepared for a run."""
+"""Models, objectives, devices and data, checked and prepared for a run."""
 
 import os
 from functools import partial
@@ -7,9 +7,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from spherear.models.ar import ARConfig
 from spherear.models.config import require
 from spherear.models.layers import Block
+from spherear.models.pretrained import fingerprint
+from spherear.models.vae import VAE
+from spherear.training.data.cached import encode_all
+from spherear.training.data.dataset import ImageData
 from spherear.training.jobs import Execution
+from spherear.training.progress import counting
+from spherear.training.recipes import ARRecipe, Recipe
 from spherear.world import World
 
 
@@ -53,3 +60,42 @@ def recompute_blocks(model: nn.Module) -> None:
     for part in model.modules():
         if isinstance(part, Block):
             part.forward = partial(checkpoint, part.forward, use_reentrant=False)  # type: ignore[method-assign]
+
+
+def check_images(data: ImageData, image_size: int, recipe: Recipe) -> None:
+    """ValueError unless images have the VAE's size and fill a batch; checked before anything is built or written."""
+    require(
+        data.image_size == image_size,
+        f"the data's images have {data.image_size} px; expected {image_size}, as the VAE's",
+    )
+    require(
+        len(data) >= recipe.batch_size,
+        f"the data set has {len(data)} images; expected at least one batch, {recipe.batch_size}",
+    )
+
+
+def check_classes(data: ImageData, config: ARConfig) -> None:
+    """ValueError unless the data have the AR model's classes."""
+    require(
+        data.num_classes == config.num_classes,
+        f"the data have {data.num_classes} classes; expected {config.num_classes}, as the AR model's",
+    )
+    require(
+        config.classes in ((), tuple(data.classes)),
+        f"the AR model has the classes {config.classes[:4]}; expected {tuple(data.classes)[:4]}, as the data's",
+    )
+
+
+def cached_posteriors(
+    vae: VAE, data: ImageData, recipe: ARRecipe, device: torch.device | str, execution: Execution, world: World
+) -> ImageData:
+    """The data set's cached posteriors."""
+    facts = {"vae": fingerprint(vae)}
+    if data.augmented:
+        facts |= {name: str(getattr(recipe, name)) for name in ("seed", "crop", "flip")}
+    copies, precision = recipe.cached_copies, recipe.precision
+    with counting("encoding", copies * len(data), "image") as bar:
+        return encode_all(
+            vae, data, copies, device, precision, execution.cache, facts, augmentation_at=recipe.augmentation_at,
+            workers=execution.workers, world=world, progress=bar.update,
+        )  # fmt: skip

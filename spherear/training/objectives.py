@@ -53,8 +53,8 @@ class ARObjective(nn.Module):
     ) -> Float[Tensor, ""]:
         """Mean loss per token; all randomness from `generator`."""
         labels = self.drop(labels, generator)
-        times, noise = self.draws(tokens, generator)
-        return self.pure(tokens, labels, times, noise, repeats=self.recipe.repeats, label_dropout=0.0)
+        draws = self.model.head.draws(tokens, self.recipe.repeats, generator)
+        return self.pure(tokens, labels, repeats=self.recipe.repeats, label_dropout=0.0, **draws)
 
     def drop(self, labels: Int[Tensor, " batch"], generator: torch.Generator) -> Int[Tensor, " batch"]:
         """Labels, in training mode with a random share of them replaced by the null class."""
@@ -63,12 +63,3 @@ class ARObjective(nn.Module):
             return labels
         dropped = torch.rand(labels.shape, generator=generator, device=labels.device) < share
         return torch.where(dropped, self.model.null_label, labels)
-
-    def draws(self, tokens: Tensor, generator: torch.Generator) -> tuple[Tensor | None, Tensor | None]:
-        """Times sigmoid(N(0, 1)) and noise N(0, I), `repeats` draws per token; None for discrete tokens."""
-        if self.model.config.codes:
-            return None, None
-        rows = self.recipe.repeats * tokens.shape[0] * tokens.shape[1]
-        times = torch.sigmoid(torch.randn(rows, generator=generator, device=tokens.device))
-        shape = (rows, tokens.shape[2])
-        return times, torch.randn(shape, generator=generator, device=tokens.device, dtype=tokens.dtype)

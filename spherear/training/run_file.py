@@ -21,7 +21,7 @@ SKIPPED = "skipped-{}.jsonl"  # images that a process could not read, and why
 LOCK_FILE = ".lock"
 VISIBLE = 30.0  # seconds for a new file to appear on a network file system
 LONGEST = 120  # characters of a value in a message
-IMMUTABLE = ("kind", "model.", "vae")  # prefixes of facts that not even `override` can change
+IMMUTABLE = ("kind", "model.", "vae", "teacher")  # prefixes of facts that not even `override` can change
 ADDED = {"model.channels": 3, "model.head": "auto"}  # facts that older files lack, and what held then
 FREE = {"dataset.revision", "model.modules"} | {  # facts that are recorded, and may change when a run is resumed
     f"recipe.{name}" for name in ("log_every", "save_every", "micro_batches", "skip_limit", "max_broken")

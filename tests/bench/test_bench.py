@@ -172,6 +172,7 @@ def test_steps_are_timed_in_every_way():
         ("memory", "cache MiB in float32"),
         ("train", "x encoding at every step"),
         ("image", "whole image, s"),
+        ("head", "head, ms per token"),
     ],
 )
 def test_a_table_and_a_file(kind, head, tmp_path, capsys, monkeypatch):
@@ -200,6 +201,15 @@ def test_a_table_and_a_file(kind, head, tmp_path, capsys, monkeypatch):
         assert memory["one"] > 0
         assert memory["four"] < 1.5 * memory["one"]
         assert "MiB with one setting" in printed
+    if kind == "head":
+        assert [(row["head"], row["evaluations"]) for row in kept["rows"]] == [
+            ("velocity", 101), ("mean_velocity", 1), ("mean_velocity", 2), ("mean_velocity", 4)
+        ]  # fmt: skip
+        first, one, *_ = kept["rows"]
+        assert first["speedup"] == first["head_speedup"] == 1.0
+        assert one["head_speedup"] > 10  # a hundredth of the evaluations, and half of the rows
+        assert all(0 < row["share"] < 1 for row in kept["rows"])
+        assert all(row["drawing"]["median"] < row["total"]["median"] for row in kept["rows"])
     if kind == "growth":
         assert len(kept["rows"][0]["upto"]) == 16
 

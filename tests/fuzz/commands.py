@@ -41,6 +41,11 @@ RECIPE = {
 }  # fmt: skip
 VAE = {"l1-weight": ["nan", "-1"], "kl-weight": ["nan", "-1", "inf"], "gan-weight": ["nan", "-1"], "gan-start": ["-1"]}
 AR = {"vae": ["zz", "{models}/ar"], "label-dropout": ["1", "nan", "-1"], "repeats": NUMBERS["count"]}
+TRAINED = ("steps", "batch-size", "learning-rate", "ema-decay", "seed", "precision", "device")
+DISTILL = {name: RECIPE[name] for name in TRAINED} | {
+    "objective": NUMBERS["word"], "teacher-steps": ["0", "-3", "x", "1.5", "100000"], "vae": MODELS["vae"],
+    "largest-scale": ["0.5", "nan", "inf", "x"], "repeats": NUMBERS["count"], "data": ["zz", "folder:/zz"],
+}  # fmt: skip
 COMMANDS: dict[tuple[str, ...], dict[str, list[str]]] = {
     ("sample", "--run", "{models}", "--steps", "1", "--out", "{folder}/x.png"): SAMPLE,
     ("evaluate", "{models}", "--data", "digits", "--steps", "1", "--out", "{folder}/out"): EVALUATE,
@@ -48,6 +53,7 @@ COMMANDS: dict[tuple[str, ...], dict[str, list[str]]] = {
     ("train", "ar", "--dry-run", "--run", "{folder}/run", "--vae", "{models}/vae"): RECIPE
     | AR
     | {"cached-copies": ["-1", "x"]},
+    ("distill", "{models}", "--data", "digits", "--out", "{folder}/out"): DISTILL,
     ("demo", "--run", "{folder}/run"): {
         "guidance": NUMBERS["float"], "bottleneck": NUMBERS["word"], "seed": ["-1", "x"], **PLACES,
         "vae-steps": NUMBERS["count"], "ar-steps": NUMBERS["count"],

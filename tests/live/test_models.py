@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from spherear import Pipeline, SphereAR, cli
 from spherear.analysis.trajectories import token_path
@@ -125,6 +126,30 @@ def test_a_run_stands_beside_the_shipped_models_that_fit_it(panel_of, ten, tmp_p
     assert {"digits-power_spherical", "digits-gaussian", str(tmp_path / "mine")} <= set(names)
     assert panel.compare.value == "digits-gaussian"
     check_pixels(panel, ten)
+
+
+def test_heads_beside_a_model_are_offered_with_it(panel_of, ten, tmp_path, monkeypatch):
+    """A model with a distilled head stands in the menus beside its teacher, and takes its own solver, in code too."""
+    monkeypatch.chdir(tmp_path)
+    student = Pipeline(ten.vae, randomise(SphereAR(replace(TINY_AR, head="mean_velocity")), 7))
+    ten.save_pretrained("mine")
+    student.save_pretrained("mine/heads/mean_velocity")
+    panel = settled(panel_of("mine", "mine/heads/mean_velocity", images=1))
+    titles = {name: title for title, name in panel.family.options}
+    assert titles["mine/heads/mean_velocity"].endswith("head: mean velocity")
+    assert panel.compare.value == "mine/heads/mean_velocity"
+    check_pixels(panel, ten)
+    picture = panel.read().picture
+    own = replace(picture.settings, solver="euler", steps=1)
+    images = student.sample(list(picture.labels), own, seeds=picture.seed)
+    np.testing.assert_array_equal(panel.model_columns[1].pixels, sheet(images, picture.columns, picture.zoom))
+    assert "(euler, 1 per token)" in panel.model_columns[1].title.value
+    assert "per token" not in panel.model_columns[0].title.value
+    code = picture.code(panel.models.code, panel.models.head)
+    assert code.count("settings = SamplingSettings(") == 2
+    exec(compile(code, "code", "exec"), {})
+    for column, file in zip(panel.model_columns, ("picture-1.png", "picture-2.png"), strict=True):
+        np.testing.assert_array_equal(np.asarray(Image.open(file)), column.pixels)
 
 
 def test_two_pipelines_are_compared(panel_of, ten, tiny_vae):

@@ -9,8 +9,8 @@ from scipy import stats
 from torch.testing import assert_close
 
 from spherear import ARConfig, SphereAR
-from spherear.models import head as head_module
-from spherear.models.head import VelocityHead, flow_matching_loss, time_features
+from spherear.models.heads import velocity as head_module
+from spherear.models.heads.velocity import VelocityHead, flow_matching_loss, time_features
 from tests.conftest import TINY_AR, randomise
 
 LABELS = torch.tensor([3, 7])

@@ -14,7 +14,7 @@ import os
 import torch
 import torch.nn.functional as F
 from spherear.evaluation.judge_inputs import JUDGES
-from spherear.models.head import VelocityHead
+from spherear.models.heads.velocity import VelocityHead
 from spherear.models.sizes import HEADS
 from spherear.sampling.settings import SCHEDULES
 from spherear.sampling.solvers import SOLVERS, SPACINGS

@@ -17,7 +17,16 @@ from spherear.models.files import read_json
 from spherear.sphere.bottlenecks import BOTTLENECKS
 from spherear.sphere.families import FAMILIES
 from spherear.study import cell
-from spherear.study.cell import CELL_FILE, cell_folder, loss_slope, measure_point, sampling_seed, sizes_of
+from spherear.study.cell import (
+    CELL_FILE,
+    cell_folder,
+    loss_slope,
+    measure_cell,
+    measure_point,
+    run_cell,
+    sampling_seed,
+    sizes_of,
+)
 from spherear.study.design import GRIDS, Grid, Point, Variant
 from spherear.study.records import read_records, select, shipped_records, write_records
 from spherear.study.reference import Reference
@@ -37,16 +46,42 @@ TINY = Grid(
         ("vMF-16", Variant("vMF-16", "vmf", kl_weight=0.016)),
         ("F-05", Variant("F-05", "fixed_variance", noise_scale=0.5)),
         ("VQ-64", Variant("VQ-64", "vq", codes=64)),
+        ("S-04@geodesic", Variant("S-04@geodesic", "power_spherical", kl_weight=0.004, head="geodesic")),
     ],
 )
 def test_variants_are_named_as_in_the_paper(name, expected):
     assert Variant.named(name) == expected
 
 
-@pytest.mark.parametrize("name", ["S", "S-", "S-x", "Q-04", "S-00"])
+@pytest.mark.parametrize("name", ["S", "S-", "S-x", "Q-04", "S-00", "S-04@twice", "S-04@", "S-04@categorical"])
 def test_names_that_are_none(name):
     with pytest.raises(ValueError, match=r"expected (one of|a name like S-04)"):
         Variant.named(name)
+
+
+def test_a_grid_varies_the_head():
+    """A variant names the head, its model has it, and what the head cannot honour is refused before anything begins."""
+    grid = replace(TINY, variants=("S-04", "S-04@geodesic", "N-04@mean_velocity"), solver="euler")
+    assert [sizes_of(grid, Variant.named(name)).ar.head for name in grid.variants] == [
+        "auto", "geodesic", "mean_velocity",
+    ]  # fmt: skip
+    assert Grid.from_dict(grid.to_dict()) == grid
+    with pytest.raises(ValueError, match="solver is 'euler_maruyama'; expected one of euler, heun"):
+        replace(grid, solver="euler_maruyama", variants=("S-04@geodesic",))
+    with pytest.raises(ValueError, match="head is 'geodesic' and the tokens of gaussian have no fixed length"):
+        sizes_of(grid, Variant.named("G-04@geodesic"))
+
+
+@pytest.mark.slow
+def test_records_name_the_head(tmp_path):
+    grid = replace(TINY, variants=("S-04", "S-04@geodesic"), solver="euler", scales=(2.0,), constant_scales=())
+    for variant in grid.variants:
+        cell = cell_folder(tmp_path, variant, 3)
+        row = Variant.named(variant)
+        records = measure_cell(grid, row, 3, run_cell(grid, row, 3, cell, "cpu"), "test", cell)
+        write_records(cell / CELL_FILE, records)
+        assert {record.head for record in read_records(cell / CELL_FILE)} == {row.head}
+    assert {record.head for record in shipped_records("full")} == {"auto"}
 
 
 def test_every_family_has_a_letter_and_the_full_grid_has_every_family():

@@ -164,7 +164,8 @@ def test_the_draws_of_an_objective_are_the_published_ones():
     """By default four per token: times sigmoid(N(0, 1)), noise N(0, I); and a tenth of the labels is dropped."""
     default = ARRecipe(steps=1, batch_size=1, learning_rate=1.0, final_learning_rate=1.0, warmup_steps=0, ema_decay=0.0)
     objective = ARObjective(SphereAR(TINY_AR), default)
-    times, noise = objective.draws(torch.zeros(50, 16, 4), keyed_generator(1, 1))
+    drawn = objective.model.head.draws(torch.zeros(50, 16, 4), default.repeats, keyed_generator(1, 1))
+    times, noise = drawn["times"], drawn["noise"]
     assert (times.shape, noise.shape) == ((3200,), (3200, 4))
     for values in (torch.logit(times.double()), noise.double().flatten()):
         assert stats.kstest(values.numpy(), "norm").pvalue > 0.01

@@ -6,12 +6,13 @@ Panels in one process share the weights of equal models for as long as one of th
 import threading
 import weakref
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from spherear.models.config import require
+from spherear.models.heads.table import HEADS, HeadKind
 from spherear.models.pretrained import shipped_families, shipped_name
-from spherear.models.sources import Outline, Source, source_of
+from spherear.models.sources import Outline, Source, heads_beside, source_of
 from spherear.registry import load_parts
 from spherear.sampling.pipeline import Pipeline
 from spherear.sampling.placement import SMALL, Placement, Plan, describe
@@ -37,6 +38,8 @@ class Offered:
 class Models:
     """A first model, and what can stand beside it: given ones, and the shipped families of `preset` that fit it.
 
+    Each with the heads that were distilled from it and lie beside it (see `spherear distill`), as models of their own.
+
     place: how they are run; a pipeline that is given is used as it is. Only configs are read here: FileNotFoundError
     or ValueError for a model that is not there or cannot be run so, TypeError for what is no model.
     """
@@ -49,8 +52,9 @@ class Models:
         self.first = self.add(first, vae)
         for family in shipped_families(preset):
             offered = self._offer(shipped_name(family, preset), None)
-            if _misfit(offered.outline, self.outline(self.first)) is None:
-                self.offered.setdefault(offered.name, offered)
+            if _misfit(offered.outline, self.outline(self.first)) is None and offered.name not in self.offered:
+                self.offered[offered.name] = offered
+                self._offer_heads(offered)
 
     @property
     def ships(self) -> bool:
@@ -74,17 +78,31 @@ class Models:
     def add(self, model: Model, vae: str | Path | None = None) -> str:
         """Offer a model; returns its name. It must have the classes and tokens of the first one (ValueError)."""
         offered = self._given(model) if isinstance(model, Pipeline) else self._offer(model, vae)
+        if offered.name in self.offered:
+            return offered.name
         if self.offered:
             misfit = _misfit(offered.outline, self.outline(self.first))
             require(misfit is None, f"{offered.name} has {misfit}, as {self.first}, to stand beside it")
         self.offered[offered.name] = offered
         if isinstance(model, Pipeline):
             self.pipelines[offered.name] = model
+        else:
+            self._offer_heads(offered)
         return offered.name
+
+    def _offer_heads(self, parent: Offered) -> None:
+        """Offer the models that were distilled from one and lie beside it: the same transformer with another head."""
+        for folder, head in heads_beside(parent.name).items():
+            offered = self._offer(folder, None)
+            self.offered[folder] = replace(offered, title=f"{parent.title}, head: {HEADS[head].title}")
 
     def outline(self, name: str) -> Outline:
         """The configs of a model."""
         return self.offered[name].outline
+
+    def head(self, name: str) -> HeadKind:
+        """The kind of head of a model."""
+        return self.outline(name).ar.head_kind
 
     def title(self, name: str) -> str:
         """What people read above its images."""

@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from dataclasses import replace
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
@@ -23,6 +24,7 @@ from spherear.training.data.catalog import load_data
 from spherear.training.jobs import Execution
 from spherear.validation import features_of, held_out_images, held_out_name
 from spherear.world import World
+from tests.conftest import TINY_AR, randomise
 from tests.training.test_photographs import jpeg
 
 
@@ -58,6 +60,13 @@ class Half(World):
     def total(self, counts):
         self.others.setdefault("total", []).append(list(counts))
         return [sum(values) for values in zip(*self.others["total"], strict=True)]
+
+
+@pytest.mark.parametrize("head", ["geodesic", "mean_velocity"])
+def test_a_held_out_loss_draws_all_it_needs_from_its_own_generator(head, images, tiny_vae):
+    ar, few = randomise(SphereAR(replace(TINY_AR, head=head))), HeldOut(images.read, 4)
+    found = [held_out_loss(tiny_vae, ar, few, 1) for _ in range(2)]
+    assert found[0] == found[1]
 
 
 def test_a_held_out_loss_is_the_mean_loss_and_processes_share_it(images, tiny_ar):

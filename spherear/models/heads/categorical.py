@@ -9,17 +9,19 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from spherear.models.config import require
+from spherear.models.heads.contract import Head
 from spherear.models.layers import NORM_EPS, init_xavier
 from spherear.sphere.bottlenecks import nearest_code
 
 
-class CategoricalHead(nn.Module):
+class CategoricalHead(Head):
     """logits(condition) of `codes` codes: residual blocks x + w2(SiLU(w1(norm(x)))), then a linear map.
 
     latent_dim: of a code's vector.  condition_width: of the condition.  width, depth: of the blocks.
     `codebook` (codes, latent_dim) is a buffer that training copies from the VAE.
     """
 
+    discrete = True
     codebook: Tensor
 
     def __init__(self, latent_dim: int, condition_width: int, width: int, depth: int, codes: int) -> None:

@@ -12,7 +12,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from spherear.models.config import require
+from spherear.models.heads.contract import Head
 from spherear.models.layers import NORM_EPS, init_normal, init_xavier
+from spherear.sphere.spaces import Flat, Space
 
 FREQUENCIES = 256
 
@@ -60,11 +62,12 @@ class HeadBlock(nn.Module):
         return torch.addcmul(x, gate, self.w2(F.silu(a) * b))
 
 
-class VelocityHead(nn.Module):
+class VelocityHead(Head):
     """v(x, t | condition): an MLP in which time + condition modulates every block.
 
     latent_dim: of x and v.  condition_width: of the condition.  width, depth: of the MLP.
     groups: number of modulations; consecutive blocks share one.
+    space: what states live in; here flat space.
 
     `forward` computes everything. A solver calls the parts: `embed_time` once per time grid, `embed_condition`
     once per token, `modulate` once for many times, and `modulated_velocity` once per evaluation.
@@ -72,6 +75,7 @@ class VelocityHead(nn.Module):
 
     def __init__(self, latent_dim: int, condition_width: int, width: int, depth: int, groups: int) -> None:
         super().__init__()
+        self.space: Space = Flat()
         self.time_embed = TimeEmbedding(width)
         self.cond_embed = nn.Linear(condition_width, width)
         self.input_proj = nn.Linear(latent_dim, width)
@@ -156,19 +160,39 @@ class VelocityHead(nn.Module):
         Times default to sigmoid(N(0, 1)), noise to N(0, I). If given, they have (repeats * batch * tokens)
         rows, ordered (repeat, batch, token); any other shape: ValueError.
         """
-        require(repeats >= 1, f"repeats is {repeats}; expected at least 1")
-        condition = repeat(condition, "batch tokens width -> (r batch tokens) width", r=repeats)
-        target = repeat(tokens, "batch tokens dim -> (r batch tokens) dim", r=repeats)
-        _check_shape("times have", times, target.shape[:1])
-        _check_shape("noise has", noise, target.shape)
-        if times is None:
-            times = torch.sigmoid(torch.randn(target.shape[0], generator=generator, device=target.device))
-        if noise is None:
-            noise = torch.randn(target.shape, generator=generator, device=target.device, dtype=target.dtype)
+        condition, target = repeated(condition, repeats), repeated(tokens, repeats)
+        check_shape("times have", times, target.shape[:1])
+        check_shape("noise has", noise, target.shape)
+        times = random_times(target, generator) if times is None else times
+        noise = random_noise(target, generator) if noise is None else noise
         return flow_matching_loss(self, target, condition, times, noise)
 
+    def draws(
+        self, tokens: Float[Tensor, "batch tokens dim"], repeats: int, generator: torch.Generator | None = None
+    ) -> dict[str, Tensor]:
+        """`times` sigmoid(N(0, 1)) and `noise` N(0, I) of one `loss`, `repeats` draws per token."""
+        rows = repeated(tokens, repeats)
+        return {"times": random_times(rows, generator), "noise": random_noise(rows, generator)}
 
-def _check_shape(name: str, given: Tensor | None, expected: torch.Size) -> None:
+
+def repeated(tokens: Float[Tensor, "batch tokens width"], repeats: int) -> Float[Tensor, "rows width"]:
+    """(repeats * batch * tokens) rows, ordered (repeat, batch, token). ValueError for fewer than one repeat."""
+    require(repeats >= 1, f"repeats is {repeats}; expected at least 1")
+    return repeat(tokens, "batch tokens width -> (r batch tokens) width", r=repeats)
+
+
+def random_times(rows: Float[Tensor, "rows dim"], generator: torch.Generator | None) -> Float[Tensor, " rows"]:
+    """sigmoid(N(0, 1)), one per row."""
+    return torch.sigmoid(torch.randn(rows.shape[0], generator=generator, device=rows.device))
+
+
+def random_noise(rows: Float[Tensor, "rows dim"], generator: torch.Generator | None) -> Float[Tensor, "rows dim"]:
+    """N(0, I) in the shape of the rows."""
+    return torch.randn(rows.shape, generator=generator, device=rows.device, dtype=rows.dtype)
+
+
+def check_shape(name: str, given: Tensor | None, expected: torch.Size) -> None:
+    """ValueError for a tensor of another shape than expected; None fits."""
     shape = expected if given is None else given.shape
     require(shape == expected, f"{name} shape {tuple(shape)}; expected {tuple(expected)}")
 
@@ -180,7 +204,10 @@ def flow_matching_loss(
     times: Float[Tensor, "*batch"],
     noise: Float[Tensor, "*batch dim"],
 ) -> Float[Tensor, ""]:
-    """mean (v(x_t, t) - (z - noise))^2 over all entries, x_t = (1 - t) noise + t z; a scalar, float32 or better."""
-    t = times[..., None]
-    velocity = head((1 - t) * noise + t * target, times, condition)
-    return F.mse_loss(velocity, (target - noise).to(velocity.dtype))
+    """mean (v(x_t, t) - dx_t/dt)^2 over all entries, on the head's path from noise to target; float32 or better.
+
+    In flat space x_t = (1 - t) noise + t target and dx_t/dt = target - noise; on the sphere see `Sphere.path`.
+    """
+    x, velocity = head.space.path(noise, target, times[..., None])
+    found = head(x, times, condition)
+    return F.mse_loss(found, velocity.to(found.dtype))
