@@ -2,8 +2,8 @@
 
 A graph is what a model computes, without its weights: it names their places in a file of weights, which `weights` packs
 from a shipped model. So the graphs of a data set serve every family, are small, and ship with the library; whoever
-writes a site needs neither `onnx` nor an export. Weights are stored in the dtype in which they ship (float16 for the models)
-and cast to float32 in the graph, once, when a session is created.
+writes a site needs neither `onnx` nor an export. Weights are stored in the dtype in which they ship (float16 for the
+models) and cast to float32 in the graph, once, when a session is created.
 """
 
 import sys
@@ -60,7 +60,7 @@ def exported(part: Part) -> Any:
     shapes = tuple({axis: axes[name] for axis, name in each.items()} for each in part.dynamic)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
-        program = torch.export.export(part.module.eval(), part.example, dynamic_shapes=(shapes), strict=False)
+        program = torch.export.export(part.module.eval(), part.example, dynamic_shapes=shapes, strict=False)
         onnx = torch.onnx.export(
             program, dynamo=True, input_names=part.inputs, output_names=part.outputs,
             optimize=False, opset_version=OPSET, verbose=False,

@@ -6,8 +6,8 @@ head: x (rows, dim), t (1,), condition -> velocity (rows, dim).                 
 decoder: latents (images, tokens, dim) -> images (images, 3, size, size).        `VAE.decode`
 judge: images (images, 3, size, size) -> logits (images, classes).               `Classifier`
 
-A condition is already embedded for the head. A cache has the shape (positions, layers, 2, rows, heads, width of a head),
-so that new positions are appended at its end. Latents are tokens divided by `VAEConfig.latent_scale`.
+A condition is already embedded for the head. A cache has the shape (positions, layers, 2, rows, heads, head width), so
+that new positions are appended at its end. Latents are tokens divided by `VAEConfig.latent_scale`.
 """
 
 import math
@@ -27,6 +27,7 @@ from spherear.sampling.pipeline import Pipeline, cached_pipeline
 from spherear.sphere.bottlenecks import Bottleneck
 
 Cache = Float[Tensor, "positions layers 2 rows heads head_width"]
+Newest = Float[Tensor, "1 layers 2 rows heads head_width"]
 ROWS = 6  # of the examples that are traced; any other number runs
 
 
@@ -94,7 +95,7 @@ class Step(nn.Module):
         super().__init__()
         self.ar = ar
 
-    def forward(self, token: Float[Tensor, "rows dim"], past: Cache) -> tuple[Float[Tensor, "rows width"], Cache]:
+    def forward(self, token: Float[Tensor, "rows dim"], past: Cache) -> tuple[Float[Tensor, "rows width"], Newest]:
         cache = TracedCache(self.ar.config.layers, past)
         condition = _velocity_head(self.ar).embed_condition(self.ar.step(token, cache))
         return condition, cache.written

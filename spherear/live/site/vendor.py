@@ -1,4 +1,4 @@
-"""The browser runtime that ships with the library: `python -m spherear.live.site.vendor` fetches it and writes its lock file.
+"""The browser runtime that ships: `python -m spherear.live.site.vendor` fetches it and writes its lock file.
 
 onnxruntime-web from its registry package, two files of it: the module with its loader, and the WebAssembly build for
 processors (SIMD), packed by gzip, which browsers unpack. Needs `npm` and a network; writing a site needs neither.

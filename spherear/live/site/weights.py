@@ -24,8 +24,8 @@ PRESETS = {"shapes": "power_spherical", "digits": "power_spherical"}
 """The data sets of the page, and the family whose graphs are exported for all."""
 BYTES = {"float16": 2, "float32": 4}
 SIZES = {
-    "ar": ("latent_dim", "tokens", "num_classes", "class_tokens", "width", "layers", "heads", "head_width", "head_depth",
-           "head_groups"),
+    "ar": ("latent_dim", "tokens", "num_classes", "class_tokens", "width", "layers", "heads", "head_width",
+           "head_depth", "head_groups"),
     "vae": ("latent_dim", "image_size", "widths", "decoder_layers", "head_width", "registers", "channels"),
 }  # fmt: skip
 """What of the configs the graphs depend on."""
@@ -53,7 +53,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Layout:
-    """The order of the tensors in a data set's files of weights (`model` and `judge`). sizes: of the models that fit."""
+    """The order of the tensors in a data set's files of weights (`model` and `judge`). sizes: of models that fit."""
 
     sizes: dict[str, Any]
     places: dict[str, list[Place]]

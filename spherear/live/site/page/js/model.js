@@ -40,9 +40,13 @@ export class Judge {
 
   /** @param {any} run @param {number} size */
   constructor(run, size) {
-    Object.assign(this, { run, size });
     this.run = run;
     this.size = size;
+  }
+
+  /** Free the session's memory. */
+  release() {
+    return this.run.release();
   }
 
   /** Images, channels first, in [-1, 1] -> the most likely class of each. @param {Float32Array} images */
