@@ -2,6 +2,7 @@
 
     python -m tests.browser.static_page          # both data sets, at 390 and 1366 pixels
     python -m tests.browser.static_page FOLDER   # of a site that is written already
+    python -m tests.browser.static_page picture notebooks/figures/static-page.png
 
 For each: from a click on another class to the first change of the pictures and to all eight, on the page's clock, and
 the processor time that the browser took for it. The page was open and its models loaded; "cold" is from the request for
@@ -32,6 +33,7 @@ FIRST, FULL = 3.0, {"shapes": 6.0, "digits": 1.5}
 """Seconds aimed at, on two quiet cores."""
 SIZES = ((390, 844), (1366, 768))
 PHONE = SIZES[0]
+PICTURE = (1000, 700)
 
 
 class Quiet(SimpleHTTPRequestHandler):
@@ -135,24 +137,42 @@ def measure(opened: Offline, address: str, preset: str, moves: int = MOVES) -> W
     return Waits(first, full, processor, cold)
 
 
-def main(folder: str = "") -> None:
-    """Print what was measured, one line for each data set and size."""
+@contextmanager
+def written(folder: str = "") -> Iterator[str]:
+    """The address of the site in a folder, or of a new one."""
     with tempfile.TemporaryDirectory() as place:
         site = Path(folder) if folder else Path(place) / "site"
         if not folder:
             write_site(site, lambda line: None)
         with serving(site) as address:
-            for width, height in SIZES:
-                for preset, aim in FULL.items():
-                    load = os.getloadavg()[0]
-                    with browser(width, height, webgl=False) as opened:
-                        waits = measure(opened, address, preset)
-                    print(
-                        f"{preset:6} at {width:4} px: first picture {waits.first:.2f} s (aim {FIRST:g}), "
-                        f"all eight {waits.full:.2f} s (aim {aim:g}), processor {waits.processor:.2f} s, "
-                        f"cold {waits.cold:.1f} s; {os.cpu_count()} cores, load {load:.1f}",
-                        flush=True,
-                    )
+            yield address
+
+
+def take_picture(out: Path) -> None:
+    """Save the page as it is drawn at guidance scale 9."""
+    with written() as address, browser(*PICTURE, webgl=False) as opened:
+        page = open_page(opened, f"{address}#scale=9&lang=en", [])
+        wait_for(page)
+        page.wait_for_function("document.body.dataset.strip", timeout=300_000)
+        page.screenshot(path=str(out), full_page=True)
+
+
+def main(folder: str = "", out: str = "") -> None:
+    """Print what was measured, one line for each data set and size; or take a picture."""
+    if folder == "picture":
+        return take_picture(Path(out))
+    with written(folder) as address:
+        for width, height in SIZES:
+            for preset, aim in FULL.items():
+                load = os.getloadavg()[0]
+                with browser(width, height, webgl=False) as opened:
+                    waits = measure(opened, address, preset)
+                print(
+                    f"{preset:6} at {width:4} px: first picture {waits.first:.2f} s (aim {FIRST:g}), "
+                    f"all eight {waits.full:.2f} s (aim {aim:g}), processor {waits.processor:.2f} s, "
+                    f"cold {waits.cold:.1f} s; {os.cpu_count()} cores, load {load:.1f}",
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import torch
 
 from spherear import cli
 from spherear.live.site import build, weights
-from spherear.live.site.parts import Decoder, TracedCache, model_parts
+from spherear.live.site.parts import Decoder, TracedCache, model_parts, parts_of
 from spherear.models.vae import VAE
 from spherear.sampling.pipeline import cached_pipeline
 from spherear.sphere.families import FAMILIES
@@ -123,6 +123,28 @@ def test_the_parts_compute_what_the_model_does(preset):
         torch.testing.assert_close(velocity, ar.head(token, torch.full((3,), 0.3), inner), atol=1e-5, rtol=1e-5)
     tokens = torch.randn(2, ar.config.tokens, ar.config.latent_dim, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(parts["decoder"].module(tokens), pipeline.vae.decode(tokens))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["head", "judge"])
+def test_an_export_computes_what_its_part_does(name):
+    """By the reference evaluator of ONNX, on other numbers of rows than the traced one."""
+    reference = pytest.importorskip("onnx.reference")
+    pytest.importorskip("onnxscript")
+    from spherear.live.site.graphs import check_unchanged, exported
+
+    part = parts_of("digits", "power_spherical")[name]
+    model = exported(part)
+    inputs = [value[:2] if axes else value for value, axes in zip(part.example, part.dynamic, strict=True)]
+    values = {key: value.numpy() for key, value in zip(part.inputs, inputs, strict=True)}
+    (found,) = reference.ReferenceEvaluator(model).run(None, values)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.from_numpy(found), part.module(*inputs), atol=1e-4, rtol=1e-4)
+    stored = weights.stored_weights("digits", "power_spherical")[part.file]
+    tensor = next(tensor for tensor in model.graph.initializer if tensor.name in stored)
+    check_unchanged(tensor.name, tensor, stored[tensor.name])
+    with pytest.raises(ValueError, match=f"{tensor.name} is another tensor in the graph"):
+        check_unchanged(tensor.name, tensor, stored[tensor.name] + 1)
 
 
 def test_a_cache_of_no_past_is_causal():

@@ -17,6 +17,7 @@ import torch
 from spherear.console import import_library
 from spherear.live.site.parts import Part, parts_of
 from spherear.live.site.weights import GRAPHS, PRESETS, Layout, Place, stored_weights
+from spherear.models.config import require
 from spherear.models.files import atomic_path
 
 OPSET = 23  # the first with RMSNormalization and Attention
@@ -32,13 +33,25 @@ def write_graphs(preset: str, family: str, folder: Path) -> Layout:
         model = exported(part)
         tensors = [tensor for tensor in model.graph.initializer if tensor.name in stored[part.file]]
         for tensor in tensors:
-            place = place_of(places[part.file], tensor.name, stored[part.file][tensor.name])
+            weight = stored[part.file][tensor.name]
+            check_unchanged(f"{name}: {tensor.name}", tensor, weight)
+            place = place_of(places[part.file], tensor.name, weight)
             refer(model, tensor, place, part.file)
         with atomic_path(folder / f"{name}.onnx") as target:
             target.write_bytes(model.SerializeToString())
     layout = Layout.of(preset, family, places)
     layout.save(folder)
     return layout
+
+
+def check_unchanged(name: str, tensor: Any, stored: torch.Tensor) -> None:
+    """ValueError for a weight that the export changed, as where a normalisation is merged into a convolution.
+
+    Then the graph would be right for the weights of this one model alone.
+    """
+    helper = import_library("onnx.numpy_helper", "onnx", NEED)
+    same = bool((torch.from_numpy(helper.to_array(tensor).copy()) == stored.float()).all())
+    require(same, f"{name} is another tensor in the graph than in the file of weights; expected the same")
 
 
 def place_of(places: list[Place], name: str, tensor: torch.Tensor) -> Place:
@@ -66,10 +79,12 @@ def exported(part: Part) -> Any:
             optimize=False, opset_version=OPSET, verbose=False,
         )  # fmt: skip
     assert onnx is not None
-    optimizer.optimize_ir(
-        onnx.model, input_size_limit=256, output_size_limit=256,
-        should_fold=lambda node: False if node.op_type == "Transpose" else None,
-    )  # fmt: skip
+    for _ in range(2):  # no other passes: they merge and share weights
+        optimizer.fold_constants(
+            onnx.model, onnx_shape_inference=True, input_size_limit=256, output_size_limit=256,
+            should_fold=lambda node: False if node.op_type == "Transpose" else None,
+        )  # fmt: skip
+        optimizer.remove_unused_nodes(onnx.model)
     model = onnx.model_proto
     strip(model)
     return model

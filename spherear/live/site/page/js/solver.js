@@ -8,7 +8,7 @@
 export function evenTimes(steps) {
   const step = Math.fround(1 / steps), half = (steps + 1) >> 1;
   return Array.from({ length: steps + 1 }, (_, i) =>
-    i < half ? Math.fround(step * i) : Math.fround(1 - Math.fround(step * (steps - i))));
+    Math.fround(i < half ? step * i : 1 - step * (steps - i)));
 }
 
 /** x += (v + (v - v_previous) r / 2) dt, r = dt / dt_previous; the first step is an Euler step.
