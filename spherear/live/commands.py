@@ -80,9 +80,13 @@ def page(
     browser: bool = True,
     visits: int = 4,
     idle: int = 15,
+    static: Path | None = None,
     place: Place = AUTO,
 ) -> int:
     """Show the guidance panel alone as a page without code, by Voila. Ctrl-C ends it.
+
+    With --static, write another page instead, and end: the shipped models run in the browser of whoever opens it,
+    without Python and without a network.
 
     Whoever opens the page has models and a process of their own on this machine, of about 0.5 GB with the shipped
     models. It ends half a minute
@@ -97,8 +101,14 @@ def page(
         browser: Open a browser. Without one, the address (with its token) is printed.
         visits: How many at once; further ones are refused, with the reason, until a place is free.
         idle: Minutes after which the process of an open page that is not used ends.
+        static: A folder for a site of files alone, of about 20 MB, for any web server: a new folder, an empty one, or
+            an earlier site, which is replaced. None of the other options goes with it.
         place: Where and how the model runs.
     """
+    if static is not None:
+        given = (ar, vae, port, host, browser, visits, idle, place) != ("", "", 8866, "localhost", True, 4, 15, AUTO)
+        require(not given, "--static writes a page of the shipped models; expected no other option beside it")
+        return _write_site(static)
     _check_port(port)
     for library in ("voila", "ipywidgets", "anywidget", "plotly", "matplotlib"):
         require_installed(library, "page")
@@ -113,6 +123,15 @@ def page(
         weights = plan.memory / 1e9 if plan else 0.0
         print(f"at most {visits} visits at once, of about {VISIT + weights:.1f} GB each")
         return run_lab(command)
+
+
+def _write_site(folder: Path) -> int:
+    from spherear.live.site.build import write_site
+
+    size = write_site(folder)
+    print(f"{folder}: {size / 1e6:.1f} MB, the whole site; copy it to any web server, or show it from here:")
+    print(f'python -m http.server --directory "{folder}"    (then open http://localhost:8000)')
+    return 0
 
 
 def _plan(ar: str, vae: str, place: Placement) -> Plan | None:

@@ -135,7 +135,7 @@ class VelocityHead(Head):
     def modulated_velocity(self, x: Float[Tensor, "*batch dim"], modulation: Modulation) -> Float[Tensor, "*rows dim"]:
         """Velocity at x. The modulation has as many rows as x, or twice as many (two branches that share x)."""
         h = self.input_proj(x.to(self.dtype))  # (..., width)
-        if len(modulation[0]) == 2 * len(h):
+        if modulation[0].shape[0] == 2 * h.shape[0]:  # no `len`: it fixes the batch of an export
             h = h.repeat(2, 1)
         group_size = len(self.res_blocks) // len(self.ada_ln_blocks)
         for index, block in enumerate(self.res_blocks):

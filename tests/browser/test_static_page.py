@@ -1,0 +1,253 @@
+"""The static page against the library, in a real browser, offline."""
+
+import pytest
+import torch
+
+from spherear.evaluation.classifier import load_classifier
+from spherear.evaluation.judge import as_saved
+from spherear.live.site.build import texts, write_site
+from spherear.sampling.decode import decode, trace
+from spherear.sampling.noise import seeded_noise
+from spherear.sampling.pipeline import cached_pipeline
+from spherear.sampling.pixels import to_uint8
+from spherear.sampling.settings import SamplingSettings
+from tests.browser.jupyter import browser, find_chromium
+from tests.browser.static_page import PHONE, SIZES, open_page, renderers, serving, wait_for
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(find_chromium() is None, reason="no chromium, chromium-browser or google-chrome on the PATH"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),  # of Playwright's own loop, after its browser has ended
+]
+LABELS, SEEDS = [0, 3, 7, 9], [5, 6, 7, 8]
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("static") / "site"
+    write_site(folder, lambda line: None)
+    with serving(folder) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def opened():
+    with browser(*PHONE, webgl=False) as found:
+        yield found
+
+
+@pytest.fixture
+def page(opened, address):
+    """A page on digits, which are drawn fast; afterwards its console was silent and no one else was asked."""
+    troubles = []
+    found = open_page(opened, f"{address}#preset=digits&steps=2", troubles)
+    wait_for(found)
+    yield found
+    found.close()
+    assert troubles == []
+    assert opened.refused == []
+
+
+def run(page, script, *values):
+    return page.evaluate(script, list(values))
+
+
+@pytest.mark.parametrize(
+    ("preset", "family", "scale", "steps", "project", "temperature"),
+    [
+        ("shapes", "power_spherical", 3.0, 10, True, 1.0),
+        ("shapes", "gaussian", 2.5, 4, True, 0.9),
+        ("shapes", "power_spherical", 6.0, 3, False, 1.0),
+        ("digits", "power_spherical", 4.5, 10, False, 0.8),
+        ("digits", "gaussian", 3.0, 7, True, 1.0),
+        ("digits", "normalized_gaussian", 1.0, 5, True, 1.0),
+        ("digits", "fixed_variance", 12.0, 1, True, 1.0),
+    ],
+)
+def test_tokens_and_pictures_are_the_librarys(page, preset, family, scale, steps, project, temperature):
+    """From the same noise: tokens to 1e-3, bytes to two grey levels, and the same judgement."""
+    pipeline = cached_pipeline(f"{preset}-{family}")
+    config, noise, labels = pipeline.ar.config, seeded_noise(SEEDS), torch.tensor(LABELS)
+    settings = SamplingSettings.named(
+        "balanced", guidance_scale=scale, steps=steps, project=project, temperature=temperature
+    )
+    with torch.no_grad():
+        expected = trace(decode(pipeline.ar, labels, settings, noise, pipeline.vae.project))
+        images = pipeline.images(expected.tokens)
+        classes = load_classifier(preset)(as_saved(images)).argmax(dim=1)
+    rows = torch.cat([noise(index, (1, len(SEEDS), config.latent_dim)) for index in range(config.tokens)])
+    order = {
+        "family": family, "labels": LABELS, "scales": [scale] * 4, "seeds": SEEDS, "steps": steps, "project": project,
+        "temperature": temperature, "noise": rows.flatten().tolist(),
+    }  # fmt: skip
+    found = run(
+        page,
+        """async ([preset, order]) => {
+          const {tokens, raws, pixels, classes} = await spherearTest(1, preset, order);
+          return [tokens, raws, pixels].map(values => Array.from(values)).concat([classes]);
+        }""",
+        preset, order,
+    )  # fmt: skip
+    tokens, raws = (torch.tensor(values).view_as(expected.tokens) for values in found[:2])
+    torch.testing.assert_close(tokens, expected.tokens, atol=1e-3, rtol=0)
+    torch.testing.assert_close(raws, expected.raw, atol=1e-3, rtol=0)
+    pixels = torch.tensor(found[2]).view(4, *images.shape[2:], 4)
+    assert (pixels[..., :3] - to_uint8(images).int()).abs().max() <= 2
+    assert found[3] == classes.tolist()
+
+
+def test_the_times_are_the_librarys(page):
+    found = page.evaluate(
+        "async () => { const {evenTimes} = await import('./js/solver.js'); "
+        "return Array.from({length: 40}, (_, i) => evenTimes(i + 1)); }"
+    )
+    for steps, times in enumerate(found, 1):
+        assert times == pytest.approx(SamplingSettings(solver="euler", steps=steps).times(), abs=6e-8)  # one rounding
+
+
+def test_noise_is_normal_and_of_its_seed_alone(page):
+    alone, beside, many = page.evaluate(
+        """async () => {
+          const {seededNoise} = await import('./js/noise.js'), list = values => Array.from(values);
+          const seeds = Array.from({length: 4000}, (_, i) => i);
+          return [list(seededNoise([7], 4)(3)), list(seededNoise([2, 7], 4)(3)), list(seededNoise(seeds, 4)(3))];
+        }"""
+    )
+    assert alone == beside[4:]
+    sample = torch.tensor(many, dtype=torch.float64).view(-1, 4)
+    assert sample.mean(dim=0).abs().max() < 5 / len(sample) ** 0.5
+    assert (torch.cov(sample.T) - torch.eye(4)).abs().max() < 5 * (2 / len(sample)) ** 0.5
+    assert abs(float((sample.abs() < 1).double().mean()) - 0.6827) < 0.02
+
+
+def slide(page, selector, value):
+    """Move a slider, as a person's last movement does."""
+    run(
+        page,
+        """([selector, value]) => {
+          const slider = document.querySelector(selector);
+          slider.value = value;
+          slider.dispatchEvent(new Event('input'));
+        }""",
+        selector, value,
+    )  # fmt: skip
+
+
+def pictures(page):
+    return page.evaluate("[...document.querySelectorAll('.side canvas')].map(canvas => canvas.toDataURL())")
+
+
+def test_a_burst_of_moves_ends_with_the_last_ones_picture(page, opened, address):
+    """30 moves faster than pictures: those that are shown are those of a page that opens at the last value."""
+    page.evaluate(
+        """async () => {
+          const slider = document.querySelector('#scale');
+          for (let move = 0; move < 30; move++) {
+            slider.value = 1 + (move * 7) % 22 / 2;
+            slider.dispatchEvent(new Event('input'));
+            await new Promise(requestAnimationFrame);
+          }
+          slider.value = 5.5;
+          slider.dispatchEvent(new Event('input'));
+        }"""
+    )
+    wait_for(page, 5.5)
+    assert page.input_value("#scale") == "5.5"
+    fresh = open_page(opened, f"{address}#preset=digits&steps=2&scale=5.5", [])
+    wait_for(fresh, 5.5)
+    assert pictures(page) == pictures(fresh)
+    assert pictures(page)[0] != pictures(page)[1]
+    fresh.close()
+
+
+def test_a_link_holds_the_settings_and_refuses_others(page, opened, address):
+    for selector, value in (("#label", "7"), (".side select >> nth=1", "normalized_gaussian"), ("#language", "es")):
+        page.select_option(selector, value)
+    page.uncheck("#project")
+    wait_for(page)
+    link = page.evaluate("location.href")
+    again = open_page(opened, link, [])
+    wait_for(again)
+    assert pictures(again) == pictures(page)
+    assert again.input_value("#label") == "7"
+    assert again.get_attribute("html", "lang") == "es"
+    again.close()
+    kept = page.evaluate(
+        """async () => {
+          const {fromLink} = await import('./js/settings.js'), {presets} = await (await fetch('site.json')).json();
+          const link = '#preset=x&left=vq&label=99&scale=1e9&steps=NaN&seed=-3&temperature=&tour=2&lang=xx';
+          return fromLink(link, presets, ['en']);
+        }"""
+    )
+    assert kept == {
+        "preset": "shapes", "left": "power_spherical", "right": "gaussian", "label": 9, "scale": 12, "steps": 10,
+        "seed": 0, "temperature": 1, "project": True, "lang": "en", "tour": 2,
+    }  # fmt: skip
+
+
+def test_the_tour_is_walked_by_keyboard_and_its_question_answered(page):
+    words = texts()
+    page.select_option("#language", "de")
+    page.focus("#tour-open")
+    page.keyboard.press("Enter")
+    for step, part in enumerate(words["de"]["tour"], 1):
+        page.wait_for_function("text => document.querySelector('#tour-title').textContent === text", arg=part["title"])
+        assert page.inner_text("#tour-count") == f"{step} / 6"
+        assert page.locator(".pointed").count() == 1
+        if step < 6:
+            page.keyboard.press("ArrowRight")
+    for answer in words["de"]["question"]["answers"]:
+        page.click(f"#tour-question >> text={answer['text']}")
+        assert answer["why"] in page.inner_text("#tour-question p")
+    page.keyboard.press("Escape")
+    assert page.is_hidden("#tour")
+    assert page.evaluate("document.activeElement.id") == "tour-open"
+    wait_for(page)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_page_fits_its_window(page, tmp_path, size, scheme):
+    page.set_viewport_size(dict(zip(("width", "height"), size, strict=True)))
+    page.emulate_media(color_scheme=scheme)
+    for language in texts():
+        page.select_option("#language", language)
+        for step in (0, 6):
+            page.evaluate(
+                "([step, lang]) => { location.hash = `#preset=digits&steps=2&lang=${lang}&tour=${step}`; }",
+                [step, language],
+            )
+            page.wait_for_function("step => document.querySelector('#tour').hidden === !step", arg=step)
+            assert page.evaluate("document.documentElement.scrollWidth") <= size[0]
+    page.screenshot(path=str(tmp_path / "page.png"))
+    wait_for(page)
+
+
+def test_a_model_that_cannot_be_loaded_is_said(opened, address):
+    troubles = []
+    page = opened.context.new_page()
+    page.route("**/digits-gaussian.bin", lambda route: route.fulfill(status=404, body=""))
+    page.goto(f"{address}#preset=digits&lang=en")
+    page.wait_for_selector("body[data-state=error]", timeout=300_000)
+    assert "models/digits-gaussian.bin: 404" in page.inner_text("#status")
+    page.select_option(".side select >> nth=1", "normalized_gaussian")
+    wait_for(page)
+    page.close()
+    assert troubles == []
+
+
+def test_memory_is_flat(page):
+    """Over 200 pictures after 40 that warm up."""
+    slide(page, "#steps", 1)
+
+    def draw(count):
+        for number in range(count):
+            scale = 1 + number % 22 / 2
+            slide(page, "#scale", scale)
+            wait_for(page, scale)
+        return sum(process.memory_info().rss for process in renderers())
+
+    before = draw(40)
+    after = draw(200)
+    print(f"renderers hold {before / 1e6:.0f} MB after 40 moves, {after / 1e6:.0f} MB after 200 more")
+    assert after < 1.1 * before
