@@ -150,8 +150,8 @@ PATHS = (
 )
 ARROWS = (
     StrokeLook("conditional", "#009E73", text="middle right"),
-    StrokeLook("null", "#000000"),
-    StrokeLook("guided", "#CC79A7", text="middle right"),
+    StrokeLook("null", "#000000", text="middle left"),
+    StrokeLook("guided", "#CC79A7", text="bottom center"),
 )
 """Velocities: the tip of an arrow is the end point along that velocity."""
 
@@ -229,7 +229,7 @@ def perturbation_figure(
     axes[2].set_yscale("log")
     name_axes(axes[2], "token", "change of the token")
     axes[2].legend(fontsize=FONT - 2)
-    figure.suptitle(f"{caption}; rows: unperturbed, perturbed, difference", fontsize=FONT)
+    figure.suptitle(caption, fontsize=FONT)
     return figure
 
 

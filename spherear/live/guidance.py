@@ -20,7 +20,7 @@ from spherear.live.latest_wins import Cancellation
 from spherear.live.model_column import GuidanceRequest, common_axis
 from spherear.live.parts import words
 from spherear.live.parts.classes import MAX_BUTTONS
-from spherear.live.parts.guidance_controls import (
+from spherear.live.parts.guidance_controls import (  # fmt: skip
     ALL,
     CUSTOM,
     MAX_SEED,
@@ -44,6 +44,7 @@ from spherear.sampling.settings import NAMED_SETTINGS, SCHEDULES, SamplingSettin
 FRAME, TRACE = 0.06, 0.3
 """Minimum seconds between two image updates, and between two updates of the length plots."""
 AUTO, FAMILY = "auto", "power_spherical"
+NARROW = 2  # columns of one image of each class, on a phone
 
 
 class GuidanceExplorer(GuidanceControls, controls.Panel[GuidanceRequest]):
@@ -102,6 +103,7 @@ class GuidanceExplorer(GuidanceControls, controls.Panel[GuidanceRequest]):
         for control in (self.solver, self.steps):
             control.observe(self._name_settings, "value")
         self.upload.observe(self.guarded(self._open), "value")
+        self.browser.observe(lambda _: self.guarded(lambda: self.submit(always=False))(None), "narrow")
         SCHEDULES.watch(self._offer_schedule)
         self.changed()
 
@@ -140,6 +142,7 @@ class GuidanceExplorer(GuidanceControls, controls.Panel[GuidanceRequest]):
             Picture(tuple(names), tuple(labels), self.seed.value, settings, columns, zoom),
             self.overlay.value,
             self._strip_asked,
+            NARROW if self.browser.narrow and columns > NARROW and all_classes else 0,
         )
 
     def draw(self, request: GuidanceRequest, cancellation: Cancellation) -> None:
@@ -170,7 +173,7 @@ class GuidanceExplorer(GuidanceControls, controls.Panel[GuidanceRequest]):
                 self._say(request.picture, canvases)
             elif stopped:
                 self._shown = (replace(request.picture, drawn=canvases[0].drawn), canvases)
-                self._say_stopped(request.picture, canvases[0])
+                self.sentence.value = words.stopped(request.picture.settings.guidance_scale, canvases[0])
 
     def _open_models(self, names: tuple[str, ...]) -> None:
         """Say how the models are run and what they take, then read those that are not in memory."""
@@ -206,10 +209,6 @@ class GuidanceExplorer(GuidanceControls, controls.Panel[GuidanceRequest]):
             text = words.picture_text(title, self._classes_text(picture), scale, words.facts(facts))
             self.browser.describe(**{f"grid_{place}": text, f"trace_{place}": f"Lengths of tokens of {title}: {text}"})
 
-    def _say_stopped(self, picture: Picture, canvas: Canvas) -> None:
-        tokens, scale = canvas.tokens.shape[1], picture.settings.guidance_scale
-        self.sentence.value = f"Stopped at guidance {scale:g}, after token {canvas.drawn} of {tokens}."
-
     def _classes_text(self, picture: Picture) -> str:
         first = picture.labels[0]
         names = self.reality.classes(picture.models[0])
@@ -230,10 +229,9 @@ class GuidanceExplorer(GuidanceControls, controls.Panel[GuidanceRequest]):
             self.strip_text.value = f"side by side: {place} of {len(STRIP)} guidance scales drawn"
         if cancellation.stale or not columns:
             return
-        rows = ", below ".join(html.escape(self.models.title(name)) for name in request.picture.models)
-        state = "" if len(columns) == len(STRIP) else f" (stopped after {len(columns)} of {len(STRIP)} scales)"
-        self.strip_text.value = f"Above {rows}; the same classes and seeds in every column{state}."
-        self.browser.describe(strip=f"Guidance {', '.join(f'{s:g}' for s in STRIP)} from left to right. Above {rows}")
+        titles = [self.models.title(name) for name in request.picture.models]
+        self.strip_text.value = html.escape(words.strip_text(titles, STRIP, len(columns)))
+        self.browser.describe(strip=self.strip_text.value)
 
     def _hide_strip(self, picture: Picture) -> None:
         """Take the strip away if it shows other models, classes, seeds or settings than `picture`."""

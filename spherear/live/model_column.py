@@ -22,11 +22,15 @@ from spherear.sphere.families import FAMILIES
 
 @dataclass(frozen=True)
 class GuidanceRequest:
-    """A picture. overlay: whether token lengths are shown on the images.  strip: whether other scales are drawn too."""
+    """A picture. overlay: whether token lengths are shown on the images.  strip: whether other scales are drawn too.
+
+    columns: of images on the page, where those of the picture, as it is saved, are too many.
+    """
 
     picture: Picture
     overlay: bool
     strip: bool = False
+    columns: int = 0
 
 
 class ModelColumn(widgets.VBox):
@@ -44,10 +48,11 @@ class ModelColumn(widgets.VBox):
     def show(self, canvas: Canvas, request: GuidanceRequest, title: str, trace: bool = True) -> None:
         """Show a partial or finished canvas. trace: update the length plot too, which is slow in a browser."""
         picture = request.picture
-        self.pixels = pixels = sheet(canvas.images(), picture.columns, picture.zoom)
+        columns = request.columns or picture.columns
+        self.pixels = pixels = sheet(canvas.images(), columns, picture.zoom)
         expected, (raw, token) = expected_length(canvas.pipeline), canvas.lengths()
         if request.overlay:
-            pixels = overlay_lengths(pixels, raw, expected, picture.columns, picture.zoom)
+            pixels = overlay_lengths(pixels, raw, expected, columns, picture.zoom)
         self.image.value = png_bytes(pixels)
         self.title.value = self.curve.children[0].value = title
         name = length_symbol(canvas.pipeline)
@@ -67,10 +72,10 @@ class ModelColumn(widgets.VBox):
 
     def show_real(self, real: RealTokens | None) -> None:
         """The band of real tokens' lengths; none where they are not known."""
+        band = (real.low.numpy(), real.high.numpy()) if real is not None else (np.zeros(0, np.float32),) * 2
         with self.trace.batch_update():
-            for trace, values in zip(self.trace.data[5:], (real.low, real.high) if real else ((), ()), strict=True):
-                trace.x = np.arange(1, len(values) + 1, dtype=np.int32)
-                trace.y = np.asarray(values, np.float32)
+            for trace, values in zip(self.trace.data[5:], band, strict=True):
+                trace.x, trace.y = np.arange(1, len(values) + 1, dtype=np.int32), values
 
     def extent(self) -> float:
         """The greatest length of a real token or of a mean; single raw tokens may be longer, and leave the plot."""

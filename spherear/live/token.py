@@ -203,7 +203,7 @@ def _set_points(trace: Any, points: Float[Tensor, "n 3"]) -> None:
 
 
 def _eye(degrees: float | int) -> dict[str, float]:
-    return camera(degrees, distance=1.8, height=0.8)
+    return camera(degrees, distance=2.2, height=0.9)
 
 
 def _space() -> go.FigureWidget:

@@ -71,7 +71,7 @@ def test_the_sentence_says_what_is_seen(opened):
         assert contrast == pytest.approx(abs(100 * colour), abs=1)
         if name.endswith("spherical"):
             assert "late tokens of the right length" in part
-            assert int(re.search(r"took off \+(\d+)%", part)[1]) == pytest.approx(100 * raw, abs=2)
+            assert int(re.search(r"(\d+)% too long before the projection", part)[1]) == pytest.approx(100 * raw, abs=2)
         else:
             assert int(re.search(r"late tokens (\d+)% too long", part)[1]) == pytest.approx(100 * handed_on, abs=3)
             assert handed_on > 0.1
@@ -147,7 +147,24 @@ def test_pictures_have_a_description(opened):
     texts = opened.browser.texts
     assert texts["grid-0"].startswith("Images of each class, drawn by S Power Spherical at guidance 12: ")
     assert "G Gaussian" in texts["grid-1"]
+    assert not any("<" in text for text in texts.values())
     assert "Lengths of tokens" in texts["trace-1"]
+
+
+def test_a_narrow_page_has_the_same_images_in_fewer_columns(opened):
+    started = opened.runner.started
+    before = opened.model_columns[1].pixels
+    opened.browser.narrow = True
+    settled(opened)
+    narrow, picture = opened.model_columns[1].pixels, opened.read().picture
+    _, canvases = opened._last
+    np.testing.assert_array_equal(narrow, sheet(canvases[1].images(), 2, picture.zoom))
+    assert picture.columns == 5  # as it is saved
+    opened.browser.narrow = False
+    settled(opened)
+    np.testing.assert_array_equal(opened.model_columns[1].pixels, before)
+    assert opened.runner.started - started == 2
+    assert "picture 1" in opened.status.value  # nothing was drawn again
 
 
 def test_shipped_families_stand_beside_what_suits_them(tiny_vae, tiny_ar):

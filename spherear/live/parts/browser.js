@@ -27,6 +27,8 @@ async function copy(text) {
 
 const label = (element) => element.closest(".jupyter-widgets")?.querySelector(".widget-label")?.textContent ?? "";
 
+const NARROW = 520; // pixels
+
 function set(element, name, value) {
   if (element && value && element.getAttribute(name) !== value) element.setAttribute(name, value);
 }
@@ -71,10 +73,17 @@ export default {
     const now = () => root && describe(root, model.get("texts"));
     const soon = () => (timer ??= setTimeout(() => { timer = undefined; now(); }, 200));
     const observer = new MutationObserver(soon);
+    const size = new ResizeObserver(() => {
+      const narrow = root.clientWidth < NARROW;
+      if (root.clientWidth === 0 || narrow === model.get("narrow")) return;
+      model.set("narrow", narrow);
+      model.save_changes();
+    });
     const find = () => {
       root = el.closest(".spherear-panel");
       if (!root) return (timer = setTimeout(() => { timer = undefined; find(); }, 50)); // not on the page yet
       observer.observe(root, { childList: true, subtree: true });
+      size.observe(root);
       now();
     };
     find();
@@ -82,6 +91,7 @@ export default {
     return () => {
       clearTimeout(timer);
       observer.disconnect();
+      size.disconnect();
       model.off("change:texts", now);
     };
   },

@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import anywidget
 import traitlets
@@ -14,11 +15,13 @@ class Browser(anywidget.AnyWidget):
     """One per panel, without a size of its own.
 
     texts: what pictures and figures show, by their CSS class without `spherear-`.
+    narrow: whether the panel is as narrow as on a phone; the page sets it.
     """
 
     _esm = (FOLDER / "browser.js").read_text(encoding="utf-8")
     _css = (FOLDER / "panel.css").read_text(encoding="utf-8")
     texts = traitlets.Dict().tag(sync=True)
+    narrow = traitlets.Bool(False).tag(sync=True)
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,7 +45,7 @@ class Browser(anywidget.AnyWidget):
         self._waiting[number] = done
         self.send({"copy": text, "number": number})
 
-    def _answered(self, _: object, content: dict[str, object], __: object) -> None:
-        done = self._waiting.pop(content.get("number"), None)  # type: ignore[arg-type]
+    def _answered(self, _: Any, content: dict[str, Any], __: Any) -> None:
+        done = self._waiting.pop(content.get("number", -1), None)
         if done is not None:
             done(content.get("copied") is True)

@@ -39,7 +39,7 @@ def strip_columns(
         yield [sheet(canvas.images(), picture.columns, picture.zoom) for canvas in canvases]
 
 
-def strip_pixels(columns: Sequence[Sequence[Sheet]], scales: Sequence[float]) -> Sheet:
+def strip_pixels(columns: Sequence[Sequence[Sheet]], scales: Sequence[float]) -> UInt8[np.ndarray, "whole wide 3"]:
     """Columns beside each other, one row per model, the scale above each column; grey where nothing is drawn yet."""
     height, width, _ = columns[0][0].shape
     rows, top = len(columns[0]), FONT + GAP

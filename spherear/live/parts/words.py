@@ -1,7 +1,9 @@
 """What the guidance panel says in words about what it shows: titles, one sentence, descriptions of its pictures."""
 
+import re
 from collections.abc import Sequence
 
+from spherear.analysis.canvas import Canvas
 from spherear.analysis.sight import Sight
 
 EQUAL = 0.005
@@ -36,7 +38,7 @@ def _lengths(sight: Sight) -> str:
     """Of late tokens."""
     if abs(sight.handed_on) > EQUAL:
         return f"feeds back late tokens <b>{_off(sight.handed_on, 'long', 'short')}</b>"
-    removed = f" (the projection took off {sight.raw:+.0%})" if abs(sight.raw) > EQUAL else ""
+    removed = f" ({_off(sight.raw, 'long', 'short')} before the projection)" if abs(sight.raw) > EQUAL else ""
     return f"feeds back late tokens of <b>the right length</b>{removed}"
 
 
@@ -45,5 +47,20 @@ def _off(change: float, more: str = "high", less: str = "low") -> str:
 
 
 def picture_text(title: str, classes: str, scale: float, state: str) -> str:
-    """A description of a sheet of images, for screen readers."""
-    return f"Images of {classes}, drawn by {title} at guidance {scale:g}: {state}"
+    """A description of a sheet of images, for screen readers. state: as `facts` says it."""
+    return f"Images of {classes}, drawn by {title} at guidance {scale:g}: {re.sub(r'<.*?>', '', state)}"
+
+
+def stopped(scale: float, canvas: Canvas) -> str:
+    """The sentence on a picture that was stopped."""
+    return f"Stopped at guidance {scale:g}, after token {canvas.drawn} of {canvas.tokens.shape[1]}."
+
+
+def strip_text(titles: Sequence[str], scales: Sequence[float], drawn: int) -> str:
+    """What a strip shows, and how far it came if it was stopped."""
+    wanted = ", ".join(f"{scale:g}" for scale in scales)
+    state = "" if drawn == len(scales) else f" (stopped after {drawn} of {len(scales)} scales)"
+    return (
+        f"Guidance {wanted} from left to right{state}; above {', below '.join(titles)}; the same classes and seeds in "
+        "every column."
+    )
