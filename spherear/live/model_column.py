@@ -19,6 +19,9 @@ from spherear.live.figure import live_figure
 from spherear.live.picture import Picture, png_bytes, sheet
 from spherear.sphere.families import FAMILIES
 
+MARGIN = {"l": 60, "r": 12, "t": 62, "b": 48}
+"""Pixels; above, room for a legend of two lines."""
+
 
 @dataclass(frozen=True)
 class GuidanceRequest:
@@ -40,7 +43,7 @@ class ModelColumn(widgets.VBox):
         self.title = controls.text(f"title-{place}")
         self.image = controls.image(f"grid-{place}")
         self.norms = controls.text(f"norms-{place}")
-        self.trace = live_figure(f"trace-{place}", _traces(), "token", "length")
+        self.trace = live_figure(f"trace-{place}", _traces(), "token", "length", height=290, margin=MARGIN)
         self.curve = widgets.VBox([controls.text(f"curve-title-{place}"), self.trace, self.norms])
         self.pixels: np.ndarray = np.zeros((1, 1, 3), np.uint8)
         super().__init__([self.title, self.image])
@@ -68,7 +71,8 @@ class ModelColumn(widgets.VBox):
                 trace.x, trace.y = positions, values.numpy()
             self.trace.data[4].x = np.array([1, len(positions)], np.float32)
             self.trace.data[4].y = np.array([expected, expected], np.float32)
-            self.trace.data[4].name = f"{name} = {expected:.2f}"
+        if self.trace.data[4].name != (text := f"{name} = {expected:.2f}"):
+            self.trace.data[4].name = text  # apart: plotly erases a property that a batch does not set for all traces
 
     def show_real(self, real: RealTokens | None) -> None:
         """The band of real tokens' lengths; none where they are not known."""

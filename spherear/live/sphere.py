@@ -156,20 +156,25 @@ def _spheres() -> go.FigureWidget:
         )  # fmt: skip
         marker = {"size": 2.5, "color": "white", "line": {"color": "black", "width": 1}}
         clouds.append(go.Scatter3d(mode="markers", marker=marker, name=look.name, showlegend=False, scene=scene))
-    axis = {"visible": False, "range": [-1.05, 1.05]}
-    scenes, names = {}, []
-    for index, name in enumerate(NAMES):
-        left, right = index / len(NAMES), (index + 1) / len(NAMES)
-        scenes[_scene(index)] = {
-            **{f"{letter}axis": axis for letter in "xyz"}, "aspectmode": "cube", "camera": {"eye": _eye(0)},
-            "domain": {"x": [left, right], "y": [0, 0.9]},
-        }  # fmt: skip
-        names.append(
-            {"text": LAW_LOOKS[name].name, "x": (left + right) / 2, "y": 1, "xref": "paper", "yref": "paper",
-             "showarrow": False, "yanchor": "top", "font": {"size": 14}}
-        )  # fmt: skip
+    names = [
+        go.Scatter3d(
+            x=[0], y=[0], z=[1.35], mode="text", text=[LAW_LOOKS[name].name], showlegend=False, hoverinfo="skip",
+            textfont={"size": 14, "color": "black"}, scene=_scene(index),
+        )
+        for index, name in enumerate(NAMES)
+    ]  # fmt: skip
     margin = {"l": 0, "r": 0, "t": 0, "b": 60}
-    return live_figure("spheres", [*meshes, *clouds], "", "", height=330, margin=margin, annotations=names, **scenes)
+    scenes = {_scene(place): _look(place) for place in range(len(NAMES))}
+    return live_figure("spheres", [*meshes, *clouds, *names], "", "", height=330, margin=margin, **scenes)
+
+
+def _look(place: int) -> dict[str, Any]:
+    """Where a sphere stands in the figure, and from where it is seen; its name stands above it."""
+    ends = {"x": [-1.1, 1.1], "y": [-1.1, 1.1], "z": [-1.1, 1.6]}
+    axes = {f"{letter}axis": {"visible": False, "range": limits} for letter, limits in ends.items()}
+    shape = {letter: (high - low) / 2.2 for letter, (low, high) in ends.items()}
+    domain = {"x": [place / len(NAMES), (place + 1) / len(NAMES)], "y": [0, 1]}
+    return {**axes, "aspectmode": "manual", "aspectratio": shape, "camera": {"eye": _eye(0)}, "domain": domain}
 
 
 def _density() -> go.FigureWidget:

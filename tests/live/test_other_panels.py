@@ -84,6 +84,12 @@ def test_labels_of_arrows_stand_on_different_sides():
     panel = settled(TokenExplorer())
     places = [trace.textposition for trace in panel.space.data[5:8]]
     assert len(set(places)) == 3
+    for letter in "xyz":  # and arrows within the axes, with room for their names
+        low, high = panel.space.layout.scene[f"{letter}axis"].range
+        values = np.concatenate([np.asarray(trace[letter], float) for trace in panel.space.data])
+        room = 0.1 * (values.max() - values.min())
+        assert low < values.min() - room
+        assert high > values.max() + room
     panel.close()
 
 
