@@ -30,14 +30,19 @@ Bundle = tuple[dict[str, Any], dict[str, Any]]
 
 @dataclass(frozen=True)
 class NotebookOutput:
-    """One output in several formats, as stored in a notebook. text: a description for screen readers."""
+    """One output in several formats, as stored in a notebook. text: a description for screen readers.
+
+    still: a picture of a live panel, which the panel hides where it is shown in the same cell.
+    """
 
     text: str
     formats: Mapping[str, Any]
+    still: bool = False
 
     def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> Bundle:
         data = {**self.formats, "text/plain": self.text}
-        return data, {PNG: {"alt": self.text}} if PNG in data else {}
+        mark = {"needs_background": "light"} if self.still else {}  # becomes a class of the picture in JupyterLab
+        return data, {PNG: {"alt": self.text}, **mark} if PNG in data else {}
 
     def __repr__(self) -> str:
         return self.text
@@ -62,9 +67,12 @@ def sheet(images: Float[Tensor, "n 3 size size"], columns: int, text: str, zoom:
 
 
 def still(panel: Any, text: str) -> NotebookOutput:
-    """A live panel as PNG, because widgets are not saved in a file. Waits for the panel, and raises its error."""
+    """A live panel as PNG, because widgets are not saved in a file. Waits for the panel, and raises its error.
+
+    In JupyterLab a panel that is shown in the same cell takes the place of the picture.
+    """
     require(bool(text.strip()), "text is empty; expected a description of the panel")
-    return NotebookOutput(text, {PNG: _base64(panel.snapshot().data)})
+    return NotebookOutput(text, {PNG: _base64(panel.snapshot().data)}, still=True)
 
 
 def interactive(figure: go.Figure, static: NotebookOutput) -> NotebookOutput:

@@ -1,5 +1,6 @@
 """The live panels as static matplotlib figures, for `snapshot()`."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from spherear.analysis.densities import AngleLaw, AngleLaws, angle_histogram
+from spherear.analysis.sight import RealTokens
 from spherear.analysis.trajectories import TokenPath, arrow_tips
 from spherear.figures.style import FONT, GREY, name_axes, new_figure
 from spherear.sphere.families import FAMILIES
@@ -21,27 +23,36 @@ RAW, HANDED_ON = FAMILIES["gaussian"].color, FAMILIES["power_spherical"].color
 
 @dataclass(frozen=True)
 class Pane:
-    """A sheet of images of one model, and the lengths of its tokens before and after projection."""
+    """A sheet of images of one model, and the lengths of its tokens before and after projection; real: of real ones."""
 
     title: str
     pixels: UInt8[np.ndarray, "height width 3"]
     raw: Float[Tensor, "batch tokens"]
     token: Float[Tensor, "batch tokens"]
     expected: float
+    real: RealTokens | None = None
 
 
 def panes_figure(panes: Sequence[Pane], caption: str) -> Figure:
     """One column per model: the sheet above, lengths by position below, with a shared y axis."""
-    figure = new_figure(5.2 * len(panes), 7.6)
-    grid = figure.subplots(2, len(panes), squeeze=False, height_ratios=(1.7, 1))
+    rows, columns = panes[0].pixels.shape[:2]
+    picture = 4.6 * rows / columns  # inches; a sheet may be wide or square
+    figure = new_figure(5.2 * len(panes), picture + 3.2)
+    grid = figure.subplots(2, len(panes), squeeze=False, height_ratios=(picture, 2.4))
     for column, pane in enumerate(panes):
         bare(grid[0, column], pane.pixels, pane.title)
         lengths_axes(grid[1, column], pane)
-    extent = [limit for axis in grid[1] for limit in axis.get_ylim()]
+    top = math.ceil(1.1 * max(_longest(pane) for pane in panes))
     for axis in grid[1]:
-        axis.set_ylim(min(extent), max(extent))
+        axis.set_ylim(0, top)
     figure.suptitle(caption, fontsize=FONT)
     return figure
+
+
+def _longest(pane: Pane) -> float:
+    """The greatest length of a real token or of a mean; single raw tokens may be longer."""
+    means = [pane.expected, float(pane.raw.mean(0).max()), float(pane.token.mean(0).max())]
+    return max(means + ([float(pane.real.high.max())] if pane.real is not None else []))
 
 
 def bare(axis: Axes, pixels: UInt8[np.ndarray, "height width 3"], title: str) -> None:
@@ -59,6 +70,8 @@ def lengths_axes(axis: Axes, pane: Pane) -> None:
     axis.plot(positions, pane.raw.mean(0), ".-", color=RAW, label="raw, mean")
     axis.plot(positions, pane.token.mean(0), "s", markerfacecolor="none", color=HANDED_ON, label="handed on, mean")
     axis.axhline(pane.expected, color=GREY, linestyle="--", linewidth=2, label=f"expected: {pane.expected:.2f}")
+    if pane.real is not None:
+        axis.fill_between(positions, pane.real.low, pane.real.high, color=GREY, alpha=0.3, label="real, 5 to 95 %")
     name_axes(axis, "token", "length")
     axis.legend(fontsize=FONT - 3)
 
@@ -137,8 +150,8 @@ PATHS = (
 )
 ARROWS = (
     StrokeLook("conditional", "#009E73", text="middle right"),
-    StrokeLook("null", "#000000"),
-    StrokeLook("guided", "#CC79A7", text="middle right"),
+    StrokeLook("null", "#000000", text="middle left"),
+    StrokeLook("guided", "#CC79A7", text="bottom center"),
 )
 """Velocities: the tip of an arrow is the end point along that velocity."""
 
@@ -216,7 +229,7 @@ def perturbation_figure(
     axes[2].set_yscale("log")
     name_axes(axes[2], "token", "change of the token")
     axes[2].legend(fontsize=FONT - 2)
-    figure.suptitle(f"{caption}; rows: unperturbed, perturbed, difference", fontsize=FONT)
+    figure.suptitle(caption, fontsize=FONT)
     return figure
 
 

@@ -24,7 +24,7 @@ from spherear.sampling.placement import Placement, Plan
 
 LIBRARIES = ("torch", "numpy", "einops", "jaxtyping", "safetensors", "huggingface_hub", "scikit-learn", "pillow")
 DOCS_PAGE = "spherear.html"  # of the package, in a reference
-DIGITS, VISIT = "digits-power_spherical", 0.5
+SHAPES, VISIT = "shapes-power_spherical", 0.5
 """The model of the page if none is named; GB of a visit without large weights."""
 LAB = ("jupyterlab", "ipykernel", "ipywidgets", "anywidget", "matplotlib", "plotly")
 
@@ -94,7 +94,7 @@ def page(
     browser; nothing is written here. The page needs no other host.
 
     Args:
-        ar: A model of yours: a run's folder, a hub repository or a published file; by default the shipped digits.
+        ar: A model of yours: a run's folder, a hub repository or a published file; by default the shipped shapes.
         vae: The published file of its VAE, if it is not in that of the AR model.
         port: Of the server.
         host: Who reaches it: localhost is this machine alone, 0.0.0.0 whoever knows the address and its token.
@@ -115,7 +115,7 @@ def page(
     from spherear.live.server import check_jupyter_folders, page_command, run_lab
 
     check_jupyter_folders()
-    plan = _plan(ar or ("" if place == AUTO and not vae else DIGITS), vae, place)
+    plan = _plan(ar or ("" if place == AUTO and not vae else SHAPES), vae, place)
     options: dict[str, Any] = {"port": port, "host": host, "browser": browser, "visits": visits, "idle": idle}
     model = None if plan is None else _panel_arguments(plan, place)
     with tempfile.TemporaryDirectory() as folder:

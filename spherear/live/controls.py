@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from spherear.live.latest_wins import Cancellation, LatestWins
 from spherear.live.parts import cells
+from spherear.live.parts.browser import Browser
 from spherear.models.config import require
 
 RequestT = TypeVar("RequestT")
@@ -44,9 +45,10 @@ class Panel(widgets.VBox, Generic[RequestT]):
         self._submitted: RequestT | None = None
         self._failure: Exception | None = None  # of the newest request
         self.runner: LatestWins[RequestT] = LatestWins(self.draw, self._failed)
+        self.browser = tagged(Browser(), "browser")
         self.error_box = widgets.HTML()
         self.error_box.add_class("spherear-error")
-        super().__init__([*children, self.error_box])
+        super().__init__([*children, self.error_box, self.browser])
         self.add_class("spherear-panel")
         for control in watched:
             control.observe(lambda change: self.changed(change), "value")
@@ -215,7 +217,7 @@ def column(*children: widgets.Widget, width: str = "430px") -> widgets.VBox:
 def scrolled(child: widgets.Widget, width: str) -> widgets.Box:
     """`child` at a fixed width; it scrolls horizontally on narrower pages."""
     inner = widgets.VBox([child], layout=widgets.Layout(width=width, min_width=width))
-    return widgets.Box([inner], layout=widgets.Layout(max_width="100%", overflow="auto"))
+    return tagged(widgets.Box([inner], layout=widgets.Layout(max_width="100%", overflow="auto")), "scrolled")
 
 
 def float_slider(name: str, value: float | int, low: float, high: float, step: float, tag: str) -> widgets.FloatSlider:

@@ -89,4 +89,6 @@ def live_figure(tag: str, traces: Sequence[Any], x: str, y: str, **layout: Any) 
         },
     )
     figure._config = {"responsive": True, "displaylogo": False, "displayModeBar": False}
+    if not any(trace.type in ("mesh3d", "scatter3d") for trace in figure.data):
+        figure.add_class("spherear-flat")
     return tagged(figure, tag)

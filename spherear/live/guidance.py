@@ -1,51 +1,62 @@
-"""The guidance panel: images for the current guidance scale, with the lengths of their tokens."""
+"""The guidance panel: images for the current guidance scale beside those of a second family, and what they show."""
 
 import html
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import ipywidgets as widgets
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 
 from spherear.analysis.canvas import Canvas, expected_length
-from spherear.figures.length_overlay import LEGEND
+from spherear.analysis.sight import Sight, sight
 from spherear.figures.panels import Pane, panes_figure
 from spherear.live import controls
 from spherear.live.latest_wins import Cancellation
-from spherear.live.model_column import GuidanceRequest, ModelColumn
-from spherear.live.parts.classes import MAX_BUTTONS, class_control
-from spherear.live.parts.download import Download
+from spherear.live.model_column import GuidanceRequest, common_axis
+from spherear.live.parts import words
+from spherear.live.parts.classes import MAX_BUTTONS
+from spherear.live.parts.guidance_controls import (  # fmt: skip
+    ALL,
+    CUSTOM,
+    MAX_SEED,
+    NONE,
+    STRIP,
+    GuidanceControls,
+    settings_name,
+    short,
+)
 from spherear.live.parts.models import Model, Models, named_model
+from spherear.live.parts.real import Reality
+from spherear.live.parts.saving import png_name, store
+from spherear.live.parts.strip import strip_columns, strip_pictures, strip_pixels
 from spherear.live.picture import Picture, paint, png_bytes, progress, read_picture, sheet, shown
 from spherear.models.config import require
-from spherear.models.files import atomic_path, user_path
+from spherear.models.files import user_path
 from spherear.models.pretrained import shipped_name
-from spherear.sampling.pixels import free_path
 from spherear.sampling.placement import placement_of
 from spherear.sampling.settings import NAMED_SETTINGS, SCHEDULES, SamplingSettings
-from spherear.sampling.solvers import SOLVERS
 
-ALL, NONE, CUSTOM = "one of each", "nothing", "by hand"
 FRAME, TRACE = 0.06, 0.3
 """Minimum seconds between two image updates, and between two updates of the length plots."""
-MAX_SEED = 2**31 - 1
 AUTO, FAMILY = "auto", "power_spherical"
+NARROW = 2  # columns of one image of each class, on a phone
 
 
-class GuidanceExplorer(controls.Panel[GuidanceRequest]):
+class GuidanceExplorer(GuidanceControls, controls.Panel[GuidanceRequest]):
     """Change the guidance scale and watch images form, optionally next to a second family with the same seeds.
 
     family, compare: a shipped family or name, a run's folder, a hub repository, a published file, or a Pipeline.
         compare None: a single model; auto: the Gaussian beside a shipped family, otherwise none.
     ar, vae: instead of a family, the published files of an AR model and of its VAE.
-    label: a class by number or name, None for one image of each; auto: class 3, or the last of fewer.
+    label: a class by number or name, None for one image of each; auto: one of each, or class 3 of many classes.
     images: number for one class, best a square number; None: 16, or 1 of a large model on the CPU.
     settings: initial row of NAMED_SETTINGS.  seed: of the first image, and of the random seed generator.
+    preset: of the shipped families; auto: colour shapes, or what suits a model of another kind.
     device, dtype, engine: as in `Pipeline.from_pretrained`; a line of the panel says what was chosen.
     folder: where pictures are saved; None: in the browser's downloads, on the machine of whoever sees the page.
     """
@@ -58,12 +69,12 @@ class GuidanceExplorer(controls.Panel[GuidanceRequest]):
         ar: Path | str | None = None,
         vae: Path | str | None = None,
         label: int | str | None = AUTO,
-        guidance_scale: float | int = 3.0,
+        guidance_scale: float | int = 12.0,
         images: int | None = None,
-        settings: str = "fast",
+        settings: str = "balanced",
         seed: int = 0,
-        preset: str = "digits",
-        folder: Path | str | None = ".",
+        preset: str = AUTO,
+        folder: Path | str | None = None,
         device: str = AUTO,
         dtype: str = AUTO,
         engine: str = AUTO,
@@ -71,95 +82,34 @@ class GuidanceExplorer(controls.Panel[GuidanceRequest]):
         require(images is None or images >= 1, f"images is {images}; expected at least 1")
         self.base = SamplingSettings.named(settings, guidance_scale=guidance_scale)
         self.models = Models(named_model(FAMILY, family, ar), placement_of(device, dtype, engine), preset, vae)
-        self.config = self.models.outline(self.models.first).ar
+        self.reality, self.config = Reality(self.models), self.models.outline(self.models.first).ar
         self.classes, self._random = self.config.num_classes, random.Random(seed)
         self.count = images or (16 if self.models.light else 1)
-        second = shipped_name("gaussian", preset) if compare == AUTO and self.models.ships else compare
+        second = shipped_name("gaussian", self.models.preset) if compare == AUTO and self.models.ships else compare
         beside = NONE if second is None or second == AUTO else self.models.add(second)
-        self.model_columns = (ModelColumn(0), ModelColumn(1))
         self.folder = None if folder is None else user_path(folder).resolve()
-        self.download = Download() if folder is None else None
-        self._last: tuple[Picture, list[Canvas]] | None = None
-        self._make_controls(beside, label, settings, seed)
-        super().__init__(self._layout(), self._watched())
+        self._last: tuple[Picture, list[Canvas]] | None = None  # the finished picture
+        self._shown: tuple[Picture, list[Canvas]] | None = None  # that, or the one that was stopped
+        self._strip_asked = False
+        self._strip_of: tuple[Picture, ...] = ()
+        if label is None or (label == AUTO and self.classes <= MAX_BUTTONS):
+            label = ALL
+        names = self.reality.classes(self.models.first)
+        self.make_controls(self.models, self.base, label, names, beside, settings, seed)
+        self.make_buttons(*map(self._late, (self._draw_seed, self.stop, self._copy, self._save, self._ask_strip)))
+        super().__init__(self.arranged(), self.watched())
+        self.add_class("spherear-guidance")
         self.named.observe(self._take_named, "value")
         for control in (self.solver, self.steps):
             control.observe(self._name_settings, "value")
         self.upload.observe(self.guarded(self._open), "value")
+        self.browser.observe(lambda _: self.guarded(lambda: self.submit(always=False))(None), "narrow")
         SCHEDULES.watch(self._offer_schedule)
         self.changed()
 
-    def _make_controls(self, beside: str, label: int | str | None, settings: str, seed: int) -> None:
-        options, base = self.models.options, self.base
-        self.family = controls.dropdown("model", options, self.models.first, "family")
-        self.compare = controls.dropdown("compare with", [(NONE, NONE), *options], beside, "compare")
-        self.label = class_control(self.config, ALL if label is None else label, "label", [(ALL, ALL)])
-        self.scale = controls.float_slider("guidance scale", base.guidance_scale, 0.0, 15.0, 0.1, "scale")
-        self.scale.readout = False
-        self.scale_number = controls.tagged(
-            widgets.BoundedFloatText(
-                value=base.guidance_scale, min=0, max=15, step=0.1, description="scale, as a number",
-                style=controls.WIDE, layout=widgets.Layout(width="220px"),
-            ),
-            "scale-number",
-        )  # fmt: skip
-        self._link = widgets.link((self.scale, "value"), (self.scale_number, "value"), (_short, _short))
-        self.schedule = controls.dropdown("schedule", list(SCHEDULES), base.schedule, "schedule")
-        self.named = controls.dropdown("settings", [*NAMED_SETTINGS, CUSTOM], settings, "named")
-        self.solver = controls.dropdown("solver", list(SOLVERS), base.solver, "solver")
-        self.steps = controls.int_slider("solver steps", base.steps, 1, 100, "steps")
-        self.temperature = controls.float_slider("temperature", base.temperature, 0.0, 2.0, 0.05, "temperature")
-        self.project = controls.checkbox("project tokens onto the sphere", base.project, "project")
-        self.overlay = controls.checkbox("lay token lengths over the images", False, "overlay")
-        self.seed = controls.int_field("seed", seed, MAX_SEED, "seed")
-        self.dice = controls.button("new random seed", self.guarded_late(self._draw_seed), "dice")
-        self.lock = controls.checkbox("lock seed (off: new seed per change)", True, "lock")
-        self.stop_button = controls.button(
-            "stop", self.guarded_late(self.stop), "stop", "stop drawing and keep the partial images"
-        )
-        self.copy_code = controls.button("copy as code", self.guarded_late(self._show_code), "copy")
-        self.save_png = controls.button(
-            "save as PNG", self.guarded_late(self._save), "save", "the PNG stores the settings"
-        )
-        self.upload = controls.tagged(
-            widgets.FileUpload(
-                accept=".png", description="open settings from PNG", layout=widgets.Layout(width="auto")
-            ),
-            "open",
-        )
-        self.file = controls.tagged(widgets.Text(value="guidance.png", description="file", style=controls.WIDE), "file")
-        hidden = widgets.Layout(width="900px", max_width="100%", height="190px", display="none")
-        self.code = controls.tagged(widgets.Textarea(description="code", style=controls.WIDE, layout=hidden), "code")
-        self.status = controls.text("status")
-        self.machine = controls.text("machine")
-        self.note = controls.text("note")
-
-    def guarded_late(self, action: Any) -> Any:
+    def _late(self, action: Callable[[], None]) -> Callable[[], None]:
         """`guarded`, for buttons created before `Panel.__init__` has run."""
-        return lambda event: self.guarded(action)(event)
-
-    def _layout(self) -> list[widgets.Widget]:
-        legend = widgets.HTML(f"<small>lengths over the images: {LEGEND}</small>")
-        return [
-            self.label,
-            controls.row(self.scale, self.scale_number),
-            controls.row(self.family, self.compare, self.named),
-            controls.row(self.schedule, self.solver, self.steps, self.temperature),
-            controls.row(self.seed, self.dice, self.lock, self.project, self.overlay),
-            controls.row(self.stop_button, self.status),
-            self.machine,
-            controls.row(*self.model_columns),
-            legend,
-            controls.row(self.copy_code, self.save_png, self.file, self.upload, *filter(None, [self.download])),
-            self.note,
-            self.code,
-        ]
-
-    def _watched(self) -> Sequence[widgets.Widget]:
-        return (
-            self.family, self.compare, self.label, self.scale, self.schedule, self.solver, self.steps,
-            self.temperature, self.project, self.overlay, self.seed,
-        )  # fmt: skip
+        return lambda: self.guarded(action)(None)
 
     def changed(self, change: Any = None) -> None:
         """Callback of the watched controls. Draws a new seed first, unless the seed is locked."""
@@ -169,6 +119,7 @@ class GuidanceExplorer(controls.Panel[GuidanceRequest]):
             if change is not None and not self.lock.value and change["owner"] not in (self.seed, self.overlay):
                 with self.together():
                     self.seed.value = self._random.randint(0, MAX_SEED)
+            self._strip_asked = False
             self.submit(always=change is None)
 
     def read(self) -> GuidanceRequest:
@@ -180,7 +131,7 @@ class GuidanceExplorer(controls.Panel[GuidanceRequest]):
         zoom = max(1, round(400 / (columns * (self.models.outline(names[0]).vae.image_size + 1))))
         settings = replace(
             self.base,
-            guidance_scale=_short(self.scale.value),
+            guidance_scale=short(self.scale.value),
             schedule=self.schedule.value,
             solver=self.solver.value,
             steps=self.steps.value,
@@ -188,16 +139,26 @@ class GuidanceExplorer(controls.Panel[GuidanceRequest]):
             project=self.project.value,
         )
         return GuidanceRequest(
-            Picture(tuple(names), tuple(labels), self.seed.value, settings, columns, zoom), self.overlay.value
+            Picture(tuple(names), tuple(labels), self.seed.value, settings, columns, zoom),
+            self.overlay.value,
+            self._strip_asked,
+            NARROW if self.browser.narrow and columns > NARROW and all_classes else 0,
         )
 
     def draw(self, request: GuidanceRequest, cancellation: Cancellation) -> None:
         """Draw token by token, showing images at intervals. The last result is cached, for changes of the overlay."""
         if self._last is not None and self._last[0] == request.picture:
             self._show_canvases(self._last[1], request)
-            return
-        self._last = None
+        else:
+            self._draw_picture(request, cancellation)
+        if request.strip and self._last is not None and not cancellation.over:
+            self._draw_strip(request, cancellation)
+
+    def _draw_picture(self, request: GuidanceRequest, cancellation: Cancellation) -> None:
+        self._last = self._shown = None
+        self._hide_strip(request.picture)
         self._open_models(request.picture.models)
+        self.sentence.value = f"Drawing at guidance {request.picture.settings.guidance_scale:g} ..."
         start = last_trace = time.perf_counter()
         painted = paint(request.picture, self.models.pipeline)
         frames = shown(painted, lambda c: c[0], cancellation, FRAME, first=2)  # token 1 is often unchanged
@@ -208,7 +169,11 @@ class GuidanceExplorer(controls.Panel[GuidanceRequest]):
             last_trace = now if trace else last_trace
             self._report(canvases, request.picture, now - start, stopped)
             if canvases[0].done and not stopped:
-                self._last = (request.picture, canvases)
+                self._last = self._shown = (request.picture, canvases)
+                self._say(request.picture, canvases)
+            elif stopped:
+                self._shown = (replace(request.picture, drawn=canvases[0].drawn), canvases)
+                self.sentence.value = words.stopped(request.picture.settings.guidance_scale, canvases[0])
 
     def _open_models(self, names: tuple[str, ...]) -> None:
         """Say how the models are run and what they take, then read those that are not in memory."""
@@ -220,10 +185,59 @@ class GuidanceExplorer(controls.Panel[GuidanceRequest]):
 
     def _show_canvases(self, canvases: list[Canvas], request: GuidanceRequest, trace: bool = True) -> None:
         display = "" if len(canvases) == 2 else "none"
-        if self.model_columns[1].layout.display != display:
-            self.model_columns[1].layout.display = display
+        for part in (self.model_columns[1], self.model_columns[1].curve):
+            if part.layout.display != display:
+                part.layout.display = display
         for column, canvas, name in zip(self.model_columns, canvases, request.picture.models, strict=False):
-            column.show(canvas, request, self.models.title(name), trace)
+            projected = canvas.pipeline.vae.bottleneck.radius is not None and request.picture.settings.project
+            column.show(canvas, request, words.column_title(html.escape(self.models.title(name)), projected), trace)
+        if trace:
+            common_axis(self.model_columns[: len(canvases)])
+
+    def _say(self, picture: Picture, canvases: list[Canvas]) -> None:
+        """The sentence on a finished picture, the band of real tokens, and what the images show for screen readers."""
+        labels, scale = torch.tensor(picture.labels), picture.settings.guidance_scale
+        seen: list[Sight] = []
+        for column, canvas, name in zip(self.model_columns, canvases, picture.models, strict=False):
+            real = self.reality.tokens(name)
+            seen.append(sight(canvas, labels, real, self.reality.judge(name)))
+            column.show_real(real)
+        common_axis(self.model_columns[: len(canvases)])
+        titles = [self.models.title(name) for name in picture.models]
+        self.sentence.value = words.sentence(scale, [html.escape(title) for title in titles], seen)
+        for place, (title, facts) in enumerate(zip(titles, seen, strict=True)):
+            text = words.picture_text(title, self._classes_text(picture), scale, words.facts(facts))
+            self.browser.describe(**{f"grid_{place}": text, f"trace_{place}": f"Lengths of tokens of {title}: {text}"})
+
+    def _classes_text(self, picture: Picture) -> str:
+        first = picture.labels[0]
+        names = self.reality.classes(picture.models[0])
+        name = names[first] if names else self.config.name_of(first)
+        return "each class" if len(set(picture.labels)) > 1 else f"class {name}"
+
+    def _ask_strip(self) -> None:
+        self._strip_asked = True
+        self.submit(always=True)
+
+    def _draw_strip(self, request: GuidanceRequest, cancellation: Cancellation) -> None:
+        """Draw the images at all scales of STRIP, a column at a time."""
+        pictures, columns = strip_pictures(request.picture, STRIP), []
+        self._strip_of = tuple(pictures)
+        for place, column in enumerate(strip_columns(pictures, self.models.pipeline, cancellation), 1):
+            columns.append(column)
+            self.strip.value = png_bytes(strip_pixels(columns, STRIP))
+            self.strip_text.value = f"side by side: {place} of {len(STRIP)} guidance scales drawn"
+        if cancellation.stale or not columns:
+            return
+        titles = [self.models.title(name) for name in request.picture.models]
+        self.strip_text.value = html.escape(words.strip_text(titles, STRIP, len(columns)))
+        self.browser.describe(strip=self.strip_text.value)
+
+    def _hide_strip(self, picture: Picture) -> None:
+        """Take the strip away if it shows other models, classes, seeds or settings than `picture`."""
+        if self._strip_of and self._strip_of != tuple(strip_pictures(picture, STRIP)):
+            self._strip_of = ()
+            self.strip.value, self.strip_text.value = b"", ""
 
     def _report(self, canvases: list[Canvas], picture: Picture, seconds: float, stopped: bool) -> None:
         rate = canvases[0].drawn * len(picture.labels) * len(canvases) / max(1e-9, seconds)
@@ -261,37 +275,29 @@ class GuidanceExplorer(controls.Panel[GuidanceRequest]):
         with self.showing_errors():
             if not self._batch_depth:
                 with self.together():
-                    self.named.value = _name_of(self.base, self.solver.value, self.steps.value)
+                    self.named.value = settings_name(self.base, self.solver.value, self.steps.value)
 
-    def _show_code(self) -> None:
+    def _copy(self) -> None:
+        """Show the code that draws the picture, and put it into the clipboard where the browser allows it."""
         self.code.value = self.read().picture.code(self.models.code, self.models.head)
         self.code.layout.display = ""
-        self.note.value = "this code draws exactly these images: select all, copy, and run it anywhere"
+        self.note.value = "this code draws exactly these images"
+        self.browser.copy(self.code.value, self._copied)
+
+    def _copied(self, allowed: bool) -> None:
+        done = "it is in your clipboard" if allowed else "your browser keeps its clipboard: select all, and copy"
+        self.note.value = f"this code draws exactly these images; {done}"
 
     def _save(self) -> None:
-        """Save the images without the overlay; the PNG stores the settings."""
-        require(self.runner.idle, "the picture is still being drawn; expected it to be done")
-        require(self._last is not None, "there is no finished picture; expected one (it was stopped)")
-        assert self._last is not None
-        picture, canvases = self._last
+        """Save the images without the overlay, also stopped ones; the PNG stores the settings."""
+        require(self.runner.idle, "the picture is still being drawn; expected it to be done, or stopped")
+        require(self._shown is not None, "there is no picture; expected one")
+        assert self._shown is not None
+        picture, canvases = self._shown
+        name = png_name(self.file.value)
         sheets = [sheet(c.images(), picture.columns, picture.zoom) for c in canvases]
-        name = self.file.value.strip()
-        require(
-            name not in ("", ".", "..") and Path(name).name == name,
-            f"file is {name!r}; expected a name without folders",
-        )
-        self.note.value = self._store(name, png_bytes(np.concatenate(sheets, axis=1), picture))
-
-    def _store(self, name: str, png: bytes) -> str:
-        """Hand a file to the browser, or write it to the folder under a free name; returns where it is."""
-        if self.download is not None:
-            self.download.save(name, png)
-            return f"{html.escape(name)} is among the downloads of your browser"
-        assert self.folder is not None
-        path = free_path(self.folder / name)
-        with atomic_path(path) as part:
-            part.write_bytes(png)
-        return f"saved {html.escape(str(path))}"
+        png = png_bytes(np.concatenate(sheets, axis=1), picture)
+        self.note.value = store(name, png, self.folder, self.browser)
 
     def _open(self) -> None:
         files, self.upload.value = self.upload.value, ()  # so that the same file can be opened again
@@ -331,7 +337,7 @@ class GuidanceExplorer(controls.Panel[GuidanceRequest]):
                 settings.steps,
             )
             self.project.value, self.seed.value = settings.project, picture.seed
-            self.named.value = _name_of(settings, settings.solver, settings.steps)
+            self.named.value = settings_name(settings, settings.solver, settings.steps)
         self.changed()
 
     def still(self) -> Figure:
@@ -341,23 +347,8 @@ class GuidanceExplorer(controls.Panel[GuidanceRequest]):
         picture, canvases = self._last
         panes = [
             Pane(self.models.title(name), sheet(c.images(), picture.columns, picture.zoom),
-                 *c.lengths(), expected_length(c.pipeline))
+                 *c.lengths(), expected_length(c.pipeline), self.reality.tokens(name))
             for name, c in zip(picture.models, canvases, strict=True)
         ]  # fmt: skip
         s = picture.settings
         return panes_figure(panes, f"guidance {s.guidance_scale:g} ({s.schedule}), {s.solver}, {s.steps} steps")
-
-
-def _short(scale: float) -> float:
-    """Round a slider value, e.g. 3.0999999999999996 to 3.1."""
-    return round(scale, 6)
-
-
-def _name_of(base: SamplingSettings, solver: str, steps: int) -> str:
-    """The matching row of NAMED_SETTINGS, ignoring guidance, temperature and projection; CUSTOM if there is none."""
-
-    def core(s: SamplingSettings) -> SamplingSettings:
-        return replace(s, guidance_scale=1.0, schedule="linear", temperature=1.0, project=True)
-
-    key = core(replace(base, solver=solver, steps=steps))
-    return next((name for name, row in NAMED_SETTINGS.items() if core(row) == key), CUSTOM)

@@ -1,6 +1,8 @@
 """The perturbation panel: one token is perturbed, and decoded with and without the projection, side by side."""
 
+import html
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import numpy as np
 import plotly.graph_objects as go
 import torch
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from spherear.analysis.perturbation import KINDS, Perturbation, PerturbedPair, perturbed_decode
 from spherear.figures.panels import SIDES, perturbation_figure
@@ -26,6 +29,10 @@ from spherear.sampling.settings import NAMED_SETTINGS, SamplingSettings
 FAMILY = "power_spherical"
 FRAME = 0.1
 """Minimum seconds between two image updates."""
+FACTORS = (1, 2, 5, 10, 20, 50, 100)
+"""By which the differences of a picture are amplified, so that they are seen; the panel says by which."""
+VISIBLE = 1e-3
+"""Half a difference of pixels below this is none: less than half a byte."""
 FLOOR = 1e-7
 """Changes below this are rounding errors, and drawn at this value."""
 
@@ -88,6 +95,8 @@ class PerturbationExplorer(controls.Panel[PerturbationRequest]):
         self.machine = controls.text("perturbation-machine")
         self.sides = [controls.image(f"perturbation-grid-{i}") for i in range(len(SIDES))]
         self.numbers = [controls.text(f"perturbation-numbers-{i}") for i in range(2)]
+        self.headings = [controls.text(f"perturbation-heading-{i}") for i in range(2)]
+        self.rows = controls.text("perturbation-rows")
         self.growth = _growth()
         self._pairs: tuple[PerturbationRequest, tuple[PerturbedPair, ...]] | None = None
         super().__init__(
@@ -97,9 +106,9 @@ class PerturbationExplorer(controls.Panel[PerturbationRequest]):
         self.changed()
 
     def _layout(self) -> list[widgets.Widget]:
-        columns = [
-            controls.column(widgets.HTML(f"<b>{name}</b>"), image, numbers, width="380px")
-            for name, image, numbers in zip(SIDES, self.sides, self.numbers, strict=True)
+        self.columns = [
+            controls.column(heading, image, numbers, width="380px")
+            for heading, image, numbers in zip(self.headings, self.sides, self.numbers, strict=True)
         ]
         return [
             controls.row(self.label),
@@ -107,8 +116,8 @@ class PerturbationExplorer(controls.Panel[PerturbationRequest]):
             controls.row(self.scale, self.family, self.named, self.seed),
             controls.row(self.stop_button, self.status),
             self.machine,
-            widgets.HTML("<small>rows: unperturbed, perturbed, difference (grey: none)</small>"),
-            controls.row(*columns, controls.column(self.growth, width="480px")),
+            self.rows,
+            controls.row(*self.columns, controls.column(self.growth, width="480px")),
         ]
 
     def read(self) -> PerturbationRequest:
@@ -125,6 +134,7 @@ class PerturbationExplorer(controls.Panel[PerturbationRequest]):
         self._pairs = None
         self.machine.value = f"<small>{self.models.sentences((request.model,))}</small>"
         pipeline, perturbation = self.models.pipeline(request.model), request.perturbation
+        self._name_sides(pipeline.vae.bottleneck.radius is not None, html.escape(self.models.title(request.model)))
         start = time.perf_counter()
         decodes = [perturbed_decode(pipeline, perturbation, projected) for projected in (True, False)]
         for pairs, stopped in shown(zip(*decodes, strict=True), lambda p: p[0].before, cancellation, FRAME):
@@ -134,10 +144,24 @@ class PerturbationExplorer(controls.Panel[PerturbationRequest]):
             if pairs[0].before.done and not stopped:
                 self._pairs = (request, pairs)
 
+    def _name_sides(self, projected: bool, title: str) -> None:
+        """Headings; one side alone for a model without a projection, where both are the same decode."""
+        names = [f"{title}, {name}" for name in SIDES]
+        if not projected:
+            names = [f"{title}: it has no projection, so both sides are this one", ""]
+        for heading, name in zip(self.headings, names, strict=True):
+            heading.value = f"<b>{name}</b>"
+        self.columns[1].layout.display = "" if projected else "none"
+        self.growth.data[0].visible = projected
+
     def _show(self, pairs: tuple[PerturbedPair, ...], request: PerturbationRequest) -> None:
-        for pair, image, numbers in zip(pairs, self.sides, self.numbers, strict=True):
-            image.value = png_bytes(rows(pair, request.zoom))
+        factor, p = amplification(pairs), request.perturbation
+        self.rows.value = f"<small>rows: {row_names(factor)}</small>"
+        for place, (pair, image, numbers) in enumerate(zip(pairs, self.sides, self.numbers, strict=True)):
+            image.value = png_bytes(rows(pair, request.zoom, factor))
             numbers.value = f"pixel change (root mean square): {pair.pixels():.3g}"
+            text = f"{list(SIDES)[place]}, a {p.kind} perturbation of {p.size:g} at token {p.position + 1}"
+            self.browser.describe(**{f"perturbation_grid_{place}": f"{text}; rows: {row_names(factor)}"})
         positions = np.arange(1, pairs[0].before.tokens.shape[1] + 1, dtype=np.int32)
         with self.growth.batch_update():
             for trace, pair in zip(self.growth.data, pairs, strict=False):
@@ -152,14 +176,36 @@ class PerturbationExplorer(controls.Panel[PerturbationRequest]):
         request, pairs = self._pairs
         p = request.perturbation
         caption = f"a {p.kind} perturbation of {p.size:g} at token {p.position + 1}"
-        sheets, changes = [rows(pair, request.zoom) for pair in pairs], [pair.change() for pair in pairs]
+        factor = amplification(pairs)
+        sheets, changes = [rows(pair, request.zoom, factor) for pair in pairs], [pair.change() for pair in pairs]
+        caption = f"{caption}; rows: {row_names(factor)}"
         return perturbation_figure(sheets, changes, [pair.pixels() for pair in pairs], p.position, caption, FLOOR)
 
 
-def rows(pair: PerturbedPair, zoom: int) -> np.ndarray:
-    """A sheet with three rows: unperturbed, perturbed, and their difference, where grey is 0."""
+def row_names(factor: int) -> str:
+    """What the rows of a sheet are."""
+    return f"unperturbed, perturbed, {factor} times their difference (grey: none)"
+
+
+def amplification(pairs: Sequence[PerturbedPair]) -> int:
+    """The greatest of FACTORS that keeps 99 % of all differences within the range of a pixel; 1 if there are none."""
+    differences = torch.cat([_difference(pair).abs().flatten() for pair in pairs])
+    changed = differences[differences > VISIBLE]
+    if len(changed) == 0:
+        return 1
+    return max([factor for factor in FACTORS if factor * float(changed.quantile(0.99)) <= 1], default=1)
+
+
+def _difference(pair: PerturbedPair) -> Tensor:
+    """Half of perturbed minus unperturbed, in [-1, 1]."""
+    return (pair.after.images().clamp(-1, 1) - pair.before.images().clamp(-1, 1)) / 2
+
+
+def rows(pair: PerturbedPair, zoom: int, factor: int) -> np.ndarray:
+    """A sheet with three rows: unperturbed, perturbed, and `factor` times their difference, where grey is 0."""
     before, after = pair.before.images().clamp(-1, 1), pair.after.images().clamp(-1, 1)
-    return sheet(torch.cat((before, after, (after - before) / 2)), len(before), zoom)
+    difference = (factor * _difference(pair)).clamp(-1, 1)
+    return sheet(torch.cat((before, after, difference)), len(before), zoom)
 
 
 def _growth() -> go.FigureWidget:

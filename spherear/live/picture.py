@@ -37,6 +37,7 @@ class Picture(Config):
 
     models: names of a panel's models; most are names for `Pipeline.from_pretrained`.
     seed: of the first image; image i uses seed + i.
+    drawn: tokens of each image, if the drawing was stopped before its end.
     """
 
     models: tuple[str, ...]
@@ -45,6 +46,7 @@ class Picture(Config):
     settings: SamplingSettings
     columns: int
     zoom: int = 6
+    drawn: int | None = None
 
     def check(self) -> None:
         require(len(self.models) > 0 and len(self.labels) > 0, "a picture has models and labels; expected some")

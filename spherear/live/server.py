@@ -25,6 +25,9 @@ display(Javascript("for (const after of [1, 3, 9]) setTimeout(() => dispatchEven
 """
 
 
+TITLE = "spherear: what guidance does to pictures drawn token by token, with and without a sphere"
+
+
 @dataclass(frozen=True)
 class Copied:
     """Relative paths of notebooks. new: copied.  same: existing, identical.  edited: existing, different, unchanged."""
@@ -106,7 +109,8 @@ def page_command(
     require(visits >= 1, f"visits is {visits}; expected at least 1")
     require(idle >= 1, f"idle is {idle} minutes; expected at least 1")
     notebook = folder / "guidance.ipynb"
-    write_notebook(notebook, [PAGE.replace("{arguments}", arguments({**(model or {}), "folder": None}))])
+    cell = PAGE.replace("{arguments}", arguments({**(model or {}), "folder": None}))
+    write_notebook(notebook, [cell], TITLE)
     return [
         *(sys.executable, "-m", "voila", str(notebook)),
         *(f"--Voila.ip={host}", f"--Voila.port={port}", "--Voila.auto_token=True"),
@@ -147,14 +151,15 @@ def _first_cell(path: Path) -> str | None:
     return "".join(source)
 
 
-def write_notebook(path: Path, cells: Sequence[str]) -> None:
-    """Write a notebook of code cells without outputs."""
+def write_notebook(path: Path, cells: Sequence[str], title: str = "") -> None:
+    """Write a notebook of code cells without outputs. title: of the page that shows it."""
     code_cells: list[dict[str, Any]] = [
         {"cell_type": "code", "id": f"c{i}", "metadata": {}, "outputs": [], "execution_count": None, "source": cell}
         for i, cell in enumerate(cells)
     ]
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    write_json(path, {"cells": code_cells, "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5})
+    metadata = {"kernelspec": kernel, **({"title": title} if title else {})}
+    write_json(path, {"cells": code_cells, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5})
 
 
 def check_jupyter_folders() -> None:

@@ -1,6 +1,7 @@
 """The sphere panel: samples of three distributions on the sphere, and their densities over angle."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import ipywidgets as widgets
 import numpy as np
@@ -14,8 +15,9 @@ from spherear.live import controls
 from spherear.live.figure import camera, live_figure, mesh_corners
 from spherear.live.latest_wins import Cancellation
 
-APART = 2.6
+ALL = "all"
 LOWEST, HIGHEST = 0.1, 300.0
+DIMENSION = "Directions in three dimensions, d = 3, where a sphere can be drawn; the models' tokens have more."
 
 
 @dataclass(frozen=True)
@@ -49,19 +51,34 @@ class SphereExplorer(controls.Panel[SphereRequest]):
         self.samples = controls.int_slider("samples", samples, 10, 1000, "samples")
         self.seed = controls.int_field("seed", seed, 2**31 - 1, "sphere-seed")
         self.turn = controls.int_slider("turn the view", 0, -180, 180, "turn")
+        turned = [(ALL, ALL), *((LAW_LOOKS[name].name, place) for place, name in enumerate(NAMES))]
+        self.which = controls.dropdown("of", turned, ALL, "turn-which")
         self.numbers = controls.text("sphere-numbers")
         self.spheres = _spheres()
         self.density = _density()
         self._laws: AngleLaws | None = None
         children = [
             controls.row(self.concentration, self.matched),
-            controls.row(self.samples, self.seed, self.turn),
+            controls.row(self.samples, self.seed, self.turn, self.which),
+            controls.tagged(widgets.HTML(DIMENSION), "sphere-dimension"),
             self.numbers,
-            controls.row(controls.scrolled(self.spheres, "425px"), controls.column(self.density, width="410px")),
+            controls.row(controls.scrolled(self.spheres, "600px"), controls.column(self.density, width="410px")),
         ]
         super().__init__(children, (self.concentration, self.matched, self.samples, self.seed))
-        self.turn_view(self.turn, self.spheres, _eye)
+        self.turn.observe(self._turn, "value")
+        self.browser.describe(
+            spheres="Three spheres with draws of three distributions, coloured by density",
+            density="Densities of the three distributions over the angle from the axis, and histograms of the draws",
+        )
         self.changed()
+
+    def _turn(self, change: Any) -> None:
+        """Rotate the chosen sphere, or all; dragging one by the mouse turns it alone."""
+        with self.showing_errors():
+            places = range(len(NAMES)) if self.which.value == ALL else [self.which.value]
+            with self.spheres.batch_update():
+                for place in places:
+                    self.spheres.layout[_scene(place)].camera.eye = _eye(change["new"])
 
     def read(self) -> SphereRequest:
         """The request for the current values of the controls."""
@@ -82,7 +99,7 @@ class SphereExplorer(controls.Panel[SphereRequest]):
             for index, law in enumerate(laws.laws):
                 x, y, z = (1.02 * law.samples).float().numpy().T
                 cloud = self.spheres.data[3 + index]
-                cloud.x, cloud.y, cloud.z = x + APART * (index - 1), np.ascontiguousarray(y), np.ascontiguousarray(z)
+                cloud.x, cloud.y, cloud.z = (np.ascontiguousarray(part) for part in (x, y, z))
         with self.density.batch_update():
             for index, law in enumerate(laws.laws):
                 centres, shares = angle_histogram(law.samples)
@@ -115,34 +132,49 @@ def _eye(degrees: float | int) -> dict[str, float]:
     return camera(degrees - 90, distance=1.7, height=0.7)
 
 
+def _scene(place: int) -> str:
+    """Plotly's name of the scene of a sphere."""
+    return "scene" if place == 0 else f"scene{place + 1}"
+
+
 def _spheres() -> go.FigureWidget:
-    """The figure of three spheres (meshes, points, names); later only its data changes."""
+    """The figure of three spheres, each in a scene of its own that turns alone; later only its data changes."""
     vertices, faces = sphere_mesh()
     corners = mesh_corners(faces)
     meshes, clouds = [], []
     bar = {"title": {"text": "density / maximum"}, "len": 0.7, "thickness": 12}
-    bar |= {"orientation": "h", "y": -0.05, "yanchor": "top"}
+    bar |= {"orientation": "h", "y": -0.02, "yanchor": "top"}
+    x, y, z = (np.ascontiguousarray(part) for part in vertices.float().numpy().T)
     for index, name in enumerate(NAMES):
-        look = LAW_LOOKS[name]
-        x, y, z = vertices.float().numpy().T
+        look, scene = LAW_LOOKS[name], _scene(index)
         meshes.append(
             go.Mesh3d(
-                x=x + APART * (index - 1), y=np.ascontiguousarray(y), z=np.ascontiguousarray(z), **corners,
-                intensity=np.zeros(len(vertices), np.float32), cmin=0, cmax=1, colorscale="Viridis",
-                showscale=index == 2, colorbar=bar, name=look.name,
-                opacity=1, hoverinfo="name",
+                x=x, y=y, z=z, **corners, intensity=np.zeros(len(vertices), np.float32), cmin=0, cmax=1,
+                colorscale="Viridis", showscale=index == 2, colorbar=bar, name=look.name, opacity=1, hoverinfo="name",
+                scene=scene,
             )
         )  # fmt: skip
         marker = {"size": 2.5, "color": "white", "line": {"color": "black", "width": 1}}
-        clouds.append(go.Scatter3d(mode="markers", marker=marker, name=look.name, showlegend=False))
-    names = go.Scatter3d(
-        x=[-APART, 0, APART], y=[0, 0, 0], z=[1.5] * 3, mode="text", showlegend=False, hoverinfo="skip",
-        text=[LAW_LOOKS[name].name for name in NAMES], textfont={"size": 14, "color": "black"},
-    )  # fmt: skip
-    hidden = {f"{axis}axis": {"visible": False} for axis in "xyz"}
-    scene = {**hidden, "aspectmode": "data", "camera": {"eye": _eye(0)}}
+        clouds.append(go.Scatter3d(mode="markers", marker=marker, name=look.name, showlegend=False, scene=scene))
+    names = [
+        go.Scatter3d(
+            x=[0], y=[0], z=[1.35], mode="text", text=[LAW_LOOKS[name].name], showlegend=False, hoverinfo="skip",
+            textfont={"size": 14, "color": "black"}, scene=_scene(index),
+        )
+        for index, name in enumerate(NAMES)
+    ]  # fmt: skip
     margin = {"l": 0, "r": 0, "t": 0, "b": 60}
-    return live_figure("spheres", [*meshes, *clouds, names], "", "", height=340, scene=scene, margin=margin)
+    scenes = {_scene(place): _look(place) for place in range(len(NAMES))}
+    return live_figure("spheres", [*meshes, *clouds, *names], "", "", height=330, margin=margin, **scenes)
+
+
+def _look(place: int) -> dict[str, Any]:
+    """Where a sphere stands in the figure, and from where it is seen; its name stands above it."""
+    ends = {"x": [-1.1, 1.1], "y": [-1.1, 1.1], "z": [-1.1, 1.6]}
+    axes = {f"{letter}axis": {"visible": False, "range": limits} for letter, limits in ends.items()}
+    shape = {letter: (high - low) / 2.2 for letter, (low, high) in ends.items()}
+    domain = {"x": [place / len(NAMES), (place + 1) / len(NAMES)], "y": [0, 1]}
+    return {**axes, "aspectmode": "manual", "aspectratio": shape, "camera": {"eye": _eye(0)}, "domain": domain}
 
 
 def _density() -> go.FigureWidget:

@@ -91,6 +91,7 @@ class TokenExplorer(controls.Panel[TokenRequest]):
         self.numbers, self.machine = controls.text("token-numbers"), controls.text("token-machine")
         self.space, self.lengths = _space(), _lengths()
         self._path: tuple[TokenRequest, TokenPath] | None = None
+        self._limits: list[list[float]] = []
         children = [
             controls.row(self.label),
             controls.row(self.scale, self.token, self.step),
@@ -152,6 +153,10 @@ class TokenExplorer(controls.Panel[TokenRequest]):
         tips = arrow_tips(path, step)
         lines = [path.points, path.unguided, torch.stack((path.points[-1], path.token)), path.points[:1]]
         lines += [torch.stack((path.points[step], tip)) for tip in tips]
+        limits = _limits(torch.cat([radius * sphere.to(lines[0]), *lines]))
+        if limits != self._limits:
+            self._limits = limits
+            self.space.layout.scene.update({f"{a}axis": {"range": ends} for a, ends in zip("xyz", limits, strict=True)})
         with self.space.batch_update():
             _set_points(self.space.data[0], radius * sphere)
             for trace, points in zip(self.space.data[1:], lines, strict=True):
@@ -198,12 +203,20 @@ def describe(path: TokenPath, radius: float, name: str) -> str:
     )
 
 
+def _limits(points: Float[Tensor, "n 3"]) -> list[list[float]]:
+    """Ends of the three axes, with room for the names of the arrows, which plotly cuts off at the ends."""
+    low, high = points.amin(0), points.amax(0)
+    room = 0.2 * float((high - low).max())
+    ends = zip((2 * (low - room)).floor().tolist(), (2 * (high + room)).ceil().tolist(), strict=True)
+    return [[first / 2, last / 2] for first, last in ends]
+
+
 def _set_points(trace: Any, points: Float[Tensor, "n 3"]) -> None:
     trace.x, trace.y, trace.z = (np.ascontiguousarray(coordinate) for coordinate in points.float().cpu().numpy().T)
 
 
 def _eye(degrees: float | int) -> dict[str, float]:
-    return camera(degrees, distance=1.8, height=0.8)
+    return camera(degrees, distance=2.2, height=0.9)
 
 
 def _space() -> go.FigureWidget:

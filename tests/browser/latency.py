@@ -2,6 +2,7 @@
 
     python -m tests.browser.latency            # 20 moves by pointer, 20 by key
     python -m tests.browser.latency balanced   # with another row of NAMED_SETTINGS
+    python -m tests.browser.latency fast shapes   # in colour: 64 tokens for 16
 
 Knows: the guidance panel in a real JupyterLab in a real browser.  Does not know: how any of it is done.
 Needs Playwright and a chromium on the PATH. The panel needs no WebGL, and the browser runs without: drawing that on the
@@ -124,15 +125,15 @@ def report(name: str, moves: list[Move]) -> str:
     )
 
 
-def main(settings: str = "fast") -> None:
+def main(settings: str = "fast", preset: str = "digits") -> None:
     """Print the medians over 20 moves by pointer and 20 by key, for 16 images of one model."""
     SamplingSettings.named(settings)
     cell = (
         "from spherear.live import GuidanceExplorer\n"
-        f"panel = GuidanceExplorer(compare=None, settings={settings!r})\npanel"
+        f"panel = GuidanceExplorer(compare=None, settings={settings!r}, preset={preset!r}, label=3)\npanel"
     )
     load = os.getloadavg()[0]
-    print(f"16 images, settings {settings!r}; {os.cpu_count()} cores, load before {load:.1f}", flush=True)
+    print(f"16 images of {preset}, settings {settings!r}; {os.cpu_count()} cores, load before {load:.1f}", flush=True)
     with tempfile.TemporaryDirectory() as folder, running_lab(Path(folder)) as lab, browser(webgl=False) as context:  # noqa: SIM117
         with notebook(context, lab, [cell], "latency") as opened:
             page = opened.page

@@ -23,7 +23,8 @@ pytestmark = [
     pytest.mark.skipif(find_chromium() is None, reason="no chromium, chromium-browser or google-chrome on the PATH"),
 ]
 
-GUIDANCE = "from spherear.live import GuidanceExplorer\npanel = GuidanceExplorer()\npanel"
+DIGITS = "label=3, guidance_scale=3.0, settings='fast', preset='digits'"
+GUIDANCE = f"from spherear.live import GuidanceExplorer\npanel = GuidanceExplorer({DIGITS})\npanel"
 OTHERS = ["from spherear.live import *\nSphereExplorer()", "TokenExplorer()", "PerturbationExplorer()"]
 TRAINING = [
     "from dataclasses import replace\nfrom spherear import preset\nfrom spherear.train import train_vae\n"
@@ -59,6 +60,8 @@ def guidance(context, lab):
     with notebook(context, lab, [GUIDANCE], "guidance") as opened:
         opened.page.wait_for_selector(".spherear-status >> text=done", timeout=60_000)
         opened.page.wait_for_selector(".spherear-trace-1 .main-svg", timeout=60_000)
+        opened.page.click(".spherear-more")
+        opened.page.wait_for_selector(".spherear-others", timeout=60_000)
         yield opened.page
         assert opened.troubles == []
 
@@ -167,10 +170,14 @@ def test_stop_returns_within_a_second_with_the_partial_image(guidance, tmp_path)
 
 
 def test_copied_code_in_a_fresh_kernel_draws_the_identical_image(guidance, tmp_path):
+    guidance.context.grant_permissions(["clipboard-read", "clipboard-write"])
     guidance.click(".spherear-copy")
+    guidance.wait_for_selector(".spherear-note >> text=it is in your clipboard", timeout=60_000)
+    clipboard = guidance.evaluate("navigator.clipboard.readText()")
     guidance.wait_for_selector(".spherear-code textarea")
     guidance.wait_for_function("document.querySelector('.spherear-code textarea').value.length > 50")
     code = guidance.input_value(".spherear-code textarea")
+    assert clipboard == code
     copied = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
     NotebookClient(copied, resources={"metadata": {"path": str(tmp_path)}}).execute()
     for place in range(2):
@@ -179,18 +186,29 @@ def test_copied_code_in_a_fresh_kernel_draws_the_identical_image(guidance, tmp_p
 
 
 def test_every_control_has_a_label_and_is_reached_by_tab(guidance):
-    guidance.focus(".spherear-label button >> nth=0")
+    guidance.focus(".spherear-scale .noUi-handle")
     reached = set()
-    for _ in range(60):
+    for _ in range(80):
         inside = "document.activeElement.closest('[class*=spherear-]')?.className || ''"
         reached |= set(re.findall(r"spherear-([\w-]+)", guidance.evaluate(inside)))
         guidance.keyboard.press("Tab")
     wanted = {
         "label", "scale", "scale-number", "family", "compare", "named", "schedule", "solver", "steps", "temperature",
-        "seed", "dice", "lock", "project", "overlay", "stop", "copy", "save", "file", "open",
+        "seed", "dice", "lock", "project", "overlay", "stop", "copy", "save", "file", "open", "more", "strip-button",
     }  # fmt: skip
     assert wanted <= reached
-    for control in wanted - {"dice", "stop", "copy", "save", "open", "lock", "project", "overlay"}:
+    for control in wanted - {
+        "dice",
+        "stop",
+        "copy",
+        "save",
+        "open",
+        "lock",
+        "project",
+        "overlay",
+        "more",
+        "strip-button",
+    }:
         assert guidance.inner_text(f".spherear-{control} .widget-label >> nth=0").strip(), control
 
 
@@ -254,14 +272,19 @@ def test_the_page_of_the_panel_alone_moves_too(context, tmp_path):
         page.on("pageerror", lambda error: troubles.append(str(error)))
         page.goto(address, timeout=120_000)
         page.wait_for_selector(".spherear-status >> text=done", timeout=90_000)
-        page.wait_for_selector(".spherear-trace-0 .legendtext >> text=/R = 2.83/", timeout=60_000)
+        page.wait_for_selector(".spherear-trace-0 .legendtext >> text=/R = 2.00/", timeout=60_000)
         number = picture_number(page)
         press(page, "ArrowRight")
         wait_for_picture(page, number)
-        assert scale_shown(page) == pytest.approx(3.1)
+        assert scale_shown(page) == pytest.approx(12.1)
         for place, family in enumerate(("power_spherical", "gaussian")):
-            np.testing.assert_array_equal(shown(page, place), expected(f"digits-{family}", 3.1))
-        assert page.locator(".spherear-trace-0 .main-svg >> nth=0").bounding_box()["width"] <= 410  # as its place
+            np.testing.assert_array_equal(shown(page, place), in_colour(f"shapes-{family}", 12.1))
+        fits_its_place(page)
+        assert page.title() == page.inner_text("h1")
+        assert page.evaluate("document.documentElement.lang") == "en"
+        is_seen_at_once(page, tmp_path)
+        assert unnamed(page) == []
+        page.click(".spherear-more")
         page.screenshot(path=tmp_path / "page.png", full_page=True)
         assert page.locator(".jp-InputArea-editor").count() == 0  # no code
         saves_on_the_visitors_disk(page, tmp_path)
@@ -273,9 +296,61 @@ def test_the_page_of_the_panel_alone_moves_too(context, tmp_path):
         opened.context.close()
 
 
+def in_colour(name, scale):
+    """One of each, by the other path."""
+    settings = SamplingSettings.named("balanced", guidance_scale=scale)
+    picture = Picture((name,), tuple(range(10)), 0, settings, 5)
+    images = cached_pipeline(name).sample(list(picture.labels), settings, seeds=0)
+    return sheet(images, picture.columns, 2)
+
+
+def fits_its_place(page):
+    plot, place = (page.locator(f".spherear-trace-0{part} >> nth=0").bounding_box() for part in (" .main-svg", ""))
+    assert plot["width"] <= place["width"] + 1
+
+
+SCREENS = {"laptop": (1366, 768), "phone": (390, 844), "zoom": (683, 384)}
+"""Of CSS pixels; the last one is a laptop's at 200 %."""
+IN_SIGHT = (".spherear-scale", ".spherear-grid-0", ".spherear-grid-1", ".spherear-sentence")
+
+
+def is_seen_at_once(page, folder):
+    """Slider, both pictures side by side, and the sentence, without scrolling; in the light and the dark theme."""
+    for name, (width, height) in SCREENS.items():
+        page.set_viewport_size({"width": width, "height": height})
+        page.evaluate("window.scrollTo(0, 0)")
+        until(lambda width=width, height=height: all(is_within(page, part, width, height) for part in IN_SIGHT))
+        left, right = (page.locator(part).bounding_box() for part in IN_SIGHT[1:3])
+        assert abs(left["y"] - right["y"]) < 30
+        assert left["x"] + left["width"] <= right["x"]
+        assert min(left["width"], right["width"]) > 0.3 * min(width, 600)
+        for scheme in ("light", "dark"):
+            page.emulate_media(color_scheme=scheme)
+            page.screenshot(path=folder / f"{name}-{scheme}.png")
+    page.emulate_media(color_scheme="light")
+    page.set_viewport_size({"width": 1280, "height": 1100})
+
+
+def is_within(page, selector, width, height):
+    box = page.locator(selector).first.bounding_box()
+    return box is not None and box["x"] >= 0 and box["x"] + box["width"] <= width and box["y"] + box["height"] <= height
+
+
+UNNAMED = """() => [...document.querySelectorAll(`.spherear-panel :is(button, input, select, textarea, img, [role],
+    .noUi-handle, .widget-readout)`)].filter(e => e.checkVisibility() && e.type !== "hidden" && !(
+  e.getAttribute("aria-label") || e.alt || e.title || e.innerText?.trim() || e.labels?.[0]?.innerText.trim()
+)).map(e => e.outerHTML.slice(0, 200))"""
+
+
+def unnamed(page):
+    """What can be reached or is a picture, and has no name for assistive software."""
+    page.wait_for_timeout(500)  # names follow what is drawn
+    return page.evaluate(UNNAMED)
+
+
 def saves_on_the_visitors_disk(page, folder):
     before = {*folder.iterdir(), *Path.cwd().iterdir()}
-    page.fill(".spherear-file input", "mine.png")
+    page.fill(".spherear-file input", "mine")
     page.press(".spherear-file input", "Tab")
     with page.expect_download(timeout=60_000) as waiting:
         page.click(".spherear-save")

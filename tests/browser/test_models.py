@@ -45,6 +45,7 @@ def test_a_published_model_streams_and_its_classes_are_searched(folder, tmp_path
     with running_lab(folder) as lab, browser(1280, 1300) as context:
         with notebook(context, lab, [CELL], "published") as opened:
             page = opened.page
+            page.click(".spherear-more")
             said = page.locator(".spherear-machine")
             until(lambda: "million parameters" in said.inner_text(), 120)
             assert re.search(r"SphereAR_B.pt with vae.pt: .* MiB of weights; engine \w+, \w+, on c", said.inner_text())

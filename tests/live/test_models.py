@@ -161,7 +161,7 @@ def test_two_pipelines_are_compared(panel_of, ten, tiny_vae):
 
 
 def test_options_of_a_panel_choose_the_engine(panel_of):
-    panel = settled(panel_of(images=1, compare=None, engine="packed", dtype="float32"))
+    panel = settled(panel_of(images=1, label=3, compare=None, engine="packed", dtype="float32", preset="digits"))
     assert panel.models.pipeline("digits-power_spherical").placement == Placement("cpu", "float32", "packed")
     code = panel.read().picture.code(panel.models.code)
     assert "from_pretrained('digits-power_spherical', dtype='float32', engine='packed')" in code
@@ -196,7 +196,7 @@ def four_classes(ten):
         (lambda ten: GuidanceExplorer(ten, four_classes(ten)), "pipeline 2 has 4 classes; expected 10, as pipeline 1"),
         (lambda ten: GuidanceExplorer("gaussian", ar="x.pt"), "family and ar are both given"),
         (lambda ten: GuidanceExplorer(ar="x.pt"), "'x.pt' is not a folder here"),
-        (lambda ten: GuidanceExplorer(vae="x.pt"), "'digits-power_spherical' is not a file"),
+        (lambda ten: GuidanceExplorer(vae="x.pt"), "'shapes-power_spherical' is not a file"),
         (lambda ten: GuidanceExplorer(engine="warp"), "engine is 'warp'"),
         (lambda ten: GuidanceExplorer(device="abacus"), "device is 'abacus'"),
         (lambda ten: GuidanceExplorer(3), "the model is 3; expected a name, a path or a Pipeline"),
@@ -262,7 +262,7 @@ def test_a_panel_says_how_a_model_is_run_before_it_is_read(panel_of, monkeypatch
         return real(plan)
 
     monkeypatch.setattr(Pipeline, "from_plan", slowly)
-    panel = panel_of("normalized_gaussian", None, images=1, dtype="float32", engine="eager")
+    panel = panel_of("digits-normalized_gaussian", None, images=1, dtype="float32", engine="eager")
     assert begun.wait(60)
     assert "MiB of weights; engine eager, float32, on cpu" in panel.machine.value
     assert panel.status.value == "reading digits-normalized_gaussian"

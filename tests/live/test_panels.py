@@ -65,7 +65,7 @@ def expected_sheets(picture):
 
 @pytest.fixture
 def guidance():
-    panel = GuidanceExplorer(images=4, seed=5)
+    panel = GuidanceExplorer(images=4, seed=5, label=3, preset="digits", guidance_scale=3.0, settings="fast")
     yield panel
     panel.close()
     assert not any(thread.name == "spherear-live" for thread in threading.enumerate())
@@ -239,7 +239,15 @@ def test_a_saved_png_holds_the_settings_and_sets_them_again(guidance, tmp_path):
     assert guidance.upload.value == ()
 
 
-@pytest.mark.parametrize("name", ["", "..", "sub/mine.png", "/tmp/mine.png", "../mine.png"])
+@pytest.mark.parametrize(("name", "file"), [("mine", "mine.png"), ("a.b", "a.b.png"), ("Mine.PNG", "Mine.PNG")])
+def test_a_file_name_gets_its_ending(guidance, tmp_path, name, file):
+    guidance.folder, guidance.file.value = tmp_path, name
+    settled(guidance)
+    guidance.save_png.click()
+    assert [path.name for path in tmp_path.iterdir()] == [file]
+
+
+@pytest.mark.parametrize("name", ["", "..", "sub/mine.png", "/tmp/mine.png", "../mine.png", "sub\\mine.png"])
 def test_a_picture_is_saved_in_its_folder_alone(guidance, tmp_path, name):
     guidance.folder, guidance.file.value = tmp_path, name
     settled(guidance)
@@ -253,11 +261,24 @@ def test_an_unfinished_picture_is_not_saved(guidance, tmp_path):
     guidance.folder, guidance.steps.value = tmp_path, 100
     guidance.save_png.click()
     assert "still being drawn; expected it to be done" in guidance.error_box.value
-    guidance.stop_button.click()
-    assert guidance.runner.wait(60)
-    guidance.save_png.click()
-    assert "expected one (it was stopped)" in guidance.error_box.value
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_stopped_picture_is_saved_as_far_as_it_was_drawn(guidance, tmp_path):
+    settled(guidance)
+    guidance.folder, guidance.steps.value = tmp_path, 100
+    until(lambda: "drawing" in guidance.status.value)
+    guidance.stop_button.click()
+    settled(guidance)
+    drawn = int(guidance.status.value.split("token ")[1].split(" of")[0])
+    guidance.save_png.click()
+    (path,) = tmp_path.iterdir()
+    np.testing.assert_array_equal(
+        pixels(path.read_bytes()), np.concatenate([side.pixels for side in guidance.model_columns], axis=1)
+    )
+    saved = read_picture(path.read_bytes())
+    assert saved == replace(guidance.read().picture, drawn=drawn)
+    assert f"after token {drawn} of 16" in guidance.sentence.value
 
 
 def test_what_a_button_complains_of_ends_with_its_next_success(guidance, tmp_path):
@@ -407,7 +428,7 @@ def test_settings_of_a_picture_that_the_panel_cannot_show_are_refused(guidance):
     assert guidance.read() == before
     settings = before.picture.settings
     for part, message in (
-        ({"settings": replace(settings, guidance_scale=20.0)}, "guidance scale is 20.0; expected 0 to 15"),
+        ({"settings": replace(settings, guidance_scale=25.0)}, "guidance is 25.0; expected 0 to 20"),
         ({"settings": replace(settings, steps=500)}, "solver steps is 500; expected 1 to 100"),
         ({"settings": replace(settings, temperature=3.0)}, "temperature is 3.0; expected 0 to 2"),
         ({"seed": 2**40}, "seed is 1099511627776"),
@@ -703,7 +724,7 @@ def test_an_error_of_training_is_shown():
         (lambda: GuidanceExplorer("no_such_family"), "no_such_family"),
         (lambda: GuidanceExplorer(settings="slow"), "slow"),
         (lambda: GuidanceExplorer(images=0), "images is 0"),
-        (lambda: GuidanceExplorer(guidance_scale=20.0), "guidance scale is 20.0; expected 0 to 15"),
+        (lambda: GuidanceExplorer(guidance_scale=25.0), "guidance is 25.0; expected 0 to 20"),
         (lambda: PerturbationExplorer(size=10), "size of the perturbation is 10; expected 0 to 3"),
         (lambda: SphereExplorer(-1.0), "concentration is -1"),
         (lambda: SphereExplorer(1000.0), "concentration is 1000.0; expected 0.1 to 300"),

@@ -84,14 +84,16 @@ def _distance(words: Sequence[str], number: int, name: str) -> int | None:
     return 2 if f" {text}" in name else 3
 
 
-def class_control(config: ARConfig, value: Any, tag: str, extra: Sequence[Any] = ()) -> Any:
+def class_control(config: ARConfig, value: Any, tag: str, extra: Sequence[Any] = (), names: Sequence[str] = ()) -> Any:
     """The control of a model's classes. value: a number or a name; auto: class 3, or the last of fewer.
 
-    extra: further options beside few classes. ValueError for a class that the model does not have.
+    extra: further options beside few classes.  names: of the classes, where the model does not hold them. ValueError
+    for a class that the model does not have.
     """
-    names = [config.name_of(number) for number in range(config.num_classes)]
+    names = list(names) or [config.name_of(number) for number in range(config.num_classes)]
     others = [option for _, option in extra]
     value = min(3, len(names) - 1) if value == AUTO else value
+    value = names.index(value) if value in names else value
     if isinstance(value, str) and value not in others:
         value = config.label_of(value)
     if len(names) > MAX_BUTTONS:

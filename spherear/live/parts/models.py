@@ -17,7 +17,10 @@ from spherear.registry import load_parts
 from spherear.sampling.pipeline import Pipeline
 from spherear.sampling.placement import SMALL, Placement, Plan, describe
 from spherear.sphere.families import family_label
+from spherear.training.recipes import recipes
 
+PRESETS = "shapes", "digits"
+"""Presets with shipped families for the panels, the default one first."""
 Model = str | Path | Pipeline
 """A family that ships, a shipped name, a folder, a hub repository, a published file, or a pipeline."""
 _LOCK = threading.RLock()
@@ -39,14 +42,14 @@ class Models:
     """A first model, and what can stand beside it: given ones, and the shipped families of `preset` that fit it.
 
     Each with the heads that were distilled from it and lie beside it (see `spherear distill`), as models of their own.
-
+    preset: auto is the one that suits the first model, see `fitting_preset`.
     place: how they are run; a pipeline that is given is used as it is. Only configs are read here: FileNotFoundError
     or ValueError for a model that is not there or cannot be run so, TypeError for what is no model.
     """
 
     def __init__(self, first: Model, place: Placement, preset: str, vae: str | Path | None = None) -> None:
         load_parts()
-        self.place, self.preset = place, preset
+        self.place, self.preset = place, fitting_preset(first, vae) if preset == "auto" else preset
         self.offered: dict[str, Offered] = {}
         self.pipelines: dict[str, Pipeline] = {}
         self.first = self.add(first, vae)
@@ -108,6 +111,11 @@ class Models:
         """What people read above its images."""
         return self.offered[name].title
 
+    def data(self, name: str) -> str:
+        """The data set that a shipped model of the preset learnt; empty for any other model."""
+        shipped = [shipped_name(family, self.preset) for family in shipped_families(self.preset)]
+        return recipes(self.preset).data if name in shipped else ""
+
     def sentences(self, names: tuple[str, ...]) -> str:
         """One line per model: its size, its memory, and how it is run."""
         return "<br>".join(self.offered[name].sentence for name in names)
@@ -168,6 +176,25 @@ def named_model(default: str, family: Model, ar: str | Path | None) -> Model:
     both = ar is not None and family != default
     require(not both, f"family and ar are both given ({family!r}, {str(ar)!r}); expected one")
     return family if ar is None else ar
+
+
+def fitting_preset(model: Model, vae: str | Path | None = None) -> str:
+    """The preset whose shipped families stand beside a model: it is one of them, or has their classes and tokens."""
+    for preset in PRESETS:
+        if model in shipped_families(preset) or str(model).startswith(f"{preset}-"):
+            return preset
+    if isinstance(model, str | Path | Pipeline):
+        outline = _outline(model, vae)
+        for preset in PRESETS:
+            if _misfit(_outline(f"{preset}-{shipped_families(preset)[0]}", None), outline) is None:
+                return preset
+    return PRESETS[0]
+
+
+def _outline(model: Model, vae: str | Path | None) -> Outline:
+    if isinstance(model, Pipeline):
+        return Outline(model.vae.config, model.ar.config)
+    return Plan.of(source_of(str(model), vae), Placement()).outline
 
 
 def _misfit(outline: Outline, other: Outline) -> str | None:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from spherear.evaluation.classifier import Classifier, load_classifier
 from spherear.models.ar import SphereAR
 from spherear.models.config import require
-from spherear.models.head import VelocityHead
+from spherear.models.heads.velocity import VelocityHead
 from spherear.models.layers import KVCache, Update
 from spherear.models.vae import VAE
 from spherear.sampling.pipeline import Pipeline, cached_pipeline
@@ -140,7 +140,7 @@ class Judge(nn.Module):
 
 
 def _velocity_head(ar: SphereAR) -> VelocityHead:
-    require(isinstance(ar.head, VelocityHead), "the head draws codes; expected one that computes a velocity")
+    require(type(ar.head) is VelocityHead, f"the head is {ar.config.head_kind!r}; expected 'velocity', as the page draws")
     assert isinstance(ar.head, VelocityHead)
     return ar.head
 
