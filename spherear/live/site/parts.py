@@ -140,7 +140,10 @@ class Judge(nn.Module):
 
 
 def _velocity_head(ar: SphereAR) -> VelocityHead:
-    require(type(ar.head) is VelocityHead, f"the head is {ar.config.head_kind!r}; expected 'velocity', as the page draws")
+    require(
+        type(ar.head) is VelocityHead,
+        f"the head is {ar.config.head_kind.name!r}; expected 'velocity', as the page draws",
+    )
     assert isinstance(ar.head, VelocityHead)
     return ar.head
 
