@@ -142,7 +142,7 @@ class Judge(nn.Module):
 def _velocity_head(ar: SphereAR) -> VelocityHead:
     require(
         type(ar.head) is VelocityHead,
-        f"the head is {ar.config.head_kind.name!r}; expected 'velocity', as the page draws",
+        f"the head is {ar.config.head_kind.title!r}; expected a velocity, as the page draws",
     )
     assert isinstance(ar.head, VelocityHead)
     return ar.head
