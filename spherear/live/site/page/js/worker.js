@@ -58,7 +58,10 @@ async function keep(key, load) {
 /** @param {Request} request */
 async function draw(request) {
   const { id, preset, family, labels } = request, { tokens: count, dim } = preset, began = performance.now();
-  await (runtime ??= openRuntime());
+  await (runtime ??= openRuntime().catch((error) => {
+    runtime = null; // the next drawing tries again
+    throw error;
+  }));
   const model = await keep(family.weights, () => Model.load(preset, family));
   const each = labels.length * dim, given = request.noise;
   const noise = given ? (/** @type {number} */ i) => given.slice(i * each, (i + 1) * each) : seededNoise(request.seeds, dim);
