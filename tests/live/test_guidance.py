@@ -43,6 +43,8 @@ def test_it_opens_on_one_of_each_in_colour_at_a_large_guidance(opened):
     assert picture.labels == tuple(range(10))
     assert picture.settings.guidance_scale == 12.0
     assert (opened.others.layout.display, opened.more.value) == ("none", False)
+    offered = [name for _, name in opened.family.options]  # every family that ships in colour
+    assert {f"shapes-{f}" for f in ("fixed_variance", "normalized_gaussian")} | set(picture.models) <= set(offered)
     assert "on the sphere" in opened.model_columns[0].title.value
     assert "free" in opened.model_columns[1].title.value
 

@@ -53,8 +53,8 @@ class Models:
         self.offered: dict[str, Offered] = {}
         self.pipelines: dict[str, Pipeline] = {}
         self.first = self.add(first, vae)
-        for family in shipped_families(preset):
-            offered = self._offer(shipped_name(family, preset), None)
+        for family in shipped_families(self.preset):
+            offered = self._offer(shipped_name(family, self.preset), None)
             if _misfit(offered.outline, self.outline(self.first)) is None and offered.name not in self.offered:
                 self.offered[offered.name] = offered
                 self._offer_heads(offered)
