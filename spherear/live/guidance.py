@@ -37,6 +37,7 @@ from spherear.live.parts.strip import strip_columns, strip_pictures, strip_pixel
 from spherear.live.picture import Picture, paint, png_bytes, progress, read_picture, sheet, shown
 from spherear.models.config import require
 from spherear.models.files import user_path
+from spherear.models.heads.mean_velocity import LARGEST_SCALE
 from spherear.models.pretrained import shipped_name
 from spherear.sampling.placement import placement_of
 from spherear.sampling.settings import NAMED_SETTINGS, SCHEDULES, SamplingSettings
@@ -44,6 +45,7 @@ from spherear.sampling.settings import NAMED_SETTINGS, SCHEDULES, SamplingSettin
 FRAME, TRACE = 0.06, 0.3
 """Minimum seconds between two image updates, and between two updates of the length plots."""
 AUTO, FAMILY = "auto", "power_spherical"
+OPENING_SCALE = 12.0  # where families differ plainly
 NARROW = 2  # columns of one image of each class, on a phone
 
 
@@ -55,6 +57,7 @@ class GuidanceExplorer(GuidanceControls, controls.Panel[GuidanceRequest]):
     ar, vae: instead of a family, the published files of an AR model and of its VAE.
     label: a class by number or name, None for one image of each; auto: one of each, or class 3 of many classes.
     images: number for one class, best a square number; None: 16, or 1 of a large model on the CPU.
+    guidance_scale: where the slider opens; None: 12, or 8 for a head that has learnt no more.
     settings: initial row of NAMED_SETTINGS.  seed: of the first image, and of the random seed generator.
     preset: of the shipped families; auto: colour shapes, or what suits a model of another kind.
     device, dtype, engine: as in `Pipeline.from_pretrained`; a line of the panel says what was chosen.
@@ -69,7 +72,7 @@ class GuidanceExplorer(GuidanceControls, controls.Panel[GuidanceRequest]):
         ar: Path | str | None = None,
         vae: Path | str | None = None,
         label: int | str | None = AUTO,
-        guidance_scale: float | int = 12.0,
+        guidance_scale: float | None = None,
         images: int | None = None,
         settings: str = "balanced",
         seed: int = 0,
@@ -80,13 +83,16 @@ class GuidanceExplorer(GuidanceControls, controls.Panel[GuidanceRequest]):
         engine: str = AUTO,
     ) -> None:
         require(images is None or images >= 1, f"images is {images}; expected at least 1")
-        self.base = SamplingSettings.named(settings, guidance_scale=guidance_scale)
         self.models = Models(named_model(FAMILY, family, ar), placement_of(device, dtype, engine), preset, vae)
         self.reality, self.config = Reality(self.models), self.models.outline(self.models.first).ar
         self.classes, self._random = self.config.num_classes, random.Random(seed)
         self.count = images or (16 if self.models.light else 1)
         second = shipped_name("gaussian", self.models.preset) if compare == AUTO and self.models.ships else compare
         beside = NONE if second is None or second == AUTO else self.models.add(second)
+        kinds = [self.models.outline(name).ar.head_kind for name in (self.models.first, beside) if name != NONE]
+        opening = LARGEST_SCALE if any(kind.takes_scale for kind in kinds) else OPENING_SCALE
+        scale = opening if guidance_scale is None else guidance_scale
+        self.base = SamplingSettings.named(settings, guidance_scale=scale)
         self.folder = None if folder is None else user_path(folder).resolve()
         self._last: tuple[Picture, list[Canvas]] | None = None  # the finished picture
         self._shown: tuple[Picture, list[Canvas]] | None = None  # that, or the one that was stopped
