@@ -431,6 +431,7 @@ def test_training_is_paused_and_stopped_while_a_cell_waits_for_it(context, lab, 
         page.wait_for_function(f"t => document.querySelector('{status}').innerText !== t", arg=before, timeout=60_000)
         page.click(".spherear-train-stop")
         page.wait_for_selector(f"{status} >> text=stopped at step", timeout=60_000)
-        page.wait_for_selector(".jp-RenderedImage img", timeout=60_000)  # the cell went on
+        page.wait_for_selector(".jp-RenderedImage img", state="attached", timeout=60_000)  # the cell went on
+        assert not page.locator(".jp-RenderedImage img").is_visible()  # the panel stands in the place of its still
         is_drawn(page, "curve", tmp_path)
         assert opened.troubles == []

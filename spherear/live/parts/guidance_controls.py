@@ -66,7 +66,7 @@ class GuidanceControls:
             "open",
         )
         self.file = controls.tagged(widgets.Text(value="guidance.png", description="file", style=controls.WIDE), "file")
-        hidden = widgets.Layout(width="900px", max_width="100%", height="190px", display="none")
+        hidden = widgets.Layout(width="100%", max_width="900px", height="190px", display="none")
         self.code = controls.tagged(widgets.Textarea(description="code", style=controls.WIDE, layout=hidden), "code")
         self.sentence, self.status, self.machine, self.note = map(
             controls.text, ("sentence", "status", "machine", "note")
