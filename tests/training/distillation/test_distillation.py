@@ -11,6 +11,7 @@ from spherear import VAE, Pipeline, SamplingSettings, SphereAR, cli
 from spherear.models.heads.mean_velocity import MeanVelocityHead
 from spherear.models.pretrained import fingerprint
 from spherear.models.sources import heads_beside, heads_folder
+from spherear.sampling.pipeline import cached_pipeline
 from spherear.sphere.geometry import project
 from spherear.study.few_evaluations import data_of
 from spherear.train import distill
@@ -113,21 +114,21 @@ def test_a_run_resumes_bit_for_bit_and_draws(head, digits, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("objective", OBJECTIVES)
-def test_a_student_comes_nearer_to_its_teacher(objective, digits):
-    """The error of one evaluation after 150 steps is at most half of what it was, for the objectives with targets."""
+@pytest.mark.parametrize(("objective", "left"), [("trajectory", 0.6), ("shortcut", 0.9), ("mean_flow", 0.95)])
+def test_a_student_comes_nearer_to_its_teacher(objective, left, digits):
+    """The error of one evaluation after 80 steps, as a share of what it was, with a teacher that draws digits."""
     from spherear.analysis.latents import real_latents
     from spherear.study.few_evaluations import token_error
 
-    ar, tokeniser = model(), vae()
-    with torch.no_grad():
-        ar.head.time_embed.mlp[0].weight.zero_()
-    latents, labels = real_latents(tokeniser, digits, seed=1, limit=8)
-    recipe = replace(RECIPE, steps=150, learning_rate=3e-3, ema_decay=0.0, objective=objective, teacher_steps=8)
-    before = token_error(student_of(ar, recipe), ar, latents, labels, 1)
-    *_, state = distill(tokeniser, ar, digits, recipe)
-    after = token_error(state.model.eval(), ar, latents, labels, 1)
-    assert after < (0.9 if objective == "mean_flow" else 0.5) * before
+    teacher = cached_pipeline("digits-power_spherical")
+    latents, labels = real_latents(teacher.vae, digits, seed=1, limit=32)
+    recipe = replace(
+        RECIPE, steps=80, batch_size=8, warmup_steps=5, learning_rate=1e-3, ema_decay=0.0, objective=objective,
+        teacher_steps=8,
+    )  # fmt: skip
+    before = token_error(student_of(teacher.ar, recipe), teacher.ar, latents, labels, 1)
+    *_, state = distill(teacher.vae, teacher.ar, digits, recipe)
+    assert token_error(state.model.eval(), teacher.ar, latents, labels, 1) < left * before
 
 
 @pytest.mark.parametrize(
