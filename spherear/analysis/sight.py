@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from spherear.analysis.canvas import Canvas, expected_length
-from spherear.evaluation.classifier import JudgeNetwork
+from spherear.evaluation.classifier import JudgeNetwork, accuracy
 from spherear.evaluation.judge import as_saved
 from spherear.evaluation.metrics import contrast
 from spherear.models.vae import VAE
@@ -64,13 +64,5 @@ def sight(
     raw, handed_on = (float((lengths[:, -count:] / usual).mean()) - 1 for lengths in canvas.lengths())
     images = as_saved(canvas.images())
     colour = contrast(images) / real.contrast - 1 if real is not None else None
-    return Sight(len(images), raw, handed_on, _recognised(images, labels, judge), colour)
-
-
-@torch.no_grad()
-def _recognised(
-    images: Float[Tensor, "n 3 size size"], labels: Int[Tensor, " n"], judge: JudgeNetwork | None
-) -> int | None:
-    if judge is None:
-        return None
-    return int((judge.classify(judge.features(images)).argmax(dim=1) == labels).sum())
+    recognised = None if judge is None else round(accuracy(judge, images, labels) * len(images))
+    return Sight(len(images), raw, handed_on, recognised, colour)

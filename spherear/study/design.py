@@ -114,11 +114,11 @@ class Grid(Config):
             require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; expected at least 1")
         one_of("half", self.half, HALVES)
         require(self.latent_dim >= 0, f"latent_dim is {self.latent_dim}; expected 1 or more, or 0 for the preset's")
+        heads = {variant.head_kind for variant in map(Variant.named, self.variants) if variant.head != AUTO}
         for point in self.points(has_projection=True):
             settings = self.settings(point)
-            for name in self.variants:
-                if Variant.named(name).head != AUTO:
-                    check_settings(Variant.named(name).head_kind, settings)
+            for head in heads:
+                check_settings(head, settings)
         require(self.images >= 20, f"images is {self.images}; expected at least 20")
         for name in ("variants", "seeds", "scales"):
             require(len(getattr(self, name)) > 0, f"{name} is empty; expected at least one")

@@ -28,7 +28,6 @@ from spherear.study.records import RECORDED, Record, read_records, results_file,
 from spherear.study.reference import Reference
 from spherear.study.runner import RESULTS_FILE
 from spherear.training.data import load_data
-from spherear.training.recipes import recipes
 from spherear.training.run import METRICS_FILE, RUN_FILE
 
 SHIPPED_VARIANTS = {
@@ -89,7 +88,7 @@ def remeasure(pipeline: Pipeline, family: str, records: Sequence[Record], study:
     (variant,) = (v for v in SHIPPED_VARIANTS[study] if Variant.named(v).family == family)
     grid = GRIDS[study]
     seed = grid.seeds[0]
-    data = load_data(recipes(grid.preset).data, pipeline.vae.config.image_size)
+    data = load_data(grid.data_spec, pipeline.vae.config.image_size)
     latents, labels = real_latents(pipeline.vae, data, seed)
     now = measure_vae(pipeline.vae, Reference.of(grid.preset, grid.half), seed)
     now |= measure_prediction(pipeline, latents, labels, seed)

@@ -3,7 +3,6 @@
 How one is distilled from a velocity head is in `training.distillation`; here it learns from data alone.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,14 +11,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from spherear.models.config import require
+from spherear.models.heads.geodesic import GeodesicHead
 from spherear.models.heads.velocity import (
-    Modulation,
     TimeEmbedding,
     VelocityHead,
     check_shape,
     repeated,
 )
-from spherear.sphere.spaces import Space, Sphere
+from spherear.sphere.spaces import Space
 
 LARGEST_SCALE = 8.0  # guidance scale up to which a head learns unless asked otherwise
 SHORT = 1e-3  # spans below this count as none: the target is then the velocity itself
@@ -118,22 +117,11 @@ class MeanVelocityHead(VelocityHead):
         return lambda x, t, end: self(x, t, condition, end, scale)
 
 
-class GeodesicMeanHead(MeanVelocityHead):
+class GeodesicMeanHead(GeodesicHead, MeanVelocityHead):
     """The average velocity on the sphere: exp_x((end - t) u(x, t, end)) is the flow at `end`; x · u = 0.
 
     The step (end - t) u is the logarithm of the end point at x, so a draw keeps length sqrt(latent_dim) throughout.
     """
-
-    curved = True
-
-    def __init__(self, latent_dim: int, condition_width: int, width: int, depth: int, groups: int) -> None:
-        super().__init__(latent_dim, condition_width, width, depth, groups)
-        self.space = Sphere(math.sqrt(latent_dim))
-
-    def modulated_velocity(self, x: Float[Tensor, "*batch dim"], modulation: Modulation) -> Float[Tensor, "*rows dim"]:
-        """Velocity at x, perpendicular to x."""
-        out = super().modulated_velocity(x, modulation)
-        return self.space.tangent(out, x.to(out.dtype))
 
 
 def shortcut_loss(
