@@ -50,7 +50,7 @@ def study(
         jobs: Cells at once; 0: one per core, or one where there is a GPU.
         budget: Minutes to aim at: training and images are scaled down, equally in every cell. A study that has
             begun keeps the budget it began with.
-        compile: Compile the AR models' training steps: faster where there is a C++ compiler, except for short runs.
+        compile: Compile the training steps: faster where there is a C++ compiler, except for short runs.
         place: How the images of every cell are drawn; the device also trains, on CUDA where there is one or on the CPU.
     """
     require_installed("matplotlib")

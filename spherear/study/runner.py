@@ -117,7 +117,7 @@ def run_study(
     """Run the unfinished cells, each in its own process; update `results.jsonl` after each.
 
     A second call on the same folder continues: finished cells are skipped, others resume from their checkpoints.
-    compiled: compile the AR models' steps while training.  place: how images are drawn.
+    compiled: compile the models' steps while training.  place: how images are drawn.
     """
     wish = place or Placement()
     jobs = [_job(folder, variant, seed, threads, compiled, wish) for variant, seed in waiting_cells(grid, folder)]
