@@ -31,6 +31,7 @@ def study(
     jobs: int = 0,
     budget: float | None = None,
     compile: bool = False,
+    recorded: bool = False,
     place: Place = AUTO,
 ) -> int:
     """Train and compare the families of latents: every cell of a grid in its own process, measured and recorded.
@@ -40,8 +41,9 @@ def study(
     Args:
         grid: quick (colour shapes, two families, two seeds, a quarter of an hour), full (digits, all families and
             strengths, three seeds, an hour or two), select (colour shapes, four families over their strengths, two
-            seeds, hours), laws (tokens of three numbers, for figures), a grid of your own by name, or a JSON file of
-            the fields of `spherear.study.design.Grid`, as every study writes it (grid.json).
+            seeds, hours), report (six other seeds at the strengths chosen there), laws (tokens of three numbers, for
+            figures), a grid of your own by name, or a JSON file of the fields of `spherear.study.design.Grid`, as every
+            study writes it (grid.json).
         out: The study's folder; runs/study/<grid> by default.
         data: Your own data, such as folder:PATH, instead of the grid's: every fifth picture of a class is held out, and
             sizes are proposed from the pictures unless a JSON file names a preset.
@@ -51,6 +53,7 @@ def study(
         budget: Minutes to aim at: training and images are scaled down, equally in every cell. A study that has
             begun keeps the budget it began with.
         compile: Compile the training steps: faster where there is a C++ compiler, except for short runs.
+        recorded: Take the cells that were trained before from the records that ship, and train only what they lack.
         place: How the images of every cell are drawn; the device also trains, on CUDA where there is one or on the CPU.
     """
     require_installed("matplotlib")
@@ -60,10 +63,11 @@ def study(
     from spherear.models.sources import Outline
     from spherear.study.cell import GRID_FILE, reference_of, sizes_of
     from spherear.study.design import Variant
-    from spherear.study.records import read_records, select
-    from spherear.study.runner import RESULTS_FILE, open_study, run_study, waiting_cells, within_budget
+    from spherear.study.records import RECORDED, read_records, select, shipped_records
+    from spherear.study.runner import RESULTS_FILE, open_study, restore, run_study, waiting_cells, within_budget
 
     require(jobs >= 0, f"jobs is {jobs}; expected 0 or more")
+    known = shipped_records(grid) if recorded else []
     plan = find_grid(grid, data).on(data, judge, proposed=not grid.endswith(".json"))
     folder, cores = out or Path("runs/study") / plan.name, os.cpu_count() or 1
     at_once = jobs or (1 if torch.cuda.is_available() else cores)
@@ -74,6 +78,8 @@ def study(
         plan = within_budget(plan, budget, at_once, threads, place)
     plan = open_study(plan, folder, command_line())
     reference_of(plan, folder)  # before the cells: a judge is trained once
+    if recorded:
+        say(f"{len(restore(plan, folder, known))} cells are taken from the records that ship")
     say(f"images are drawn with {drawn_with.sentence}")
     waiting, failed = len(waiting_cells(plan, folder)), 0
     with tqdm(total=len(plan.cells), initial=len(plan.cells) - waiting, desc=f"study {plan.name}", unit="cell") as bar:
@@ -85,10 +91,11 @@ def study(
             else:
                 bar.write(f"{ended.job.name}: {ended.seconds:.0f} s", file=sys.stderr)
     records = read_records(folder / RESULTS_FILE)
+    selection = shipped_records(plan.selection) if plan.selection in RECORDED else None
     print(folder / RESULTS_FILE)
     for head in sorted({record.head for record in records}):  # families are compared with the same head alone
         where = folder / "figures" / ("" if head == "auto" else head)
-        print(*write_report(select(records, head=head), where), sep="\n")
+        print(*write_report(select(records, head=head), where, selection), sep="\n")
     return 1 if failed else 0
 
 

@@ -281,6 +281,17 @@ def test_study_draws_what_it_measured_and_goes_on(tmp_path, monkeypatch, capfd):
     assert "holds the study 'quick'; expected 'full'" in capfd.readouterr().err
 
 
+def test_a_study_of_recorded_cells_trains_nothing(tmp_path, capfd):
+    assert cli.main(["study", "doubled", "--recorded", "--out", str(tmp_path)]) == 0
+    out, err = capfd.readouterr()
+    assert "4 cells are taken from the records that ship" in err
+    assert "seed 6" not in err
+    assert str(tmp_path / "figures" / "claims.md") in out
+    assert cli.main(["study", "quick", "--recorded", "--out", str(tmp_path / "quick")]) == 2
+    assert "study is 'quick'; expected one of 'doubled', 'full'" in capfd.readouterr().err
+    assert not (tmp_path / "quick").exists()
+
+
 @pytest.mark.slow
 def test_a_study_with_a_broken_cell_says_so(tmp_path, monkeypatch, capfd):
     tiny = replace(GRIDS["quick"], variants=("S-04",), seeds=(0,), vae_steps=2, ar_steps=2, images=40)

@@ -237,6 +237,7 @@ def sweep_figure(rows: Sequence[Row]) -> Figure:
     return figure
 
 
+HIGH = 12.0  # guidance scale of the statements on high guidance, where it was measured
 NOTE = """Made by `{command}`: {cells} trained models, {seeds} seeds, {vae} VAE and {ar} AR steps each.
 
 All families have the same backbone, budget, data and labels; none was tuned alone. A family's best point is the variant
@@ -249,18 +250,21 @@ images: {floor}. *undecided*: otherwise. *not enough*: with so few seeds, no dif
 """
 
 
-def write_report(records: Sequence[Record], folder: Path) -> list[Path]:
-    """Write guidance.png, drift.png, claims.md and, if all its rows were measured, ablation.png; returns the paths."""
+def write_report(records: Sequence[Record], folder: Path, selection: Sequence[Record] | None = None) -> list[Path]:
+    """Write guidance.png, drift.png, claims.md and, if all its rows were measured, ablation.png; returns the paths.
+
+    selection: records to choose the best points on, see `claims`.
+    """
     figures = {"guidance.png": guidance_figure(records), "drift.png": drift_figure(records)}
     if has_ablation(records):
         figures["ablation.png"] = ablation_figure(records)
     for name, figure in figures.items():
         save_figure(figure, folder / name)
-    write_text(folder / "claims.md", report(records))
+    write_text(folder / "claims.md", report(records, selection))
     return [folder / name for name in (*figures, "claims.md")]
 
 
-def report(records: Sequence[Record]) -> str:
+def report(records: Sequence[Record], selection: Sequence[Record] | None = None) -> str:
     """The claims and the ablation as Markdown, preceded by a note on the method."""
     first = records[0]
     cells = {(r.variant, r.seed) for r in records}
@@ -269,10 +273,10 @@ def report(records: Sequence[Record]) -> str:
         command=first.command, cells=len(cells), seeds=len(seeds), vae=first.vae_steps, ar=first.ar_steps,
         floor=f"{floor(records):.2g}" if select(records, metric="floor_frechet") else "not measured here",
     )  # fmt: skip
-    high = max(r.guidance_scale for r in select(records, schedule="linear"))
+    high = min(HIGH, max(r.guidance_scale for r in select(records, schedule="linear")))
     without = {r.guidance_scale for r in select(records, project_ar=False)}
     if flagged := unfinished(records):
         listed = ", ".join(f"{variant} seed {seed}" for variant, seed in flagged)
         text += f"Not compared, because the loss of their VAE still fell at its last step: {listed}.\n\n"
-    text += claims_table(claims(records, high, max(without, default=high)))
+    text += claims_table(claims(records, high, max(without, default=high), selection))
     return text + ("\n" + ablation_table(records) if has_ablation(records) else "")

@@ -84,7 +84,8 @@ class Grid(Config):
     solver, spacing: of the sampling settings.  half: of the real images, see `study.reference.held_out`.
     latent_dim: numbers per token; 0: as in the preset.
     preset: sizes and recipe, or `proposed` from the data.  data: instead of the preset's.  judge: see
-    `study.judges.find_judge`; empty: the one of the data.
+    `study.judges.find_judge`; empty: the one of the data.  selection: the study that chose the best points, on other
+    seeds, where its records ship; empty: every other seed of this one.
     """
 
     name: str
@@ -104,6 +105,7 @@ class Grid(Config):
     latent_dim: int = 0
     data: str = ""
     judge: str = ""
+    selection: str = ""
 
     def check(self) -> None:
         one_of("preset", self.preset, (PROPOSED, *RECIPES))
@@ -205,6 +207,7 @@ _ROWS = {
         seeds=(0, 1, 2, 3, 4, 5), vae_steps=3000, ar_steps=3000, images=2000,
         solver_steps=10, solver="adams_bashforth", half="b",
         scales=(1.0, 3.0, 4.5, 6.0, 8.0, 12.0, 20.0), constant_scales=(4.5,), ablation_scales=(12.0,),
+        selection="select",
     ),
     "doubled": Grid(  # cells of `select` trained twice as long: does its order depend on the budget? They ship.
         "doubled", "shapes", ("S-02", "N-02", "G-02", "F-02"),

@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -21,7 +21,7 @@ from spherear.models.files import read_json, write_json
 from spherear.sampling.placement import Placement
 from spherear.study.cell import CELL_FILE, GRID_FILE, cell_folder, measure_point, reference_of, run_cell
 from spherear.study.design import MIN_IMAGES, Grid, Point, Variant
-from spherear.study.records import Record, read_records, write_records
+from spherear.study.records import Record, read_records, select, write_records
 from spherear.train import pick_device
 from spherear.training.data import load_data
 
@@ -109,6 +109,19 @@ def open_study(grid: Grid, folder: Path, command: str) -> Grid:
 def waiting_cells(grid: Grid, folder: Path) -> list[tuple[str, int]]:
     """The cells without a records file."""
     return [cell for cell in grid.cells if not (cell_folder(folder, *cell) / CELL_FILE).exists()]
+
+
+def restore(grid: Grid, folder: Path, records: Sequence[Record]) -> list[tuple[str, int]]:
+    """Take cells that wait from `records`, if those hold all points with this grid's steps and images; returns them."""
+    budget = {"vae_steps": grid.vae_steps, "ar_steps": grid.ar_steps, "data": grid.data_spec}
+    finished = []
+    for variant, seed in waiting_cells(grid, folder):
+        cell = select(records, variant=variant, seed=seed, **budget)
+        drawn = select(cell, metric="frechet", images=grid.images)
+        if all(select(drawn, **asdict(point)) for point in grid.points(has_projection=False)):
+            write_records(cell_folder(folder, variant, seed) / CELL_FILE, cell)
+            finished.append((variant, seed))
+    return finished
 
 
 def run_study(

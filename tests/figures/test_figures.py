@@ -163,6 +163,16 @@ def test_a_report_is_files_to_augmentation_at(tmp_path):
     assert report([r for r in records if r.family in ("gaussian", "power_spherical")]).count("**") == 2 * 6
 
 
+def test_points_are_chosen_on_the_records_given_for_it(tmp_path):
+    """The selection finds G best at 12, the report at 2: what is reported is G at 12."""
+    records = study(range(6))
+    chosen = [replace(r, value=0.0) if (r.variant, r.guidance_scale) == ("G-04", 12.0) else r for r in study((6, 7))]
+    text = write_report(records, tmp_path, chosen)[-1].read_text()
+    assert "| S-04 at 2: 10.1 ± " in text
+    assert "| G-04 at 12: 40" in text
+    assert "G-04 at 12" not in write_report(records, tmp_path / "own")[-1].read_text()
+
+
 def growth(kind, size, projected, pixels):
     return ErrorGrowth(kind, 2, size, projected, torch.tensor([0.0, 0.0, 1.0, 0.5], dtype=F64), pixels)
 

@@ -30,7 +30,17 @@ from spherear.study.cell import (
 from spherear.study.design import GRIDS, Grid, Point, Variant
 from spherear.study.records import read_records, select, shipped_records, write_records
 from spherear.study.reference import Reference
-from spherear.study.runner import RESULTS_FILE, Job, open_study, run_jobs, run_study, waiting_cells, within_budget
+from spherear.study.runner import (
+    RESULTS_FILE,
+    Job,
+    gather,
+    open_study,
+    restore,
+    run_jobs,
+    run_study,
+    waiting_cells,
+    within_budget,
+)
 from tests.conftest import ended, until
 
 TINY = Grid(
@@ -297,6 +307,16 @@ def test_a_budget_scales_training_down():
     assert within_budget(TINY, minutes=1e6, at_once=1, threads=1) == TINY
     with pytest.raises(ValueError, match=r"budget is 0.0 minutes; expected more than 0"):
         within_budget(TINY, minutes=0.0, at_once=1, threads=1)
+
+
+def test_cells_are_taken_from_records_that_were_measured_as_the_grid_says(tmp_path):
+    grid, records = GRIDS["doubled"], shipped_records("doubled")
+    for other in (replace(grid, images=1000), replace(grid, ar_steps=6001), replace(grid, scales=(1.0, 2.0))):
+        assert restore(other, tmp_path, records) == []
+    assert restore(grid, tmp_path, select(records, variant="G-02")) == [("G-02", 6)]
+    assert waiting_cells(grid, tmp_path) == [("S-02", 6), ("N-02", 6), ("F-02", 6)]
+    assert restore(grid, tmp_path, records) == [("S-02", 6), ("N-02", 6), ("F-02", 6)]
+    assert sorted(map(repr, gather(grid, tmp_path))) == sorted(map(repr, records))
 
 
 def test_another_studys_folder_is_refused(tmp_path):
