@@ -59,9 +59,11 @@ def study(
     require_installed("matplotlib")
     import torch
 
+    from spherear.figures.heads import write_heads
     from spherear.figures.study import write_report
     from spherear.models.sources import Outline
     from spherear.study.cell import GRID_FILE, reference_of, sizes_of
+    from spherear.study.claims import default_sampling
     from spherear.study.design import Variant
     from spherear.study.records import RECORDED, read_records, select, shipped_records
     from spherear.study.runner import RESULTS_FILE, open_study, restore, run_study, waiting_cells, within_budget
@@ -93,9 +95,11 @@ def study(
     records = read_records(folder / RESULTS_FILE)
     selection = shipped_records(plan.selection) if plan.selection in RECORDED else None
     print(folder / RESULTS_FILE)
-    for head in sorted({record.head for record in records}):  # families are compared with the same head alone
+    for head in sorted({r.head for r in default_sampling(records)}):  # families are compared with the same head alone
         where = folder / "figures" / ("" if head == "auto" else head)
         print(*write_report(select(records, head=head), where, selection), sep="\n")
+    if plan.methods:
+        print(*write_heads(records, plan.solver, plan.solver_steps, folder / "figures"), sep="\n")
     return 1 if failed else 0
 
 

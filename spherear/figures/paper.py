@@ -17,9 +17,9 @@ from torch import Tensor
 from spherear.analysis.densities import DirectionLaws
 from spherear.analysis.latents import TokenLaws
 from spherear.analysis.trajectories import Overview
+from spherear.figures.published_scores import PUBLISHED
 from spherear.figures.style import FONT, GREY, THREE, name_axes, new_figure
 from spherear.sampling.pixels import to_uint8
-from spherear.study.published_scores import PUBLISHED
 
 KIND_LOOKS = {
     "SphereAR (raster AR)": ("#0072B2", "o"),

@@ -12,12 +12,12 @@ from matplotlib.figure import Figure
 
 from spherear.bench.growth import Growth
 from spherear.console import markdown_table
+from spherear.figures.published_scores import ABLATION
 from spherear.figures.style import FONT, GREY, name_axes, new_figure, plot_family, save_figure
 from spherear.models.config import require
 from spherear.models.files import write_text
 from spherear.sphere.families import FAMILIES, family_label
 from spherear.study.claims import best, by_seed, claims, claims_table, default_sampling, floor, has, spread, unfinished
-from spherear.study.published_scores import ABLATION
 from spherear.study.records import Record, select
 from spherear.study.solvers import METRICS as SWEEP_METRICS
 from spherear.study.solvers import REFERENCE, Row

@@ -190,6 +190,11 @@ class SamplingSettings(Config):
         return cls.from_dict(read_json(Path(path)))
 
 
+def can_honour(head: HeadKind, settings: SamplingSettings) -> bool:
+    """Whether a head of this kind can be drawn from with these settings."""
+    return not _refusal(head, settings)
+
+
 def check_settings(head: HeadKind, settings: SamplingSettings) -> None:
     """ValueError for settings that a head of this kind cannot honour."""
     refusal = _refusal(head, settings)

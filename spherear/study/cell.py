@@ -32,8 +32,9 @@ from spherear.study.design import Grid, Point, Variant
 from spherear.study.judges import AUTO
 from spherear.study.records import Record, provenance, write_records
 from spherear.study.reference import Reference, real_samples
-from spherear.train import pick_device, train_pipeline
+from spherear.train import distill, pick_device, train_pipeline
 from spherear.training.data import load_data
+from spherear.training.distillation.recipe import DistillRecipe
 from spherear.training.jobs import starting_point
 from spherear.training.run import METRICS_FILE, keyed_generator
 
@@ -76,11 +77,17 @@ def run_cell(
     """Train the VAE and the AR model of a cell in `folder`, resuming from the checkpoints there."""
     sizes, plan = sizes_of(grid, variant), starting_point(grid.preset, grid.data).recipes
     data = load_data(grid.data_spec, sizes.vae.image_size)
+    if not (folder / TRAINED_FILE).exists():
+        write_json(folder / TRAINED_FILE, provenance())
+    if source := grid.teacher_of(variant):
+        teacher = run_cell(grid, source, seed, cell_folder(folder.parent.parent, source.name, seed), device, compiled)
+        recipe = DistillRecipe(steps=grid.distill_steps, seed=seed)
+        for _ in distill(teacher.vae, teacher.ar, data, recipe, folder, device):
+            pass
+        return Pipeline.from_pretrained(folder, device=device, dtype="float32", engine="eager")
     sizes = replace(sizes, ar=replace(sizes.ar, num_classes=data.num_classes))
     vae_recipe = replace(plan.vae, steps=grid.vae_steps, kl_weight=variant.kl_weight, seed=seed)
     ar_recipe = replace(plan.ar, steps=grid.ar_steps, seed=seed)
-    if not (folder / TRAINED_FILE).exists():
-        write_json(folder / TRAINED_FILE, provenance())
     pipeline = train_pipeline(sizes, data, (vae_recipe, ar_recipe), folder, device, compiled=compiled)
     assert pipeline is not None
     return pipeline
@@ -103,7 +110,7 @@ def measure_cell(
         variant.name, variant.family, variant.kl_weight, variant.noise_scale, seed, 1.0, "linear", True, True,
         metric="", value=0.0, images=grid.images, data=data.spec, command=command, **provenance(),
         trained=read_json(folder / TRAINED_FILE)["commit"], vae_steps=grid.vae_steps, ar_steps=grid.ar_steps,
-        head=variant.head,
+        steps=0, head=variant.head,
     )  # fmt: skip
 
     def records_of(values: Mapping[str, float], **fields: Any) -> list[Record]:
@@ -112,11 +119,12 @@ def measure_cell(
     records = records_of(measure_vae(pipeline.vae, real, seed), images=len(real.images))
     floor = real.judge(*real_samples(grid.data_spec, data.image_size, grid.half, grid.images, seed))
     records += records_of({"floor_frechet": floor.frechet, "floor_kernel": floor.kernel})
-    records += records_of({"vae_slope": loss_slope(folder / "vae")})
+    vae_cell = cell_folder(folder.parent.parent, (grid.teacher_of(variant) or variant).name, seed)
+    records += records_of({"vae_slope": loss_slope(vae_cell / "vae")})
     records += records_of(measure_prediction(pipeline, latents, labels, seed), images=len(latents))
     seeds = sampling_seed(variant.name, seed)
     pipeline.place(place)  # only now: what is measured without drawing stays in float32
-    for point in grid.points(pipeline.vae.bottleneck.radius is not None):
+    for point in grid.points(pipeline.vae.bottleneck.radius is not None, variant.head_kind):
         records += records_of(measure_point(grid, pipeline, point, real, latents, seeds), **asdict(point))
     return records
 
@@ -157,8 +165,8 @@ def measure_vae(vae: VAE, real: Reference, seed: int) -> dict[str, float]:
 def measure_prediction(
     pipeline: Pipeline, latents: Float[Tensor, "n tokens dim"], labels: Int[Tensor, " n"], seed: int
 ) -> dict[str, float]:
-    """The radial share of a one-step prediction error at t = 1/2; empty for a head without a velocity."""
-    if pipeline.ar.config.codes:
+    """The radial share of a one-step prediction error at t = 1/2; empty for a head without a velocity at a time."""
+    if pipeline.ar.config.codes or pipeline.ar.config.head_kind.takes_scale:
         return {}
     noise = torch.randn(latents.shape, generator=keyed_generator(seed, 3))
     device = pipeline.ar.proj_in.weight.device

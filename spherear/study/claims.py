@@ -25,6 +25,9 @@ from spherear.study.statistics import LEVEL, Comparison, compare, holm
 
 BySeed = Mapping[int, float]
 
+USUAL: dict[str, object] = {
+    "schedule": "linear", "project_ar": True, "project_decoder": True, "solver": "", "steps": 0,
+}  # fmt: skip
 FLOORS = 5  # a Frechet difference must be this many times the floor
 PLATEAU = 0.05  # a VAE whose loss fell by more over the last tenth of its training is not at its plateau
 ALIKE = 0.1  # rates or reconstructions that differ by less, relatively, count as equal
@@ -75,8 +78,8 @@ def spread(values: BySeed) -> str:
 
 
 def default_sampling(records: Sequence[Record], **fields: object) -> list[Record]:
-    """Records with the linear schedule and both projections."""
-    return select(records, schedule="linear", project_ar=True, project_decoder=True, **fields)
+    """Records with the linear schedule, both projections and the grid's solver."""
+    return select(records, **(USUAL | fields))
 
 
 def best(records: Sequence[Record], family: str, metric: str = "frechet", **fields: object) -> Best:
@@ -165,8 +168,7 @@ class _Statements:
 
     def at(self, variant: str, scale: float, metric: str = "frechet", **fields: object) -> BySeed:
         """The reported values of a point."""
-        point = {"schedule": "linear", "project_ar": True, "project_decoder": True, **fields}
-        return by_seed(select(self.report, variant=variant, guidance_scale=scale, metric=metric, **point))
+        return by_seed(default_sampling(self.report, variant=variant, guidance_scale=scale, metric=metric, **fields))
 
     def best(self, family: str, **fields: Any) -> Best | None:
         """The chosen point with its reported values; None if it was not measured."""

@@ -11,7 +11,7 @@ from spherear.models.files import read_json
 from spherear.models.heads.table import HEADS, HeadKind
 from spherear.models.sizes import AUTO
 from spherear.registry import Table, needed_modules
-from spherear.sampling.settings import SamplingSettings, check_settings
+from spherear.sampling.settings import SamplingSettings, can_honour, check_settings
 from spherear.sampling.solvers import SOLVERS, SPACINGS
 from spherear.sphere.families import FAMILIES, family_of_letter
 from spherear.training.jobs import PROPOSED
@@ -58,6 +58,12 @@ class Variant:
         auto = "categorical" if FAMILIES[self.family].discrete else "velocity"
         return HEADS[auto if self.head == AUTO else self.head]
 
+    @property
+    def teacher(self) -> "Variant":
+        """The variant with the velocity whose averages this one's head learns: flat, or along great circles."""
+        latent = self.name.partition("@")[0]
+        return Variant.named(f"{latent}@geodesic" if self.head_kind.curved else latent)
+
 
 def default_variants(families: Iterable[str] = FAMILIES) -> tuple[str, ...]:
     """The variants listed in the table of families: the first of every family, then the second of each, and so on."""
@@ -67,12 +73,17 @@ def default_variants(families: Iterable[str] = FAMILIES) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Point:
-    """One sampling setting. project_ar, project_decoder: project tokens before the AR model, before the decoder."""
+    """One sampling setting. project_ar, project_decoder: project tokens before the AR model, before the decoder.
+
+    solver, steps: instead of the grid's; empty, 0: the grid's.
+    """
 
     guidance_scale: float
     schedule: str = "linear"
     project_ar: bool = True
     project_decoder: bool = True
+    solver: str = ""
+    steps: int = 0
 
 
 @dataclass(frozen=True)
@@ -81,7 +92,10 @@ class Grid(Config):
 
     scales: guidance scales with the linear schedule.  constant_scales: with the constant schedule.
     ablation_scales: scales also sampled without projection on one side or both, for families that have a projection.
-    solver, spacing: of the sampling settings.  half: of the real images, see `study.reference.held_out`.
+    solver, spacing: of the sampling settings.  methods: other solvers and their steps, such as euler-4, with which
+    every scale is drawn too.  Heads are drawn with what they can honour.
+    distill_steps: of heads of average velocities, which then learn from the variant whose velocity they average; 0:
+    they are trained from scratch.  half: of the real images, see `study.reference.held_out`.
     latent_dim: numbers per token; 0: as in the preset.
     preset: sizes and recipe, or `proposed` from the data.  data: instead of the preset's.  judge: see
     `study.judges.find_judge`; empty: the one of the data.  selection: the study that chose the best points, on other
@@ -101,6 +115,8 @@ class Grid(Config):
     ablation_scales: tuple[float, ...] = ()
     solver: str = "euler_maruyama"
     spacing: str = "even"
+    methods: tuple[str, ...] = ()
+    distill_steps: int = 0
     half: str = ""
     latent_dim: int = 0
     data: str = ""
@@ -109,21 +125,24 @@ class Grid(Config):
 
     def check(self) -> None:
         one_of("preset", self.preset, (PROPOSED, *RECIPES))
+        for name in ("variants", "seeds", "scales"):
+            require(len(getattr(self, name)) > 0, f"{name} is empty; expected at least one")
         require(self.preset != PROPOSED or bool(self.data), f"preset is {PROPOSED!r} without data; expected some")
         for name in self.variants:
             Variant.named(name)
         for name in ("vae_steps", "ar_steps", "solver_steps"):
             require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; expected at least 1")
+        for method in self.methods:
+            solver, _, steps = method.rpartition("-")
+            require(steps.isdigit() and int(steps) > 0, f"method is {method!r}; expected one like euler-4")
+            one_of("solver", solver, SOLVERS)
         one_of("half", self.half, HALVES)
         require(self.latent_dim >= 0, f"latent_dim is {self.latent_dim}; expected 1 or more, or 0 for the preset's")
-        heads = {variant.head_kind for variant in map(Variant.named, self.variants) if variant.head != AUTO}
-        for point in self.points(has_projection=True):
-            settings = self.settings(point)
-            for head in heads:
-                check_settings(head, settings)
+        require(self.distill_steps >= 0, f"distill_steps is {self.distill_steps}; expected 1 or more, or 0 for none")
+        for variant in map(Variant.named, self.variants):
+            if not self.points(True, variant.head_kind):
+                check_settings(variant.head_kind, self.settings(Point(self.scales[0])))
         require(self.images >= 20, f"images is {self.images}; expected at least 20")
-        for name in ("variants", "seeds", "scales"):
-            require(len(getattr(self, name)) > 0, f"{name} is empty; expected at least one")
 
     def needed_modules(self) -> list[str]:
         """The modules of one's own that registered families of the variants, the solver or the spacing."""
@@ -153,20 +172,27 @@ class Grid(Config):
         """(variant, seed) pairs, ordered by seed, so that a partial study already covers all variants."""
         return [(variant, seed) for seed in self.seeds for variant in self.variants]
 
-    def points(self, has_projection: bool) -> list[Point]:
-        """All sampling settings of a cell."""
+    def teacher_of(self, variant: Variant) -> Variant | None:
+        """The variant whose head this one's is distilled from; None: it is trained from scratch."""
+        return variant.teacher if self.distill_steps and variant.head_kind.takes_scale else None
+
+    def points(self, has_projection: bool, head: HeadKind = HEADS["velocity"]) -> list[Point]:
+        """All sampling settings of a cell that its head can honour; a categorical head has no solver to vary."""
         points = [Point(scale) for scale in self.scales]
         points += [Point(scale, "constant") for scale in self.constant_scales]
         if has_projection:
             sides = ((False, True), (True, False), (False, False))
             points += [Point(s, "linear", ar, decoder) for s in self.ablation_scales for ar, decoder in sides]
-        return points
+        if not head.discrete:
+            pairs = [(solver, int(steps)) for solver, _, steps in (method.rpartition("-") for method in self.methods)]
+            points += [Point(s, solver=solver, steps=steps) for solver, steps in pairs for s in self.scales]
+        return [point for point in points if can_honour(head, self.settings(point))]
 
     def settings(self, point: Point) -> SamplingSettings:
         """The sampling settings of a point, without what happens after the last token."""
         return SamplingSettings(
-            point.guidance_scale, point.schedule, self.solver, self.solver_steps, project=point.project_ar,
-            spacing=self.spacing,
+            point.guidance_scale, point.schedule, point.solver or self.solver, point.steps or self.solver_steps,
+            project=point.project_ar, spacing=self.spacing,
         )  # fmt: skip
 
     def scaled(self, factor: float) -> "Grid":
@@ -214,6 +240,16 @@ _ROWS = {
         seeds=(6,), vae_steps=6000, ar_steps=6000, images=2000,
         solver_steps=10, solver="adams_bashforth", half="a",
         scales=(1.0, 3.0, 4.5, 6.0, 8.0, 12.0, 20.0),
+    ),
+    "heads": Grid(
+        "heads", "digits",
+        (
+            "S-04", "N-04", "G-04", "S-04@geodesic", "N-04@geodesic",
+            "S-04@mean_velocity", "N-04@mean_velocity", "G-04@mean_velocity",
+            "S-04@geodesic_mean", "N-04@geodesic_mean",
+        ),
+        seeds=(0, 1, 2), vae_steps=600, ar_steps=1000, distill_steps=600, images=500, solver_steps=100,
+        scales=(1.0, 2.0, 3.0, 4.5, 8.0), methods=("heun-50", "euler-10", "euler-4", "euler-2", "euler-1"),
     ),
     "laws": Grid(
         "laws", "digits3", ("S-04", "G-04", "VQ-3"), seeds=(0,), vae_steps=600, ar_steps=1000, images=100,

@@ -58,6 +58,10 @@ class Record(Config):
     """Training steps of the AR model."""
     trained: str = ""
     """Commit when the training began; `commit` is that of the measurement."""
+    solver: str = ""
+    """Solver of the velocity, where it is not that of the study's grid."""
+    steps: int = 0
+    """Its steps; 0: those of the grid."""
     head: str = "auto"
     """Of the AR model: a row of HEADS; auto: velocity, or categorical for a codebook."""
 

@@ -19,7 +19,14 @@ from spherear.analysis.latents import real_latents
 from spherear.models.config import require
 from spherear.models.files import read_json, write_json
 from spherear.sampling.placement import Placement
-from spherear.study.cell import CELL_FILE, GRID_FILE, cell_folder, measure_point, reference_of, run_cell
+from spherear.study.cell import (
+    CELL_FILE,
+    GRID_FILE,
+    cell_folder,
+    measure_point,
+    reference_of,
+    run_cell,
+)
 from spherear.study.design import MIN_IMAGES, Grid, Point, Variant
 from spherear.study.records import Record, read_records, select, write_records
 from spherear.train import pick_device
@@ -118,7 +125,7 @@ def restore(grid: Grid, folder: Path, records: Sequence[Record]) -> list[tuple[s
     for variant, seed in waiting_cells(grid, folder):
         cell = select(records, variant=variant, seed=seed, **budget)
         drawn = select(cell, metric="frechet", images=grid.images)
-        if all(select(drawn, **asdict(point)) for point in grid.points(has_projection=False)):
+        if all(select(drawn, **asdict(point)) for point in grid.points(False, Variant.named(variant).head_kind)):
             write_records(cell_folder(folder, variant, seed) / CELL_FILE, cell)
             finished.append((variant, seed))
     return finished
@@ -133,12 +140,15 @@ def run_study(
     compiled: compile the models' steps while training.  place: how images are drawn.
     """
     wish = place or Placement()
-    jobs = [_job(folder, variant, seed, threads, compiled, wish) for variant, seed in waiting_cells(grid, folder)]
     gather(grid, folder)
-    with closing(run_jobs(jobs, at_once)) as ended:
-        for job in ended:
-            gather(grid, folder)
-            yield job
+    waiting = waiting_cells(grid, folder)
+    taught = [cell for cell in waiting if grid.teacher_of(Variant.named(cell[0]))]
+    for cells in ([cell for cell in waiting if cell not in taught], taught):  # a teacher is trained once, and before
+        jobs = [_job(folder, variant, seed, threads, compiled, wish) for variant, seed in cells]
+        with closing(run_jobs(jobs, at_once)) as ended:
+            for job in ended:
+                gather(grid, folder)
+                yield job
 
 
 def _job(folder: Path, variant: str, seed: int, threads: int, compiled: bool, place: Placement) -> Job:

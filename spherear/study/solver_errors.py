@@ -17,7 +17,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 
 import torch
 from jaxtyping import Float
@@ -34,6 +34,7 @@ from spherear.study.records import provenance, read_lines, write_lines
 from spherear.study.reference import Reference, judge_of
 from spherear.study.solvers import LOWER_IS_BETTER, METRICS, REFERENCE, SCALES, SweepRecord, place_of, sweep
 from spherear.study.solvers import shipped_sweep as first_blocks
+from spherear.study.statistics import Difference
 
 SHIPPED = Path(__file__).parent / "results" / "solver_errors.jsonl"
 EVALUATIONS = (4, 6, 10, 25)
@@ -73,8 +74,6 @@ CANDIDATES = (
 """What `quality` compares."""
 NEARLY_SOLVED = settings_of("adams_bashforth", 20)
 """Stands for the solution in `quality`, which 400 evaluations would make long."""
-STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
-"""97.5 % quantile of Student's t for so many blocks."""
 
 
 def tokens_of(pipeline: Pipeline, settings: SamplingSettings, images: int) -> Float[Tensor, "images tokens dim"]:
@@ -106,27 +105,6 @@ def errors(
             found = distance(tokens, exact[0]), distance(pipeline.images(tokens), exact[1])
             source = origin["commit"], origin["hardware"]
             yield [SweepRecord(*key, *row, images, command, *source) for row in zip(ERRORS, found, strict=True)]
-
-
-@dataclass(frozen=True)
-class Difference:
-    """A mean difference over blocks with the same labels and seeds, and its 95 % interval."""
-
-    mean: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, values: Sequence[float], others: Sequence[float]) -> "Difference":
-        """values - others, by Student's t of the differences of pairs. ValueError unless there are 2 to 10 pairs."""
-        count = len(values)
-        require(
-            count == len(others) and count in STUDENT,
-            f"there are {count} and {len(others)} blocks; expected as many, 2 to {max(STUDENT)}",
-        )
-        differences = [a - b for a, b in zip(values, others, strict=True)]
-        mean, half = fmean(differences), STUDENT[count] * stdev(differences) / count**0.5
-        return cls(mean, mean - half, mean + half)
 
 
 @dataclass(frozen=True)

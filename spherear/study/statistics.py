@@ -1,7 +1,7 @@
 """Comparison of two groups of seeds: exact permutation test, interval by its inversion, Holm's correction.
 
-The groups are unpaired: that seed 0 of one family was trained with the same random numbers as seed 0 of another
-means nothing.
+Groups of families are unpaired: that seed 0 of one family was trained with the same random numbers as seed 0 of another
+means nothing. Runs of one family and seed are pairs.
 """
 
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import combinations
 from math import comb
-from statistics import fmean
+from statistics import fmean, stdev
 
 import numpy as np
 
@@ -17,6 +17,8 @@ from spherear.models.config import require
 
 LEVEL = 0.05  # of all tests and intervals
 MAX_SPLITS = 200_000
+STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
+"""97.5 % quantile of Student's t for so many pairs."""
 
 
 @dataclass(frozen=True)
@@ -100,3 +102,24 @@ def holm(p_values: Sequence[float]) -> list[float]:
         largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
         adjusted[index] = largest
     return adjusted
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A mean difference of pairs, such as blocks of images with the same labels and seeds, and its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float], others: Sequence[float]) -> "Difference":
+        """values - others, by Student's t of the differences of pairs. ValueError unless there are 2 to 10 pairs."""
+        count = len(values)
+        require(
+            count == len(others) and count in STUDENT,
+            f"there are {count} and {len(others)} values; expected as many, 2 to {max(STUDENT)}",
+        )
+        differences = [a - b for a, b in zip(values, others, strict=True)]
+        mean, half = fmean(differences), STUDENT[count] * stdev(differences) / count**0.5
+        return cls(mean, mean - half, mean + half)

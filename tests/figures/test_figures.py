@@ -31,6 +31,7 @@ from spherear.figures.paper import (
     token_laws_figure,
     token_laws_figure_3d,
 )
+from spherear.figures.published_scores import ABLATION, PUBLISHED
 from spherear.figures.study import (
     ablation_figure,
     ablation_table,
@@ -43,7 +44,6 @@ from spherear.figures.study import (
 from spherear.sampling.decode import trace
 from spherear.sphere.bottlenecks import BOTTLENECKS
 from spherear.sphere.families import FAMILIES
-from spherear.study.published_scores import ABLATION, PUBLISHED
 from tests.study.test_claims import FAMILIES as VARIANTS
 from tests.study.test_claims import record, study
 

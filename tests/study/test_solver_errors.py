@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from scipy import stats
 
 from spherear import SamplingSettings
 from spherear.sampling.pipeline import cached_pipeline
@@ -17,8 +16,6 @@ from spherear.study.solver_errors import (
     EVALUATIONS,
     NEARLY_SOLVED,
     SOLUTION,
-    STUDENT,
-    Difference,
     compared_settings,
     distance,
     error_table,
@@ -34,6 +31,7 @@ from spherear.study.solver_errors import (
     within_margin,
 )
 from spherear.study.solvers import REFERENCE, SweepRecord, place_of
+from spherear.study.statistics import Difference
 
 
 def test_the_solution_takes_more_evaluations_than_anything_compared():
@@ -95,18 +93,6 @@ def test_a_margin_holds_for_the_whole_interval():
     assert within_margin("recall", interval(-0.05, 9.0), 0.8)
     assert not within_margin("recall", interval(-0.06, 0.1), 0.8)
     assert not within_margin("accuracy", interval(-0.021, 9.0), 0.9)
-
-
-def test_an_interval_is_scipys():
-    a, b = [1.0, 1.3, 0.9, 1.4], [1.1, 1.0, 1.0, 1.2]
-    found, expected = Difference.of(a, b), stats.ttest_rel(a, b).confidence_interval(0.95)
-    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), rel=1e-3)
-    assert found.mean == pytest.approx(0.075)
-    for count, quantile in STUDENT.items():
-        assert quantile == pytest.approx(stats.t.ppf(0.975, count - 1), abs=1e-3)
-    for values in (a[:1], a[:3]):
-        with pytest.raises(ValueError, match="blocks; expected as many, 2 to 10"):
-            Difference.of(values, b[:1])
 
 
 def records(settings, frechet, scale=2.0):

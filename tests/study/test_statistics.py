@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from spherear.study import statistics
-from spherear.study.statistics import LEVEL, holm
+from spherear.study.statistics import LEVEL, STUDENT, Difference, holm
 
 
 def compare(left, right):
@@ -83,3 +83,15 @@ def test_holm_by_hand():
 def test_bad_groups(left, right, message):
     with pytest.raises(ValueError, match=message):
         compare(left, right)
+
+
+def test_the_interval_of_pairs_is_scipys():
+    a, b = [1.0, 1.3, 0.9, 1.4], [1.1, 1.0, 1.0, 1.2]
+    found, expected = Difference.of(a, b), stats.ttest_rel(a, b).confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), rel=1e-3)
+    assert found.mean == pytest.approx(0.075)
+    for count, quantile in STUDENT.items():
+        assert quantile == pytest.approx(stats.t.ppf(0.975, count - 1), abs=1e-3)
+    for values in (a[:1], a[:3]):
+        with pytest.raises(ValueError, match="values; expected as many, 2 to 10"):
+            Difference.of(values, b[:1])

@@ -94,6 +94,31 @@ def test_records_name_the_head(tmp_path):
     assert {record.head for record in shipped_records("full")} == {"auto"}
 
 
+@pytest.mark.slow
+def test_a_head_is_distilled_from_the_cell_of_its_velocity(tmp_path):
+    """Beside a cell that is there, and where the grid lacks it; the transformer is the teacher's, bit for bit."""
+    variants = ("S-04@mean_velocity", "S-04", "N-04@geodesic_mean")
+    grid = replace(
+        TINY, variants=variants, scales=(2.0,), constant_scales=(), ablation_scales=(), methods=("euler-1",),
+        distill_steps=2,
+    )  # fmt: skip
+    open_study(grid, tmp_path, "test")
+    ended = list(run_study(grid, tmp_path, 2, 1))
+    assert ended[0].job.name == "S-04 seed 3"
+    assert [e.status for e in ended] == [0, 0, 0], [e.last_line for e in ended]
+    frechet = select(read_records(tmp_path / RESULTS_FILE), metric="frechet")
+    assert sorted((r.variant, r.solver, r.steps) for r in frechet) == [
+        ("N-04@geodesic_mean", "euler", 1), ("S-04", "", 0), ("S-04", "euler", 1), ("S-04@mean_velocity", "euler", 1),
+    ]  # fmt: skip
+    for student, teacher in (("S-04@mean_velocity", "S-04"), ("N-04@geodesic_mean", "N-04@geodesic")):
+        own, other = (Pipeline.from_pretrained(cell_folder(tmp_path, name, 3)).ar for name in (student, teacher))
+        weights = other.state_dict()
+        body = {name: value for name, value in own.state_dict().items() if not name.startswith("head.")}
+        assert all(torch.equal(value, weights[name]) for name, value in body.items())
+        head = {name: value for name, value in own.state_dict().items() if name in weights and name not in body}
+        assert not all(torch.equal(value, weights[name]) for name, value in head.items())
+
+
 def test_every_family_has_a_letter_and_the_full_grid_has_every_family():
     assert sorted(FAMILIES) == sorted(BOTTLENECKS)
     assert (
