@@ -39,7 +39,7 @@ function change(changes) {
 }
 
 /** What the pictures depend on. @param {Settings} settings */
-const picture = ({ lang, tour: step, ...rest }) => JSON.stringify(rest);
+const picture = (settings) => JSON.stringify({ ...settings, lang: "", tour: 0 });
 
 /** Write texts and controls. @param {Settings | null} before */
 function fill(before) {
@@ -131,6 +131,7 @@ function show() {
     sides.forEach((side, i) => side.canvas.setAttribute("aria-label", `${family(i).letter}: ${name}, ${side.recognised.textContent ?? ""}`));
     byId("plot").setAttribute("aria-label", `${ui.chart}: ${sides.map((side, i) => `${family(i).letter} ${side.drift.textContent}`).join(", ")}`);
     letters.forEach((letter, i) => { letter.textContent = family(i).letter; });
+    sides.forEach((side, i) => side.strip.setAttribute("aria-label", `${family(i).letter}: ${ui.strip}`));
     const state = failed ? "error" : sides.every((side) => side.state === "done") ? "done"
       : sides.some((side) => side.state === "drawing") ? "drawing" : "loading";
     const seconds = Math.max(...sides.map(({ milliseconds }) => milliseconds)) / 1000;
@@ -161,7 +162,12 @@ byId("seed").onchange = () => change({ seed: within("seed", byId("seed").value, 
 byId("dice").onclick = () => change({ seed: Math.floor(Math.random() * 1_000_000) });
 for (const name of SLIDERS) byId(name).oninput = () => change({ [name]: Number(byId(name).value) });
 byId("share").onclick = async () => {
-  await navigator.clipboard?.writeText(location.href).catch(() => null);
+  try {
+    await navigator.clipboard.writeText(location.href);
+  } catch { // a browser lets only pages of https and of this machine copy
+    prompt(words().ui.share, location.href);
+    return;
+  }
   byId("share").textContent = words().ui.shared;
   setTimeout(translate, 2000);
 };
