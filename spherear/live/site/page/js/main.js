@@ -3,7 +3,7 @@
 import { Side } from "./side.js";
 import { DEFAULTS, fromLink, toLink, within } from "./settings.js";
 import { Tour } from "./tour.js";
-import { element, plot } from "./views.js";
+import { element, plot, written } from "./views.js";
 
 /** @typedef {import("./settings.js").Settings} Settings */
 
@@ -58,7 +58,7 @@ function fill(before) {
   byId("seed").value = settings.seed;
   for (const name of SLIDERS) {
     byId(name).value = settings[name];
-    /** @type {any} */ (document.querySelector(`output[for=${name}]`)).value = settings[name];
+    /** @type {any} */ (document.querySelector(`output[for=${name}]`)).value = written(settings[name]);
   }
   sides.forEach((side, i) => side.show(family(i)));
   tour.show(settings.tour, words());
@@ -77,11 +77,13 @@ function translate() {
     node.title = ui[String(node.dataset.title)];
     node.setAttribute("aria-label", node.title);
   }
+  document.querySelectorAll(".scales span").forEach((head, i) => { head.textContent = written(SCALES[i]); });
   choices(byId("preset"), Object.keys(site.presets).map((name) => [name, ui.presets[name] ?? name]));
   sides.forEach((side, i) => {
     side.select.setAttribute("aria-label", ui.sides[i]);
     side.recognisedName.textContent = ui.recognised;
     side.driftName.textContent = ui.drift;
+    side.writeDrift();
   });
 }
 
@@ -137,7 +139,7 @@ function show() {
     const seconds = Math.max(...sides.map(({ milliseconds }) => milliseconds)) / 1000;
     const said = { error: `${ui.error}: ${failed?.message}`, loading: ui.loading,
       drawing: `${ui.drawing} ${Math.max(...sides.map(({ lengths }) => lengths.length))} / ${preset().tokens}`,
-      done: ui.done.replace("{n}", 2 * PICTURES).replace("{s}", seconds.toFixed(1)) }[state];
+      done: ui.done.replace("{n}", 2 * PICTURES).replace("{s}", written(seconds, 1)) }[state];
     byId("status").textContent = said;
     document.body.dataset.state = state;
   });
@@ -149,9 +151,7 @@ const letters = sides.map(({ strip, root }) => {
   byId("strip-rows").append(element("div", { className: "strip" }, letter, strip));
   return letter;
 });
-const heads = element("div", { className: "scales" }, ...SCALES.map((scale) => element("span", { textContent: String(scale) })));
-heads.style.gridTemplateColumns = `repeat(${SCALES.length}, 1fr)`;
-byId("strip-rows").append(heads);
+byId("strip-rows").append(element("div", { className: "scales" }, ...SCALES.map(() => element("span"))));
 
 choices(byId("language"), languages.map((name) => [name, texts[name].name]));
 byId("language").onchange = () => change({ lang: byId("language").value });
