@@ -155,7 +155,7 @@ def take_picture(out: Path) -> None:
         page = open_page(opened, f"{address}#scale=9&lang=en", [])
         wait_for(page)
         page.wait_for_function("document.body.dataset.strip", timeout=300_000)
-        page.evaluate("document.querySelector('#status').textContent = ''")  # the time is that of this machine
+        page.add_style_tag(content="#status { visibility: hidden }")  # the time is that of this machine
         page.screenshot(path=str(out), full_page=True)
 
 
