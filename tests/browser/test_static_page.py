@@ -16,7 +16,7 @@ from spherear.sampling.pixels import to_uint8
 from spherear.sampling.settings import SamplingSettings
 from tests.browser.jupyter import browser, find_chromium
 from tests.browser.static_page import JUDGED, PHONE, SIZES, TOUR, open_page, renderers, serving, wait_for
-from tests.node import find_script
+from tests.node import accessibility_faults, find_axe
 
 pytestmark = [
     pytest.mark.slow,
@@ -241,7 +241,7 @@ def is_seen(part):
 
 def test_a_page_has_no_fault_of_accessibility(page):
     """By axe, which finds names, roles, contrasts and landmarks that are missing."""
-    page.add_script_tag(path=str(find_script("axe-core/axe.min.js")))
+    page.add_script_tag(path=str(find_axe()))
     page.click("#more summary")
     faults = []
     for width, height in SIZES:
@@ -251,8 +251,7 @@ def test_a_page_has_no_fault_of_accessibility(page):
             for step in (0, 3, 6):
                 page.evaluate("step => { location.hash = `#preset=digits&steps=2&lang=en&tour=${step}`; }", step)
                 page.wait_for_function("step => document.querySelector('#tour').hidden === !step", arg=step)
-                for fault in page.evaluate("async () => (await axe.run()).violations"):
-                    faults += [(width, scheme, step, fault["id"], node["html"][:120]) for node in fault["nodes"]]
+                faults += [(width, scheme, step, *fault) for fault in accessibility_faults(page)]
     wait_for(page)
     assert faults == []
 

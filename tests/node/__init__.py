@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,9 +18,15 @@ def find_tool(name: str) -> str:
     return found
 
 
-def find_script(name: str) -> Path:
-    """The path of an installed script; the test is skipped without it."""
-    path = PACKAGES / name
+def find_axe() -> Path:
+    """The path of the script that finds faults of accessibility; the test is skipped without it."""
+    path = PACKAGES / "axe-core" / "axe.min.js"
     if not path.is_file():
-        pytest.skip(f"no {name}: npm install --no-package-lock --prefix tests/node")
+        pytest.skip("no axe-core: npm install --no-package-lock --prefix tests/node")
     return path
+
+
+def accessibility_faults(page: Any) -> list[tuple[str, str]]:
+    """What axe finds on a page of Playwright's that its script was added to: (rule, element)."""
+    found = page.evaluate("async () => (await axe.run()).violations")
+    return [(fault["id"], node["html"][:120]) for fault in found for node in fault["nodes"]]
