@@ -3,6 +3,7 @@
     python -m tests.browser.static_page          # both data sets, at 390 and 1366 pixels
     python -m tests.browser.static_page FOLDER   # of a site that is written already
     python -m tests.browser.static_page picture notebooks/figures/static-page.png
+    python -m tests.browser.static_page tour shots    # what a visitor sees at each step, to be looked at
 
 For each: from a click on another class to the first change of the pictures and to all eight, on the page's clock, and
 the processor time that the browser took for it. The page was open and its models loaded; "cold" is from the request for
@@ -25,7 +26,7 @@ from typing import Any
 
 import psutil
 
-from spherear.live.site.build import write_site
+from spherear.live.site.build import texts, write_site
 from tests.browser.jupyter import Offline, browser
 
 MOVES = 5
@@ -154,14 +155,42 @@ def take_picture(out: Path) -> None:
         page = open_page(opened, f"{address}#scale=9&lang=en", [])
         wait_for(page)
         page.wait_for_function("document.body.dataset.strip", timeout=300_000)
-        page.evaluate("document.querySelector('#status').textContent = ''")  # the time is that of this machine
+        page.add_style_tag(content="#status { visibility: hidden }")  # the time is that of this machine
         page.screenshot(path=str(out), full_page=True)
 
 
-def main(folder: str = "", out: str = "") -> None:
-    """Print what was measured, one line for each data set and size; or take a picture."""
+TOUR = ("#tour-open", *5 * ["#tour-next"], "#tour-question button >> nth=1")
+"""What a visitor clicks on, to the right answer."""
+JUDGED = """document.body.dataset.state === 'done'
+  && [...document.querySelectorAll('dd')].every(number => number.textContent !== '…')"""
+
+
+def take_tour(out: Path, *languages: str) -> None:
+    """Save the window at each step of the tour, and after the right answer: WIDTH-LANGUAGE-STEP-SCHEME.png.
+
+    languages: all, if none is given.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    with written() as address:
+        for width, height in SIZES:
+            for language in languages or texts():
+                with browser(width, height, webgl=False) as opened:
+                    page = open_page(opened, f"{address}#lang={language}", [])
+                    for step, button in enumerate(TOUR, 1):
+                        page.click(button)
+                        page.wait_for_timeout(300)  # until a new drawing has begun
+                        page.wait_for_function(JUDGED, timeout=300_000)
+                        for scheme in ("light", "dark"):
+                            page.emulate_media(color_scheme=scheme)
+                            page.screenshot(path=str(out / f"{width}-{language}-{step}-{scheme}.png"))
+
+
+def main(folder: str = "", out: str = "", *languages: str) -> None:
+    """Print what was measured, one line for each data set and size; or take pictures."""
     if folder == "picture":
         return take_picture(Path(out))
+    if folder == "tour":
+        return take_tour(Path(out), *languages)
     with written(folder) as address:
         for width, height in SIZES:
             for preset, aim in FULL.items():

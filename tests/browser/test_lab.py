@@ -17,6 +17,7 @@ from spherear.sampling.settings import SamplingSettings
 from tests.browser.jupyter import browser, find_chromium, notebook, offline, running_lab, running_page
 from tests.browser.latency import drag, picture_number, press, wait_for_picture
 from tests.conftest import until
+from tests.node import accessibility_faults, find_axe
 
 pytestmark = [
     pytest.mark.slow,
@@ -340,6 +341,25 @@ UNNAMED = """() => [...document.querySelectorAll(`.spherear-panel :is(button, in
     .noUi-handle, .widget-readout)`)].filter(e => e.checkVisibility() && e.type !== "hidden" && !(
   e.getAttribute("aria-label") || e.alt || e.title || e.innerText?.trim() || e.labels?.[0]?.innerText.trim()
 )).map(e => e.outerHTML.slice(0, 200))"""
+
+
+def test_the_page_of_the_panel_alone_has_no_fault_of_accessibility(context, tmp_path):
+    """By axe, light and dark, also with everything shown."""
+    script, opened = find_axe(), offline(context.context.browser, 1280, 1100)
+    with running_page(tmp_path) as address:
+        page = opened.context.new_page()
+        page.goto(address, timeout=120_000)
+        page.wait_for_selector(".spherear-status >> text=done", timeout=90_000)
+        page.add_script_tag(path=str(script))
+        faults = []
+        for _ in range(2):
+            for scheme in ("light", "dark"):
+                page.emulate_media(color_scheme=scheme)
+                page.wait_for_timeout(500)  # colours follow
+                faults += accessibility_faults(page)
+            page.click(".spherear-more")
+        page.close()
+    assert faults == []
 
 
 def unnamed(page):

@@ -1,18 +1,22 @@
 """The static page against the library, in a real browser, offline."""
 
+import random
+
 import pytest
 import torch
 
 from spherear.evaluation.classifier import load_classifier
 from spherear.evaluation.judge import as_saved
-from spherear.live.site.build import texts, write_site
+from spherear.live.site import weights
+from spherear.live.site.build import PAGE, texts, write_site
 from spherear.sampling.decode import decode, trace
 from spherear.sampling.noise import seeded_noise
 from spherear.sampling.pipeline import cached_pipeline
 from spherear.sampling.pixels import to_uint8
 from spherear.sampling.settings import SamplingSettings
 from tests.browser.jupyter import browser, find_chromium
-from tests.browser.static_page import PHONE, SIZES, open_page, renderers, serving, wait_for
+from tests.browser.static_page import JUDGED, PHONE, SIZES, TOUR, open_page, renderers, serving, wait_for
+from tests.node import accessibility_faults, find_axe
 
 pytestmark = [
     pytest.mark.slow,
@@ -207,6 +211,108 @@ def test_the_tour_is_walked_by_keyboard_and_its_question_answered(page):
     wait_for(page)
 
 
+def test_the_tour_shows_what_it_says(page):
+    """Of the colour models: drift by step, and the drift of S without a projection."""
+    found = []
+    for button in TOUR[:6]:
+        page.click(button)
+        page.wait_for_timeout(300)  # until a new drawing has begun
+        page.wait_for_function(JUDGED, timeout=300_000)
+        drifts = page.locator("dd:nth-of-type(2)").all_inner_texts()
+        found.append([float(text.strip("+ %").replace("\N{MINUS SIGN}", "-")) for text in drifts])
+    sphere, other = zip(*found, strict=True)
+    assert max(map(abs, sphere)) < 3
+    assert abs(other[0]) < 10
+    assert other[0] == other[1] < other[2] - 10 < other[3] - 20
+    assert other[4] == other[3]  # G has no projection
+    assert abs(sphere[4] - sphere[3]) < 1
+    assert abs(other[5]) < 3
+
+
+def is_seen(part):
+    """Whether clicks on a part's upper and lower edge would reach it: nothing covers it or cuts it off."""
+    return part.evaluate(
+        """part => {
+          const {left, right, top, bottom} = part.getBoundingClientRect();
+          return [top + 2, bottom - 2].every(y => part.contains(document.elementFromPoint((left + right) / 2, y)));
+        }"""
+    )
+
+
+def test_a_page_has_no_fault_of_accessibility(page):
+    """By axe, which finds names, roles, contrasts and landmarks that are missing."""
+    page.add_script_tag(path=str(find_axe()))
+    page.click("#more summary")
+    faults = []
+    for width, height in SIZES:
+        page.set_viewport_size({"width": width, "height": height})
+        for scheme in ("light", "dark"):
+            page.emulate_media(color_scheme=scheme)
+            for step in (0, 3, 6):
+                page.evaluate("step => { location.hash = `#preset=digits&steps=2&lang=en&tour=${step}`; }", step)
+                page.wait_for_function("step => document.querySelector('#tour').hidden === !step", arg=step)
+                faults += [(width, scheme, step, *fault) for fault in accessibility_faults(page)]
+    wait_for(page)
+    assert faults == []
+
+
+NAMES = ("preset", "left", "right", "label", "scale", "steps", "seed", "temperature", "project", "lang", "tour", "zz")
+VALUES = (
+    "", " ", "-1", "0", "3", "1e999", "-1e9", "NaN", "0x10", "1.7", "null", "[]", "true", "false", "digits", "shapes",
+    "gaussian", "vq", "de", "__proto__", "constructor", "%", "%zz", "%00", "é漢", "<b>", "1;2", "9" * 400,
+)  # fmt: skip
+WHOLE = {"label": 9, "steps": 40, "seed": 999_999, "tour": 6}
+
+
+def odd_link(rng):
+    parts = (rng.choice(NAMES) + rng.choice(["=", "=", "=", "", "=="]) + rng.choice(VALUES) for _ in range(5))
+    return "#" + "&".join(parts)
+
+
+def test_odd_links_are_taken_as_far_as_they_can_be(page):
+    """Whatever a link holds, settings are within their ranges, and their own link is read as the same."""
+    rng = random.Random(0)
+    links = ["", "#", "##", "#&&&", "#=", "#%", "#" + "&" * 5000, *(odd_link(rng) for _ in range(2000))]
+    found = run(
+        page,
+        """async ([links]) => {
+          const {fromLink, toLink} = await import('./js/settings.js');
+          const {presets} = await (await fetch('site.json')).json();
+          const read = link => fromLink(link, presets, ['en', 'de']);
+          return links.map(link => [read(link), read(toLink(read(link)))]);
+        }""",
+        links,
+    )
+    for link, (first, again) in zip(links, found, strict=True):
+        assert first == again, link
+        assert first["preset"] in weights.PRESETS, link
+        assert {first["left"], first["right"]} <= set(weights.page_families(first["preset"])), link
+        assert first["lang"] in ("en", "de"), link
+        assert isinstance(first["project"], bool), link
+        assert 1 <= first["scale"] <= 12, link
+        assert 0 <= first["temperature"] <= 1.5, link
+        for name, most in WHOLE.items():
+            assert first[name] in range(name == "steps", most + 1), (link, name)
+
+
+def test_a_file_that_is_opened_without_a_server_says_so(opened):
+    page = opened.context.new_page()
+    page.goto((PAGE / "index.html").as_uri())
+    assert page.inner_text("#status").endswith("such as: python -m http.server")
+    page.close()
+
+
+def test_a_link_that_cannot_be_copied_is_shown(page):
+    """As on a page that is not of this machine, by http."""
+    asked = []
+    page.on("dialog", lambda dialog: (asked.append(dialog.default_value), dialog.dismiss()))
+    page.evaluate("Object.defineProperty(navigator, 'clipboard', {value: undefined})")
+    name = page.inner_text("#share")
+    page.click("#share")
+    assert asked == [page.evaluate("location.href")]
+    assert page.inner_text("#share") == name
+
+
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_page_fits_its_window(page, tmp_path, size, scheme):
@@ -221,6 +327,10 @@ def test_a_page_fits_its_window(page, tmp_path, size, scheme):
             )
             page.wait_for_function("step => document.querySelector('#tour').hidden === !step", arg=step)
             assert page.evaluate("document.documentElement.scrollWidth") <= size[0]
+        parts = page.locator("#tour-title, #tour-question button, #tour-next").all()
+        assert [is_seen(part) for part in parts] == 5 * [True], language
+        page.click("#tour-question button >> nth=1")
+        assert is_seen(page.locator("#tour-question p")), language
     page.screenshot(path=str(tmp_path / "page.png"))
     wait_for(page)
 

@@ -25,7 +25,7 @@ from tests.fuzz.models import (
     door_published,
     door_settings,
 )
-from tests.fuzz.runs import door_records, door_runs, door_samples
+from tests.fuzz.runs import door_records, door_runs, door_samples, door_sites
 from tests.fuzz.world import Accepted, World
 
 CLEAR = (ValueError, TypeError, OSError)  # what a door may raise; FileNotFoundError is an OSError
@@ -35,7 +35,7 @@ SAYS = 8  # letters of the shortest message that can be clear
 
 DOORS: dict[str, tuple[int, Callable[[random.Random, World, Path], Callable[[], object]]]] = {
     "options": (10, door_options),
-    "configs": (26, door_configs),
+    "configs": (25, door_configs),
     "settings": (4, door_settings),
     "checkpoints": (10, door_checkpoints),
     "published": (6, door_published),
@@ -50,6 +50,7 @@ DOORS: dict[str, tuple[int, Callable[[random.Random, World, Path], Callable[[], 
     "samples": (2, door_samples),
     "records": (3, door_records),
     "grids": (2, door_grids),
+    "sites": (1, door_sites),
 }
 """Name -> (share of the cases in percent, door)."""
 GOES_ON = ("run/", "set/", "cache/")

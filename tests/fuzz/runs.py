@@ -1,6 +1,7 @@
-"""Doors of what commands leave behind and go on with: runs, sets of samples, records of studies."""
+"""Doors of what commands leave behind and go on with: runs, sets of samples, records of studies, sites."""
 
 import json
+import os
 import random
 import shutil
 import warnings
@@ -11,8 +12,9 @@ from spherear.evaluation.samples import draw_samples, finish_samples, read_sampl
 from spherear.study.records import Record, read_records
 from spherear.train import train_vae
 from tests.conftest import TINY_VAE
+from tests.fuzz.commands import run_command
 from tests.fuzz.models import Case
-from tests.fuzz.world import FAST, World, damage, damaged_json, garbage, refused
+from tests.fuzz.world import FAST, World, damage, damaged_json, garbage, refused, words
 
 
 def door_runs(rng: random.Random, world: World, folder: Path) -> Case:
@@ -72,3 +74,24 @@ def door_records(rng: random.Random, world: World, folder: Path) -> Case:
         assert all(isinstance(record, Record) for record in read_records(path))
 
     return read
+
+
+def door_sites(rng: random.Random, world: World, folder: Path) -> Case:
+    """A place where no static page can be written: refused before it begins, and what lies there stays."""
+    site, kind = folder / "site", rng.randrange(5)
+    if kind == 0:
+        site.write_bytes(garbage(rng))
+    elif kind == 1:
+        (site / "thesis").mkdir(parents=True)
+    elif kind == 2:  # a manifest that is none
+        site.mkdir()
+        manifest = rng.choice([damage(rng, b'{"presets": {}}', 9), b"{}", b"[]", b"3", b'"presets"', b'["presets"]'])
+        (site / "site.json").write_bytes(b" " + manifest.replace(b'"presets":', b'"preset":'))
+    elif kind == 3:
+        (folder / "file").touch()
+        site = folder / "file" / words(rng)
+    elif hasattr(os, "geteuid") and os.geteuid():  # root may write anywhere
+        folder.chmod(0o500)
+    else:
+        site = folder / ("x" * 300)
+    return lambda: run_command(["page", "--static", str(site)])

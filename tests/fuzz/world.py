@@ -44,6 +44,7 @@ class World:
         self.patch = pytest.MonkeyPatch()
         stand_ins.install(self.patch)
         self.patch.setattr("spherear.live.server.run_lab", _no_server)
+        self.patch.setattr("spherear.live.site.build.write_preset", _no_site)
         self.vae, self.ar = randomise(VAE(TINY_VAE)), randomise(SphereAR(TINY_AR), 1)
         self.models = self.root / "models"
         Pipeline(self.vae, self.ar).save_pretrained(self.models)
@@ -86,6 +87,10 @@ class World:
 
 def _no_server(command: list[str]) -> int:
     raise Accepted(f"a server was started: {command}")
+
+
+def _no_site(site: Path, preset: str, say: object) -> None:
+    raise Accepted(f"a site was begun: {site}")
 
 
 def refused(function: Callable[..., object], *args: object, named: str = "") -> None:

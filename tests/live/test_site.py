@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,8 +16,9 @@ from spherear.live.site.parts import Decoder, TracedCache, model_parts, parts_of
 from spherear.models.vae import VAE
 from spherear.sampling.pipeline import cached_pipeline
 from spherear.sphere.families import FAMILIES
+from tests.node import CONFIG, find_tool
 
-PAGE = build.PAGE
+PAGE, ROOT = build.PAGE, Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -202,7 +204,22 @@ def test_the_page_is_short_and_asks_nobody():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("tsc") is None, reason="no tsc, of the package typescript, on the PATH")
 def test_the_page_is_typed():
-    done = subprocess.run(["tsc", "--project", str(PAGE)], capture_output=True, text=True)
+    done = subprocess.run([find_tool("tsc"), "--project", str(PAGE)], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
+
+
+def lint(folder, *options):
+    command = [find_tool("eslint"), "--config", str(CONFIG), "--max-warnings", "0", *options]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True)
+
+
+@pytest.mark.slow
+def test_the_browsers_code_is_linted(tmp_path):
+    """That of panels, too."""
+    done = lint(ROOT, "spherear", "tests/node/eslint.config.mjs")
+    assert done.returncode == 0, done.stdout + done.stderr
+    (tmp_path / "page.js").write_text("export const twice = (/** @type {number} */ x) => 2 * y;\n")
+    done = lint(tmp_path, "page.js")
+    assert done.returncode == 1
+    assert "'y' is not defined" in done.stdout

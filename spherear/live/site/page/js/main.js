@@ -3,7 +3,7 @@
 import { Side } from "./side.js";
 import { DEFAULTS, fromLink, toLink, within } from "./settings.js";
 import { Tour } from "./tour.js";
-import { element, plot } from "./views.js";
+import { element, plot, written } from "./views.js";
 
 /** @typedef {import("./settings.js").Settings} Settings */
 
@@ -39,7 +39,7 @@ function change(changes) {
 }
 
 /** What the pictures depend on. @param {Settings} settings */
-const picture = ({ lang, tour: step, ...rest }) => JSON.stringify(rest);
+const picture = (settings) => JSON.stringify({ ...settings, lang: "", tour: 0 });
 
 /** Write texts and controls. @param {Settings | null} before */
 function fill(before) {
@@ -58,7 +58,7 @@ function fill(before) {
   byId("seed").value = settings.seed;
   for (const name of SLIDERS) {
     byId(name).value = settings[name];
-    /** @type {any} */ (document.querySelector(`output[for=${name}]`)).value = settings[name];
+    /** @type {any} */ (document.querySelector(`output[for=${name}]`)).value = written(settings[name]);
   }
   sides.forEach((side, i) => side.show(family(i)));
   tour.show(settings.tour, words());
@@ -77,11 +77,13 @@ function translate() {
     node.title = ui[String(node.dataset.title)];
     node.setAttribute("aria-label", node.title);
   }
+  document.querySelectorAll(".scales span").forEach((head, i) => { head.textContent = written(SCALES[i]); });
   choices(byId("preset"), Object.keys(site.presets).map((name) => [name, ui.presets[name] ?? name]));
   sides.forEach((side, i) => {
     side.select.setAttribute("aria-label", ui.sides[i]);
     side.recognisedName.textContent = ui.recognised;
     side.driftName.textContent = ui.drift;
+    side.writeDrift();
   });
 }
 
@@ -131,12 +133,13 @@ function show() {
     sides.forEach((side, i) => side.canvas.setAttribute("aria-label", `${family(i).letter}: ${name}, ${side.recognised.textContent ?? ""}`));
     byId("plot").setAttribute("aria-label", `${ui.chart}: ${sides.map((side, i) => `${family(i).letter} ${side.drift.textContent}`).join(", ")}`);
     letters.forEach((letter, i) => { letter.textContent = family(i).letter; });
+    sides.forEach((side, i) => side.strip.setAttribute("aria-label", `${family(i).letter}: ${ui.strip}`));
     const state = failed ? "error" : sides.every((side) => side.state === "done") ? "done"
       : sides.some((side) => side.state === "drawing") ? "drawing" : "loading";
     const seconds = Math.max(...sides.map(({ milliseconds }) => milliseconds)) / 1000;
     const said = { error: `${ui.error}: ${failed?.message}`, loading: ui.loading,
       drawing: `${ui.drawing} ${Math.max(...sides.map(({ lengths }) => lengths.length))} / ${preset().tokens}`,
-      done: ui.done.replace("{n}", 2 * PICTURES).replace("{s}", seconds.toFixed(1)) }[state];
+      done: ui.done.replace("{n}", 2 * PICTURES).replace("{s}", written(seconds, 1)) }[state];
     byId("status").textContent = said;
     document.body.dataset.state = state;
   });
@@ -148,9 +151,7 @@ const letters = sides.map(({ strip, root }) => {
   byId("strip-rows").append(element("div", { className: "strip" }, letter, strip));
   return letter;
 });
-const heads = element("div", { className: "scales" }, ...SCALES.map((scale) => element("span", { textContent: String(scale) })));
-heads.style.gridTemplateColumns = `repeat(${SCALES.length}, 1fr)`;
-byId("strip-rows").append(heads);
+byId("strip-rows").append(element("div", { className: "scales" }, ...SCALES.map(() => element("span"))));
 
 choices(byId("language"), languages.map((name) => [name, texts[name].name]));
 byId("language").onchange = () => change({ lang: byId("language").value });
@@ -161,7 +162,12 @@ byId("seed").onchange = () => change({ seed: within("seed", byId("seed").value, 
 byId("dice").onclick = () => change({ seed: Math.floor(Math.random() * 1_000_000) });
 for (const name of SLIDERS) byId(name).oninput = () => change({ [name]: Number(byId(name).value) });
 byId("share").onclick = async () => {
-  await navigator.clipboard?.writeText(location.href).catch(() => null);
+  try {
+    await navigator.clipboard.writeText(location.href);
+  } catch { // a browser lets only pages of https and of this machine copy
+    prompt(words().ui.share, location.href);
+    return;
+  }
   byId("share").textContent = words().ui.shared;
   setTimeout(translate, 2000);
 };

@@ -20,6 +20,7 @@ export class Side {
     this.numbers = element("dl", {}, this.recognisedName, this.recognised, this.driftName, this.drift);
     this.root = element("div", { className: "side" }, this.select, this.canvas, this.numbers);
     this.strip = element("canvas");
+    this.strip.setAttribute("role", "img");
     this.worker = new Worker(new URL("worker.js", import.meta.url), { type: "module" });
     this.worker.onmessage = ({ data }) => this.#receive(data);
     this.worker.onerror = (event) => this.#receive({ type: "error", id: this.id, message: event.message });
@@ -89,8 +90,13 @@ export class Side {
     }
     if (data.type === "done") {
       Object.assign(this, { state: "done", milliseconds: data.ms });
-      this.drift.textContent = percent(drift(this.lengths, this.family?.real ?? []));
+      this.writeDrift();
     }
+  }
+
+  /** Write the drift of pictures that are done, as the page's language writes numbers. */
+  writeDrift() {
+    if (this.state === "done") this.drift.textContent = percent(drift(this.lengths, this.family?.real ?? []));
   }
 
   /** Forget the strip, which other settings drew. */

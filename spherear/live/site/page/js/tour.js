@@ -52,7 +52,9 @@ export class Tour {
     byId("tour-question").replaceChildren(...(last ? this.#question(words.question) : []));
     const target = document.querySelector(STEPS[step - 1][0]);
     target?.classList.add("pointed");
-    if (moved) target?.scrollIntoView({ block: "start" });
+    if (!moved) return;
+    byId("tour-body").scrollTop = 0;
+    target?.scrollIntoView({ block: "start" });
   }
 
   /** @param {{ ask: string, answers: { text: string, right: boolean, why: string }[] }} question */
@@ -64,6 +66,7 @@ export class Tour {
       button.onclick = () => {
         button.className = right ? "right" : "wrong";
         said.textContent = `${right ? "✓" : "✗"} ${why}`;
+        said.scrollIntoView({ block: "nearest" });
       };
       return button;
     });

@@ -34,8 +34,12 @@ export function drift(lengths, real) {
   return late.reduce((sum, value, i) => sum + lengths[from + i] / value - 1, 0) / late.length;
 }
 
+/** A number as the page's language writes it. @param {number} value @param {number} [digits] after the point; as many as there are */
+export const written = (value, digits) => value.toLocaleString(document.documentElement.lang,
+  { minimumFractionDigits: digits, maximumFractionDigits: digits ?? 2, useGrouping: false });
+
 /** A number as a signed percentage. @param {number} value */
-export const percent = (value) => `${value < -0.0005 ? "−" : "+"}${Math.abs(100 * value).toFixed(1)} %`;
+export const percent = (value) => `${value < -0.0005 ? "−" : "+"}${written(Math.abs(100 * value), 1)} %`;
 
 /** Lengths by position, all on the same axes; dashed: real tokens.
  * @param {SVGSVGElement} svg @param {{ letter: string, color: string, lengths: number[], real: number[] }[]} sides
@@ -51,7 +55,7 @@ export function plot(svg, sides, words) {
   const parts = [];
   for (let v = 0; v <= most; v += tick) {
     parts.push(mark("line", { class: "axis", x1: left, x2: width - right, y1: y(v), y2: y(v) }));
-    parts.push(mark("text", { x: left - 6, y: y(v) + 4, "text-anchor": "end" }, String(v)));
+    parts.push(mark("text", { x: left - 6, y: y(v) + 4, "text-anchor": "end" }, written(v)));
   }
   parts.push(mark("text", { x: left, y: height - 4 }, `${words.x} 1–${tokens}   - - - ${words.real}`));
   /** @type {number[]} */
