@@ -3,8 +3,10 @@
 python -m spherear.study.release runs/study/doubled
 python -m spherear.study.release runs/study/full
 python -m spherear.study.release runs/study/laws
+python -m spherear.study.release runs/study/select
 
-The records of a study that others are drawn from (`RECORDED`) are copied too.
+The records of a study that others are drawn from (`RECORDED`) are copied too, also those of an unfinished one, which
+`spherear study NAME --recorded` then continues.
 """
 
 import json
@@ -34,7 +36,9 @@ SHIPPED_VARIANTS = {
     "full": ("S-04", "G-04", "F-02", "N-04", "VQ-64"),
     "laws": ("S-04", "G-04", "VQ-3"),
     "doubled": ("S-02", "N-02", "G-02", "F-02"),
+    "select": (),
 }
+"""The variants that ship of a study; none: its records alone."""
 LINES = 8  # kept per training log
 
 

@@ -17,7 +17,7 @@ from spherear.study.design import GRIDS, Grid, Point
 from spherear.study.records import select, shipped_records
 from spherear.study.reference import Reference
 from spherear.study.release import LINES, SHIPPED_VARIANTS, Remeasured, name_of, release, remeasure
-from spherear.study.runner import open_study
+from spherear.study.runner import open_study, restore
 
 NAMES = sorted(name_of(GRIDS[grid], variant) for grid, variants in SHIPPED_VARIANTS.items() for variant in variants)
 
@@ -71,6 +71,12 @@ def test_records_of_twice_the_training_hold_every_model_that_ships():
     assert set(SHIPPED_VARIANTS["doubled"]) <= set(grid.variants)
     with pytest.raises(ValueError, match="study is 'quick'; expected one of"):
         shipped_records("quick")
+
+
+def test_records_of_an_unfinished_study_are_whole_cells_of_its_grid(tmp_path):
+    records = shipped_records("select")
+    assert sorted(restore(GRIDS["select"], tmp_path, records)) == sorted({(r.variant, r.seed) for r in records})
+    assert not any("dirty" in r.commit or "dirty" in r.trained for r in records)
 
 
 @pytest.mark.slow
