@@ -263,14 +263,15 @@ def test_demo_learns_digits(tmp_path):
 def test_study_draws_what_it_measured_and_goes_on(tmp_path, monkeypatch, capfd):
     tiny = replace(
         GRIDS["quick"], variants=("S-04", "G-04"), seeds=(0,), vae_steps=2, ar_steps=2, images=40, solver_steps=2,
-        scales=(1.0, 3.0), ablation_scales=(),
+        scales=(1.0, 3.0), ablation_scales=(), methods=("euler-1",),
     )  # fmt: skip
     monkeypatch.setitem(GRIDS, "quick", tiny)
     monkeypatch.setattr(sys, "argv", ["spherear", "study", "quick"])
     assert cli.main(["study", "quick", "--out", str(tmp_path)]) == 0
     out, err = capfd.readouterr()
     assert "S-04 seed 0: " in err
-    for name in ("results.jsonl", "figures/guidance.png", "figures/drift.png", "figures/claims.md"):
+    written = ("results.jsonl", *(f"figures/{name}" for name in ("guidance.png", "drift.png", "claims.md", "heads.md")))
+    for name in written:
         assert str(tmp_path / name) in out
         assert (tmp_path / name).stat().st_size > 0
     assert "S is below G" in (tmp_path / "figures" / "claims.md").read_text()
