@@ -22,7 +22,7 @@ class WithNotebooks(build_py):
         return [*super().get_source_files(), *map(str, self._notebooks())]
 
     def _notebooks(self) -> list[Path]:
-        found = (p for p in Path("notebooks").rglob("*") if p.suffix in (".ipynb", ".png"))
+        found = (p for p in Path("notebooks").rglob("*") if p.suffix in (".ipynb", ".png", ".md"))
         return sorted(p for p in found if not any(part.startswith(".") for part in p.parts))
 
 

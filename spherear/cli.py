@@ -1,5 +1,5 @@
 """The command line: `spherear demo | lab | page | train | distill | export | sample | evaluate | judge | study |
-bench | notebooks | docs | doctor`.
+film | bench | notebooks | docs | doctor`.
 
 What a command needs is imported inside it, so that every help text comes without loading torch.
 """
@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from spherear import __version__
 from spherear.bench import MEASUREMENTS
-from spherear.commands import AUTO, PRESET, Place, Settings, evaluate, judge, study
+from spherear.commands import AUTO, PRESET, Place, Settings, evaluate, film, judge, study
 from spherear.console import INTERRUPTED, command_line, exit_status, require_installed, say
 from spherear.live.commands import docs, doctor, lab, notebooks, page
 from spherear.models.config import require
@@ -280,6 +280,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "evaluate": evaluate,
     "judge": judge,
     "study": study,
+    "film": film,
     "bench": bench,
     "notebooks": notebooks,
     "docs": docs,

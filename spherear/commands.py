@@ -1,10 +1,11 @@
-"""The commands that measure: `spherear study | evaluate | judge`.
+"""The commands that measure, and the film: `spherear study | evaluate | judge | film`.
 
 What a command needs is imported inside it, as in `spherear.cli`.
 """
 
 import os
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
 
@@ -15,12 +16,14 @@ from spherear.console import command_line, require_installed, say
 from spherear.evaluation.defaults import Drawing, default_count
 from spherear.models.config import require
 from spherear.sampling.placement import Placement, Plan, choose
+from spherear.sampling.settings import SamplingSettings
 from spherear.study.design import find_grid
 
 Settings = Annotated[Drawing, tyro.conf.arg(name="")]
 Place = Annotated[Placement, tyro.conf.arg(name="")]
 AUTO = Placement()
 PRESET = Drawing()
+FILM_SCALES = (1.0, 2.0, 3.0, 4.5, 6.0, 8.0, 10.0, 12.0, 14.0, 17.0, 20.0)
 
 
 def study(
@@ -202,4 +205,54 @@ def judge(data: str, out: Path, image_size: int = 0, seed: int = 0, epochs: int 
     size = image_size or propose_sizes(look_at(spec)).vae.image_size
     trained = train_judge(spec, size, out, seed, epochs)
     print(f"{out}: {trained.title}")
+    return 0
+
+
+def film(
+    out: Path = Path("film.gif"),
+    scales: tuple[float, ...] = FILM_SCALES,
+    families: tuple[str, ...] = ("S", "G"),
+    labels: tuple[str, ...] = (),
+    seed: int = 0,
+    zoom: int = 3,
+    pause: int = 350,
+    overwrite: bool = False,
+) -> int:
+    """Draw a short loop of rising guidance: families of latents side by side, for slides and pages.
+
+    Shipped colour models draw the same classes and seeds at every scale. The loop begins with the strongest guidance,
+    goes down and comes back. Numbers: mean length of the last quarter of the tokens, against real ones.
+
+    Args:
+        out: The film to write: .gif, or .png for an animated PNG; if there is one, its name with the next free number.
+        scales: Guidance scales, rising, one frame each; at least two.
+        families: Letters of the families, from left to right.
+        labels: Classes to draw, by name or number, one image each, five in a row; all if none are given.
+        seed: Of the first image; each further image takes the next one.
+        zoom: Pixels of the film per pixel of an image.
+        pause: Milliseconds per frame; both ends stay longer.
+        overwrite: Replace a file of that name.
+    """
+    from spherear.figures.film import check_path, draw_side, frame, model_of, save_film
+    from spherear.sampling.pixels import free_path
+    from spherear.sheets import columns_of
+    from spherear.sphere.families import family_of_letter
+
+    check_path(out)
+    for name, value, least in (("zoom", zoom, 1), ("pause", pause, 20), ("seed", seed, 0)):
+        require(value >= least, f"{name} is {value}; expected at least {least}")
+    require(len(families) > 0, "families is empty; expected at least one letter")
+    rising = len(scales) >= 2 and all(a < b for a, b in pairwise(scales))
+    require(rising, f"scales is {scales}; expected at least two, rising")
+    for scale in scales:
+        SamplingSettings(guidance_scale=scale)  # refused before anything is drawn
+    names = [family_of_letter(letter).name for letter in families]
+    classes = columns_of(model_of(names[0])[0].ar.config, labels)
+    frames = []
+    for scale in tqdm(scales, "film", unit="frame"):
+        sides = [draw_side(name, classes, seed, scale) for name in names]
+        frames.append(frame(sides, scale, scales[-1], min(5, len(classes)), zoom))
+    out = out if overwrite else free_path(out)
+    save_film(out, frames, pause)
+    print(f"{out}: {out.stat().st_size / 1e6:.2f} MB, guidance {scales[0]:g} to {scales[-1]:g}")
     return 0

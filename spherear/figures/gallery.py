@@ -1,14 +1,15 @@
 """All figures of the kit, drawn from shipped models, shipped records and closed-form densities. Nothing is trained.
 
 python -m spherear.figures.gallery notebooks/figures
+python -m spherear.figures.gallery slides --dpi 200     for slides, twice as fine
 """
 
-import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
 import torch
+import tyro
 from jaxtyping import Float, Int
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -44,7 +45,7 @@ from spherear.figures.study import (
     report,
     sweep_figure,
 )
-from spherear.figures.style import save_figure
+from spherear.figures.style import DPI, save_figure
 from spherear.models.config import one_of, require
 from spherear.models.files import read_json, write_text
 from spherear.models.pretrained import shipped_families, shipped_name
@@ -208,20 +209,25 @@ FIGURES: dict[str, Callable[[], Figure]] = {
 }
 
 
-def main(out: str, *names: str) -> None:
-    """Write the named figures (default: all) and the tables to the folder `out`.
+def main(out: tyro.conf.Positional[Path], names: tyro.conf.Positional[tuple[str, ...]] = (), dpi: int = DPI) -> None:
+    """Write figures as PNG and the tables to a folder.
 
-    An unknown figure, or an option in place of the folder: ValueError, and nothing is written.
+    An unknown figure or fewer than 10 dots per inch: ValueError, and nothing is written.
+
+    Args:
+        out: The folder; files of the same names are replaced.
+        names: Which figures; all if none are given.
+        dpi: Dots per inch; 200 suits slides.
     """
-    require(not out.startswith("-"), f"out is {out!r}; expected a folder, and names of figures behind it")
     for name in names:
         one_of("figure", name, FIGURES)
+    require(dpi >= 10, f"dpi is {dpi}; expected at least 10")
     for name in names or FIGURES:
-        save_figure(FIGURES[name](), Path(out) / f"{name}.png")
-        print(f"{out}/{name}.png")
-    write_text(Path(out) / "claims.md", report(shipped_records()))
-    write_text(Path(out) / "sweep.md", sweep_report(shipped_sweep()))
+        save_figure(FIGURES[name](), out / f"{name}.png", dpi)
+        print(out / f"{name}.png")
+    write_text(out / "claims.md", report(shipped_records()))
+    write_text(out / "sweep.md", sweep_report(shipped_sweep()))
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    tyro.cli(main)

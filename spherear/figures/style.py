@@ -17,6 +17,7 @@ FONT = 12
 KINDS = {"radial": "#D55E00", "turning": "#009E73", "tangential": "#0072B2"}
 THREE = ("#0072B2", "#D55E00", "#009E73")  # for any three items
 GREY = "#999999"
+DPI = 100  # of a figure in a file
 
 
 def new_figure(width: float | int, height: float | int) -> Figure:
@@ -43,7 +44,7 @@ def plot_family(axis: Axes, family: str, y: Sequence[float], x: Sequence[float] 
     axis.plot(x, y, color=look.color, marker=look.marker, label=label or family_label(family))
 
 
-def save_figure(figure: Figure, path: Path, dpi: int = 100) -> None:
-    """Write a PNG atomically."""
+def save_figure(figure: Figure, path: Path, dpi: int = DPI) -> None:
+    """Write a PNG atomically. dpi: dots per inch."""
     with atomic_path(path) as part:
         figure.savefig(part, format="png", dpi=dpi)

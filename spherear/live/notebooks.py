@@ -36,6 +36,7 @@ MAX_BYTES = 2_000_000  # per notebook: room for a sheet of colour pictures
 MODULE = "%%writefile "  # a cell that is a module of its own
 DEFINES = r"^\s*class |^from __future__"
 MAX_WORDS = 120  # of text without a picture or a code cell in between
+FOLDED = {"jupyter": {"source_hidden": True}}
 WIDGET = "application/vnd.jupyter.widget-view+json"
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 RAW = re.compile(r"<[\w.]+(?: object)? at 0x[0-9a-f]+>|<IPython\.core\.|^tensor\(|^VBox\(|^Figure\(", re.MULTILINE)
@@ -91,17 +92,25 @@ def write(path: Path, notebook: Any) -> None:
 
 
 def clean(notebook: Any) -> Any:
-    """Remove times, versions, widget state and object addresses, and join stream outputs. Modifies the notebook."""
+    """Remove times, versions, widget state and object addresses, and join stream outputs. Modifies the notebook.
+
+    Of the metadata of cells, tags stay, and whether the code is folded.
+    """
     notebook.metadata = nbformat.from_dict({"kernelspec": KERNEL, "language_info": {"name": "python"}})
     count = 0
     for cell in notebook.cells:
-        tags = cell.metadata.get("tags")
-        cell.metadata = nbformat.from_dict({"tags": tags} if tags else {})
+        tags = {"tags": cell.metadata["tags"]} if cell.metadata.get("tags") else {}
+        cell.metadata = nbformat.from_dict((FOLDED if is_folded(cell) else {}) | tags)
         if cell.cell_type == "code":
             count += 1
             cell.execution_count = count
             cell.outputs = [_cleaned(output, count) for output in _joined(cell.outputs) if not _is_widget(output)]
     return notebook
+
+
+def is_folded(cell: Any) -> bool:
+    """Whether JupyterLab hides the code of a cell until it is unfolded."""
+    return bool(cell.metadata.get("jupyter", {}).get("source_hidden"))
 
 
 def _is_widget(output: Any) -> bool:

@@ -15,7 +15,7 @@ from spherear.processes import run
 
 PACKAGE = Path(__file__).parents[1]
 SETTINGS = Path(__file__).parent / "jupyter"
-SUFFIXES = (".ipynb", ".png")
+SUFFIXES = (".ipynb", ".png", ".md")
 PAGE = """from IPython.display import Javascript, display
 from spherear.live import GuidanceExplorer
 panel = GuidanceExplorer({arguments})
@@ -52,7 +52,10 @@ def shipped_notebooks() -> Path:
 
 
 def copy_notebooks(folder: Path, source: Path | None = None) -> Copied:
-    """Copy notebooks and figures to `folder`; existing files are never overwritten. `folder` is a file: ValueError."""
+    """Copy notebooks, their glossary and figures to `folder`. Existing files are never overwritten.
+
+    `folder` is a file: ValueError.
+    """
     source = source or shipped_notebooks()
     require(not folder.is_file(), f"{folder} is a file; expected a folder, or a name for a new one")
     files = sorted(p.relative_to(source) for p in source.rglob("*") if p.suffix in SUFFIXES and _is_visible(p, source))

@@ -25,11 +25,15 @@ def test_a_picture_is_a_png_with_its_description():
     data, metadata = shown._repr_mimebundle_()
     assert set(data) == {PNG, "text/plain"}
     assert (data["text/plain"], repr(shown)) == ("a line that rises",) * 2
-    assert metadata == {PNG: {"alt": "a line that rises"}}
-    assert opened(shown).size == (504, 302)
+    assert metadata == {PNG: {"alt": "a line that rises", "width": 504, "height": 302}}
+    assert opened(shown).size == (1008, 604)  # sharp where a pixel of the page is two of the screen
+    plain = picture(curves_figure([1, 2], {"y": [3, 4]}, ("x", "y")), "a line that rises", fine=1)
+    assert (opened(plain).size, plain.size) == ((504, 302), (504, 302))
     assert a_picture().formats == shown.formats
     with pytest.raises(ValueError, match="text is empty"):
         picture(curves_figure([1], {"y": [3]}, ("x", "y")), " ")
+    with pytest.raises(ValueError, match="fine is 0"):
+        picture(curves_figure([1], {"y": [3]}, ("x", "y")), "a point", fine=0)
 
 
 def test_a_sheet_is_its_pixels():
@@ -44,7 +48,7 @@ def test_an_interactive_figure_has_a_static_picture():
     data, metadata = interactive(go.Figure(go.Scatter(y=[1, 2])), a_picture())._repr_mimebundle_()
     assert set(data) == {PLOTLY, PNG, "text/plain"}
     assert data[PLOTLY]["data"][0]["type"] == "scatter"
-    assert metadata[PNG]["alt"] == "a line that rises"
+    assert metadata[PNG] == {"alt": "a line that rises", "width": 504, "height": 302}
     with pytest.raises(ValueError, match="the static output has no PNG"):
         interactive(go.Figure(), markdown("text"))
 

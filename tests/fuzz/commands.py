@@ -61,6 +61,11 @@ COMMANDS: dict[tuple[str, ...], dict[str, list[str]]] = {
     ("study", "quick", "--out", "{folder}/study"): {
         "jobs": ["-1", "x"], "budget": ["nan", "0", "-1", "x", "-inf"], **PLACES,
     },
+    ("film", "--out", "{folder}/x.gif"): {
+        "scales": NUMBERS["float"], "families": [*NUMBERS["word"], "VQ"], "labels": SAMPLE["labels"],
+        "seed": ["-1", "x"],
+        "zoom": NUMBERS["count"], "pause": NUMBERS["count"], "out": ["{folder}/x.mp4", "x"],
+    },
     ("bench", "decode", "--out", "{folder}/x.json"): {
         "batches": ["0", "-1", "x"], "tokens": ["-1", "x"], "steps": ["-1", "x"], "repeats": ["-1", "x"],
         "threads": ["-1", "x"], "dtypes": NUMBERS["word"], "presets": NUMBERS["word"], "device": ["zz"],

@@ -17,12 +17,14 @@ from nbval.plugin import get_sanitize_patterns
 from spherear.cli import main
 from spherear.figures.display import PLOTLY, PNG
 from spherear.live.notebooks import (
+    FOLDED,
     MAX_BYTES,
     MAX_WORDS,
     PINNED,
     WIDGET,
     clean,
     find_notebooks,
+    is_folded,
     pinned,
     problems,
     refresh,
@@ -33,6 +35,7 @@ FOLDER = Path(__file__).parents[2] / "notebooks"
 NOTEBOOKS = find_notebooks(FOLDER)
 LESSONS = ("01_the_sphere", "02_latents", "03_next_token", "04_collapse", "05_live_guidance", "06_scaling_up",
            "07_your_own")  # fmt: skip
+LONG = 12  # lines
 SANITIZE = FOLDER / "sanitize.cfg"
 
 
@@ -78,9 +81,29 @@ def test_a_lesson_says_what_it_is_for_and_ends_in_exercises(name):
     text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
     for kind in ("Predict", "Change", "Explain"):
         assert f"**{kind}.**" in text
-    assert f"solutions/{name}.ipynb" in text
+    assert f"](solutions/{name}.ipynb)" in text
+    assert re.search(r"Time: about \d+ minutes", cells[0].source)
+    assert "](glossary.md)" in cells[0].source
     code = [cell.source for cell in cells if cell.cell_type == "code"]
     assert sum("assert" in source for source in code) >= len(code) / 3
+
+
+@pytest.mark.parametrize("name", LESSONS[:-1])  # the code of the last one is what it teaches
+def test_long_checks_are_folded(name):
+    cells = [c for c in nbformat.read(FOLDER / f"{name}.ipynb", as_version=4).cells if c.cell_type == "code"]
+    for cell in cells:
+        checks = len(re.findall(r"^ *assert", cell.source, re.MULTILINE))
+        if checks >= 2 and len(cell.source.splitlines()) > LONG:
+            assert is_folded(cell), cell.source
+        assert checks or not is_folded(cell), cell.source
+    assert any(map(is_folded, cells))
+
+
+def test_links_lead_to_files():
+    for path in (*NOTEBOOKS, FOLDER / "glossary.md"):
+        text = path.read_text()
+        for target in re.findall(r"\]\(((?!http|#|data:)[\w./-]+)\)", text):
+            assert (path.parent / target).is_file(), f"{path.name}: {target}"
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: f"{p.parent.name}/{p.stem}")
@@ -135,7 +158,9 @@ def test_stored_widgets_and_missing_counts_are_seen(tmp_path):
 def test_cleaning_leaves_what_stays_the_same():
     raw = shown(**{PNG: "AA==", "text/plain": "<IPython.core.display.Image object>"})
     made = notebook(("x", stream("a"), stream("b"), shown(**{WIDGET: {}, "text/plain": "VBox()"}), raw), ("y",))
-    made.cells[0].metadata = nbformat.from_dict({"execution": {"iopub.execute_input": "now"}, "tags": ["keep"]})
+    made.cells[0].metadata = nbformat.from_dict(
+        {"execution": {"iopub.execute_input": "now"}, "tags": ["keep"], "jupyter": {**FOLDED["jupyter"], "x": 1}}
+    )
     made.metadata["language_info"] = {"version": "3.99"}
     result = clean(made)
     assert [output.get("text", output.get("data")) for output in result.cells[0].outputs] == [
@@ -143,7 +168,8 @@ def test_cleaning_leaves_what_stays_the_same():
         {PNG: "AA==", "text/plain": "described"},
     ]
     assert [cell.execution_count for cell in result.cells] == [1, 2]
-    assert result.cells[0].metadata == {"tags": ["keep"]}
+    assert result.cells[0].metadata == {"tags": ["keep"], **FOLDED}
+    assert result.cells[1].metadata == {}
     assert result.metadata["language_info"] == {"name": "python"}
 
 

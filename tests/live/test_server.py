@@ -24,7 +24,8 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture
 def source(tmp_path):
     folder = tmp_path / "source"
-    for name in ("01_first.ipynb", "02_second.ipynb", "solutions/01_first.ipynb", "figures/a.png", ".hidden/x.ipynb"):
+    names = ("01_first.ipynb", "02_second.ipynb", "solutions/01_first.ipynb", "figures/a.png", "glossary.md")
+    for name in (*names, ".hidden/x.ipynb"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(f"content of {name}")
     (folder / "conftest.py").write_text("for tests alone")
@@ -37,7 +38,7 @@ def names(paths):
 
 def test_notebooks_and_figures_are_copied_and_nothing_else(source, tmp_path):
     copied = launch.copy_notebooks(tmp_path / "mine", source)
-    expected = ["01_first.ipynb", "02_second.ipynb", "figures/a.png", "solutions/01_first.ipynb"]
+    expected = ["01_first.ipynb", "02_second.ipynb", "figures/a.png", "glossary.md", "solutions/01_first.ipynb"]
     assert names(copied.new) == expected
     assert names(p.relative_to(tmp_path / "mine") for p in (tmp_path / "mine").rglob("*") if p.is_file()) == expected
     assert copied.first == Path("01_first.ipynb")
@@ -77,7 +78,7 @@ def test_the_command_copies_and_opens_the_first_notebook(source, tmp_path, monke
     assert {"--ServerApp.port=8899", "--LabApp.default_url=/lab/tree/01_first.ipynb", "--no-browser"} <= set(command)
     assert "--ServerApp.ip=localhost" in command
     assert not any("token" in option for option in command)  # Jupyter's own, which is on
-    assert "4 files copied" in capsys.readouterr().out
+    assert "5 files copied" in capsys.readouterr().out
 
 
 def test_the_page_is_served_to_this_machine_with_its_token(monkeypatch):
@@ -245,3 +246,4 @@ def test_an_installed_wheel_brings_its_notebooks(tmp_path):
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.stdout.split() == [str(target / "spherear" / "__init__.py"), "00_test.ipynb", "True"], done.stderr
     assert (tmp_path / "mine" / "figures" / "demo.png").is_file()
+    assert (tmp_path / "mine" / "glossary.md").is_file()

@@ -1,9 +1,12 @@
 """What ships: models that load offline by name, records that figures are drawn from, and how both were made."""
 
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
+from PIL import Image
 from torch.testing import assert_close
 
 from spherear import Pipeline, SamplingSettings
@@ -18,6 +21,7 @@ from spherear.study.records import select, shipped_records
 from spherear.study.reference import Reference
 from spherear.study.release import LINES, SHIPPED_VARIANTS, Remeasured, name_of, release, remeasure
 from spherear.study.runner import open_study, restore
+from tests.test_house import README
 
 NAMES = sorted(name_of(GRIDS[grid], variant) for grid, variants in SHIPPED_VARIANTS.items() for variant in variants)
 
@@ -127,7 +131,7 @@ def test_grid_file_says_how_the_study_was_asked_for(tmp_path):
 
 @pytest.mark.slow
 def test_the_gallery_is_files(tmp_path, capsys):
-    draw(str(tmp_path), "figure1-published", "figure4-guidance")
+    draw(tmp_path, ("figure1-published", "figure4-guidance"))
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "claims.md", "figure1-published.png", "figure4-guidance.png", "sweep.md",
     ]  # fmt: skip
@@ -137,13 +141,25 @@ def test_the_gallery_is_files(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(("--help",), "out is '--help'; expected a folder"), (("out", "rnak"), "figure is 'rnak'")],
+    [({"names": ("rnak",)}, "figure is 'rnak'"), ({"dpi": 0}, "dpi is 0; expected at least 10")],
 )
-def test_what_the_gallery_cannot_draw_leaves_nothing(arguments, message, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_what_the_gallery_cannot_draw_leaves_nothing(arguments, message, tmp_path):
     with pytest.raises(ValueError, match=message):
-        draw(*arguments)
+        draw(tmp_path / "out", **arguments)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_figures_for_slides_are_twice_as_fine(tmp_path):
+    """The command of the README, for one figure."""
+    command = re.search(r"python -m (spherear\.figures\.gallery) slides (--dpi 200)", README)
+    words = [command[1], str(tmp_path / "fine"), "figure1-published", *command[2].split()]
+    subprocess.run([sys.executable, "-m", *words], check=True)
+    draw(tmp_path / "plain", ("figure1-published",))
+    names = (tmp_path / name / "figure1-published.png" for name in ("fine", "plain"))
+    with Image.open(next(names)) as fine, Image.open(next(names)) as plain:
+        assert fine.size == tuple(2 * side for side in plain.size)
+        assert fine.info["dpi"] == pytest.approx((200, 200), rel=1e-3)
 
 
 @pytest.mark.slow
