@@ -37,8 +37,8 @@ def test_an_image_has_its_label_and_seed(pipeline, tmp_path):
     drawn(tmp_path, pipeline)
     images = np.load(tmp_path / "samples.npz", allow_pickle=False)["arr_0"]
     assert (images.shape, images.dtype) == ((22, 16, 16, 3), np.uint8)
-    expected = pipeline.sample([3, 1], SETTINGS, seeds=[5 + 13, 5 + 21])
-    assert np.array_equal(images[[13, 21]], to_uint8(expected).numpy())
+    expected = to_uint8(pipeline.sample([3, 1], SETTINGS, seeds=[5 + 13, 5 + 21])).numpy()
+    assert np.abs(images[[13, 21]].astype(int) - expected).max() <= 1  # another batch rounds otherwise
     assert np.array_equal(read_samples(tmp_path / "samples.npz"), images)
     assert {path.name for path in tmp_path.iterdir()} == {"samples.json", "samples.npz"}
 
@@ -107,11 +107,12 @@ def test_the_file_has_the_layout_of_the_adm_evaluator(pipeline, tmp_path):
     assert labels.dtype == np.dtype("int64")
     assert labels.tolist() == [i % 10 for i in range(22)]
     assert (images.dtype, images.flags.c_contiguous) == (np.dtype("uint8"), True)
-    for index in (0, 21):
-        (image,) = pipeline.sample([index % 10], SETTINGS, seeds=[5 + index])
-        assert np.array_equal(images[index], to_uint8(image[None])[0].numpy())
-        red = (127.5 * image[0] + 128).clamp(0, 255)  # channels last: the first of each pixel
-        assert np.array_equal(images[index][..., 0], red.numpy().astype(np.uint8))
+    for shard in (slice(0, 4), slice(20, 22)):  # as they were drawn: in another batch, a byte may round the other way
+        indices = torch.arange(22)[shard]
+        expected = pipeline.sample(indices % 10, SETTINGS, seeds=5 + indices)
+        assert np.array_equal(images[shard], to_uint8(expected).numpy())
+        red = (127.5 * expected[:, 0] + 128).clamp(0, 255)  # channels last: the first of each pixel
+        assert np.array_equal(images[shard][..., 0], red.numpy().astype(np.uint8))
     np.savez_compressed(tmp_path / "packed.npz", arr_0=images)
     assert np.array_equal(read_samples(tmp_path / "packed.npz"), images)
 
