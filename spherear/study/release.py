@@ -11,7 +11,7 @@ The records of a study that others are drawn from (`RECORDED`) are copied too, a
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,13 +89,23 @@ class Remeasured:
 
 def remeasure(pipeline: Pipeline, family: str, records: Sequence[Record], study: str = "full") -> list[Remeasured]:
     """Measure the VAE and the predictions of a model again, as its study did for the one of that family that ships."""
-    (variant,) = (v for v in SHIPPED_VARIANTS[study] if Variant.named(v).family == family)
+    return against(measured_again(pipeline, study), family, records, study)
+
+
+def measured_again(pipeline: Pipeline, study: str = "full") -> dict[str, float]:
+    """Metrics of the VAE and the predictions of a model, as the study measures its first seed."""
     grid = GRIDS[study]
     seed = grid.seeds[0]
     data = load_data(grid.data_spec, pipeline.vae.config.image_size)
     latents, labels = real_latents(pipeline.vae, data, seed)
     now = measure_vae(pipeline.vae, Reference.of(grid.preset, grid.half), seed)
-    now |= measure_prediction(pipeline, latents, labels, seed)
+    return now | measure_prediction(pipeline, latents, labels, seed)
+
+
+def against(now: Mapping[str, float], family: str, records: Sequence[Record], study: str = "full") -> list[Remeasured]:
+    """What was measured again beside the records of the model of that family that ships."""
+    (variant,) = (v for v in SHIPPED_VARIANTS[study] if Variant.named(v).family == family)
+    seed = GRIDS[study].seeds[0]
     recorded = {r.metric: r.value for r in default_sampling(records, variant=variant, seed=seed, guidance_scale=1.0)}
     names = [name for name in ("kl", "reconstruction_l1", "radial_share") if name in now]
     return [Remeasured(family, name, now[name], recorded[name]) for name in names]

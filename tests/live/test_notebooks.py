@@ -236,7 +236,7 @@ def test_the_trap_with_sanitisers_is_still_there():
     assert get_sanitize_patterns("regex: a\nreplace: \n") == [("a", "")]
 
 
-def run_pytest(folder, library=FOLDER.parent):
+def run_pytest(folder, library=FOLDER.parent, *options):
     """The one command, on a folder of notebooks with the conftest of ours; `library` holds the package."""
     for name in ("conftest.py", "sanitize.cfg"):
         shutil.copy(FOLDER / name, folder / name)
@@ -245,7 +245,7 @@ def run_pytest(folder, library=FOLDER.parent):
     ini.write_text("[pytest]\nmarkers =\n    slow: slow\nfilterwarnings = error\n")
     environment = {**os.environ, "PYTHONPATH": str(library)}
     return subprocess.run(
-        [*command, "-c", str(ini)], cwd=folder, capture_output=True, text=True, env=environment, timeout=300
+        [*command, "-c", str(ini), *options], cwd=folder, capture_output=True, text=True, env=environment, timeout=300
     )
 
 
