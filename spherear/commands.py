@@ -73,6 +73,7 @@ def study(
     from spherear.study.runner import RESULTS_FILE, open_study, restore, run_study, waiting_cells, within_budget
 
     require(jobs >= 0, f"jobs is {jobs}; expected 0 or more")
+    require(not (recorded and judge), f"judge is {judge!r}; expected none: the recorded cells have another one")
     known = shipped_records(grid) if recorded else []
     plan = find_grid(grid, data).on(data, judge, proposed=not grid.endswith(".json"))
     folder, cores = out or Path("runs/study") / plan.name, os.cpu_count() or 1

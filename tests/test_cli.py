@@ -290,6 +290,8 @@ def test_a_study_of_recorded_cells_trains_nothing(tmp_path, capfd):
     assert str(tmp_path / "figures" / "claims.md") in out
     assert cli.main(["study", "quick", "--recorded", "--out", str(tmp_path / "quick")]) == 2
     assert "study is 'quick'; expected one of 'doubled', 'full'" in capfd.readouterr().err
+    assert cli.main(["study", "doubled", "--recorded", "--judge", "mine", "--out", str(tmp_path / "quick")]) == 2
+    assert "judge is 'mine'; expected none" in capfd.readouterr().err
     assert not (tmp_path / "quick").exists()
 
 

@@ -19,7 +19,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 ADDRESS = PROJECT["urls"]["Repository"]
 BINDER = ROOT / ".binder"
 INSTALL = re.search(r"`%pip install (.*?)`", README)[1]
-LEAVE = (".git", "*.egg-info", "build", "runs", ".venv")
+LEAVE = (".git", "*.egg-info", "build", "runs", ".venv", "node_modules")
 IMPORTS = "".join(json.loads((ROOT / "notebooks" / "05_live_guidance.ipynb").read_text())["cells"][1]["source"])
 
 

@@ -58,13 +58,13 @@ class Cost:
 
 
 def curves(records: Sequence[Record], solver: str, steps: int, at: float | None = None) -> list[Curve]:
-    """Every family, head and method with two seeds or more, fewest evaluations first.
+    """Every family, head and method with two seeds or more, fewest evaluations first; codes have no solver.
 
     solver, steps: of the grid, which records with its own method do not name.  at: a guidance scale, in place of the
     best ones.
     """
     rows = select(records, metric="frechet", schedule="linear", project_ar=True, project_decoder=True)
-    rows = rows if at is None else select(rows, guidance_scale=at)
+    rows = [r for r in rows if not FAMILIES[r.family].discrete and at in (None, r.guidance_scale)]
     keys = sorted({(r.family, r.head, r.solver, r.steps) for r in rows})
     found = []
     for family, head, name, count in keys:
@@ -153,7 +153,7 @@ def rise_table(rows: Sequence[tuple[Cost, Cost, Comparison]]) -> str:
 
 def report(records: Sequence[Record], solver: str, steps: int) -> str:
     """What few evaluations cost, as Markdown: at each head's best guidance, and at the highest that was drawn."""
-    high = max(r.guidance_scale for r in records)
+    high = max(r.guidance_scale for r in select(records, schedule="linear"))
     best, strong = (costs(curves(records, solver, steps, at)) for at in (None, high))
     return (
         f"Frechet distance at the guidance scale that is best for the other seeds, in pairs of seeds with {solver} x "

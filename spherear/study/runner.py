@@ -19,14 +19,7 @@ from spherear.analysis.latents import real_latents
 from spherear.models.config import require
 from spherear.models.files import read_json, write_json
 from spherear.sampling.placement import Placement
-from spherear.study.cell import (
-    CELL_FILE,
-    GRID_FILE,
-    cell_folder,
-    measure_point,
-    reference_of,
-    run_cell,
-)
+from spherear.study.cell import CELL_FILE, GRID_FILE, cell_folder, measure_point, reference_of, run_cell
 from spherear.study.design import MIN_IMAGES, Grid, Point, Variant
 from spherear.study.records import Record, read_records, select, write_records
 from spherear.train import pick_device

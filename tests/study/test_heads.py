@@ -53,6 +53,11 @@ def test_curves_count_evaluations_and_choose_on_other_seeds():
     assert {c.scales[0] for c in curves(rows, *SOLVER, at=8.0)} == {8.0}
 
 
+def test_codes_have_no_evaluations():
+    codes = [record("VQ-64", "vq", seed, 2.0, 9.0) for seed in range(3)]
+    assert curves([*records(), *codes], *SOLVER) == curves(records(), *SOLVER)
+
+
 def test_verdicts_are_those_of_an_interval_by_scipy():
     for rise, verdict in ((0.5, "no worse"), (1.0, "no worse"), (2.0, "worse")):
         row = by_method(costs(curves(records(one=rise), *SOLVER)))["power_spherical", "mean_velocity", "euler", 1]
