@@ -27,9 +27,11 @@ def as_saved(images: Float[Tensor, "n 3 size size"]) -> Float[Tensor, "n 3 size 
 
 
 @torch.no_grad()
-def features_of(images: Float[Tensor, "n 3 size size"], classifier: JudgeNetwork) -> Float[Tensor, "n f"]:
-    """The classifier's features, computed in chunks."""
-    return torch.cat([classifier.features(chunk) for chunk in images.split(CHUNK)])
+def features_of(
+    images: Float[Tensor, "n 3 size size"], classifier: JudgeNetwork, device: torch.device | str = "cpu"
+) -> Float[Tensor, "n f"]:
+    """The classifier's features, computed in chunks on its device."""
+    return torch.cat([classifier.features(chunk.to(device)) for chunk in images.split(CHUNK)])
 
 
 @dataclass(frozen=True)
@@ -68,12 +70,19 @@ class JudgedImages:
     @classmethod
     @torch.no_grad()
     def of(
-        cls, images: Float[Tensor, "n 3 size size"], labels: Int[Tensor, " n"], classifier: JudgeNetwork
+        cls,
+        images: Float[Tensor, "n 3 size size"],
+        labels: Int[Tensor, " n"],
+        classifier: JudgeNetwork,
+        device: torch.device | str = "cpu",
     ) -> "JudgedImages":
-        """See a set of images. They are judged as they would be saved: clamped and rounded to bytes."""
+        """See a set of images. They are judged as they would be saved: clamped and rounded to bytes.
+
+        device: of the classifier; the features stay there.
+        """
         images, labels = as_saved(images), labels.cpu()
-        features = features_of(images, classifier)
-        spread = pairwise_diversity(images.flatten(1), labels)
+        features = features_of(images, classifier, device)
+        spread = pairwise_diversity(images.flatten(1).to(device), labels.to(device))
         return cls(labels, features, classifier.classify(features), spread, saturation(images), contrast(images))
 
 
@@ -81,7 +90,7 @@ def compare_images(generated: JudgedImages, real: JudgedImages) -> JudgeScores:
     """The scores of one set against another."""
     fidelity = precision_recall(real.features, generated.features)
     return JudgeScores(
-        accuracy=float((generated.logits.argmax(dim=1) == generated.labels).double().mean()),
+        accuracy=float((generated.logits.argmax(dim=1).cpu() == generated.labels).double().mean()),
         frechet=frechet_distance(real.features, generated.features),
         kernel=kernel_distance(real.features, generated.features),
         inception_score=inception_score(generated.logits.softmax(dim=1)),

@@ -32,3 +32,18 @@ def seeded_noise(seeds: Sequence[int]) -> Noise:
         return torch.from_numpy(out)
 
     return noise
+
+
+def remembered(noise: Noise) -> Noise:
+    """The same, but a token's single draw is made once and kept, for decodes that differ in their settings alone."""
+    kept = dict[tuple[int, tuple[int, int, int]], Tensor]()
+
+    def once(token_index: int, shape: tuple[int, int, int]) -> Float[Tensor, "draws batch dim"]:
+        key = (token_index, shape)
+        if shape[0] > 1:
+            return noise(token_index, shape)
+        if key not in kept:
+            kept[key] = noise(token_index, shape)
+        return kept[key].clone()
+
+    return once

@@ -11,6 +11,7 @@ import sys
 import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from functools import lru_cache
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -26,6 +27,7 @@ from spherear.models.presets import Preset, check_pair, with_vae
 from spherear.models.vae import VAE
 from spherear.processes import exit_with_parent
 from spherear.sampling.decode import trace
+from spherear.sampling.noise import Noise, remembered, seeded_noise
 from spherear.sampling.pipeline import Pipeline
 from spherear.sampling.placement import Placement
 from spherear.study.design import Grid, Point, Variant
@@ -41,7 +43,8 @@ from spherear.training.run import METRICS_FILE, keyed_generator
 GRID_FILE = "grid.json"
 CELL_FILE = "records.jsonl"
 JUDGE_FOLDER = "judge"
-CHUNK = 500  # images drawn or encoded at a time
+CHUNK = 500  # images drawn or encoded at a time on a CPU
+CUDA_CHUNK = 5000
 TRAINED_FILE = "trained.json"  # commit and hardware when the training began
 
 
@@ -86,8 +89,9 @@ def run_cell(
             pass
         return Pipeline.from_pretrained(folder, device=device, dtype="float32", engine="eager")
     sizes = replace(sizes, ar=replace(sizes.ar, num_classes=data.num_classes))
-    vae_recipe = replace(plan.vae, steps=grid.vae_steps, kl_weight=variant.kl_weight, seed=seed)
-    ar_recipe = replace(plan.ar, steps=grid.ar_steps, seed=seed)
+    common = {"seed": seed} | ({"batch_size": grid.batch_size} if grid.batch_size else {})
+    vae_recipe = replace(plan.vae, steps=grid.vae_steps, kl_weight=variant.kl_weight, **common)
+    ar_recipe = replace(plan.ar, steps=grid.ar_steps, **common)
     pipeline = train_pipeline(sizes, data, (vae_recipe, ar_recipe), folder, device, compiled=compiled)
     assert pipeline is not None
     return pipeline
@@ -103,14 +107,15 @@ def measure_cell(
     place: Placement | None = None,
 ) -> list[Record]:
     """All records of a trained cell; `folder` holds its runs.  place: how images are drawn, and nothing else."""
-    real = reference_of(grid, folder.parent.parent)
+    device = pipeline.vae.quant_proj.weight.device
+    real = reference_of(grid, folder.parent.parent).on(device)
     data = load_data(grid.data_spec, pipeline.vae.config.image_size)
     latents, labels = real_latents(pipeline.vae, data, seed=seed)
     template = Record(
         variant.name, variant.family, variant.kl_weight, variant.noise_scale, seed, 1.0, "linear", True, True,
         metric="", value=0.0, images=grid.images, data=data.spec, command=command, **provenance(),
         trained=read_json(folder / TRAINED_FILE)["commit"], vae_steps=grid.vae_steps, ar_steps=grid.ar_steps,
-        steps=0, head=variant.head,
+        steps=0, head=variant.head, batch_size=grid.batch_size,
     )  # fmt: skip
 
     def records_of(values: Mapping[str, float], **fields: Any) -> list[Record]:
@@ -132,6 +137,12 @@ def measure_cell(
 def sampling_seed(variant: str, seed: int) -> int:
     """The first sampling seed of a cell; the next million belong to it too."""
     return 1_000_000 * zlib.crc32(f"{variant} seed {seed}".encode())
+
+
+@lru_cache(maxsize=64)
+def noise_of(first: int, count: int) -> Noise:
+    """The noise of consecutive sampling seeds; all settings of a cell draw with the same."""
+    return remembered(seeded_noise(range(first, first + count)))
 
 
 def loss_slope(run: Path) -> float:
@@ -188,11 +199,14 @@ def measure_point(
     labels = torch.arange(grid.images) % pipeline.ar.config.num_classes
     settings = grid.settings(point)
     raws, fed, images = [], [], []
-    for start in range(0, grid.images, CHUNK):
-        drawn = trace(pipeline.steps(labels[start : start + CHUNK], settings, seeds + start))
+    size = CUDA_CHUNK if pipeline.ar.proj_in.weight.is_cuda else CHUNK
+    for start in range(0, grid.images, size):
+        rows = labels[start : start + size]
+        drawn = trace(pipeline.steps(rows, settings, noise=noise_of(seeds + start, len(rows))))
         raws.append(drawn.raw.cpu())  # (chunk, tokens, dim)
         fed.append(drawn.tokens.cpu())
-        images.append(pipeline.images(pipeline.vae.project(drawn.raw) if point.project_decoder else drawn.raw).cpu())
+        decoded = pipeline.vae.project(drawn.raw) if point.project_decoder else drawn.raw
+        images += [pipeline.images(chunk).cpu() for chunk in decoded.split(CHUNK)]
     raw, tokens = torch.cat(raws), torch.cat(fed)
     norms = compare_norms(raw, latents)
     return {

@@ -95,7 +95,8 @@ class Grid(Config):
     solver, spacing: of the sampling settings.  methods: other solvers and their steps, such as euler-4, with which
     every scale is drawn too.  Heads are drawn with what they can honour.
     distill_steps: of heads of average velocities, which then learn from the variant whose velocity they average; 0:
-    they are trained from scratch.  half: of the real images, see `study.reference.held_out`.
+    they are trained from scratch.  batch_size: images per training step; 0: those of the recipe.
+    half: of the real images, see `study.reference.held_out`.
     latent_dim: numbers per token; 0: as in the preset.
     preset: sizes and recipe, or `proposed` from the data.  data: instead of the preset's.  judge: see
     `study.judges.find_judge`; empty: the one of the data.  selection: the study that chose the best points, on other
@@ -117,6 +118,7 @@ class Grid(Config):
     spacing: str = "even"
     methods: tuple[str, ...] = ()
     distill_steps: int = 0
+    batch_size: int = 0
     half: str = ""
     latent_dim: int = 0
     data: str = ""
@@ -138,6 +140,7 @@ class Grid(Config):
             one_of("solver", solver, SOLVERS)
         one_of("half", self.half, HALVES)
         require(self.latent_dim >= 0, f"latent_dim is {self.latent_dim}; expected 1 or more, or 0 for the preset's")
+        require(self.batch_size >= 0, f"batch_size is {self.batch_size}; expected 1 or more, or 0 for the recipe's")
         require(self.distill_steps >= 0, f"distill_steps is {self.distill_steps}; expected 1 or more, or 0 for none")
         for variant in map(Variant.named, self.variants):
             if not self.points(True, variant.head_kind):

@@ -62,6 +62,8 @@ class Record(Config):
     """Solver of the velocity, where it is not that of the study's grid."""
     steps: int = 0
     """Its steps; 0: those of the grid."""
+    batch_size: int = 0
+    """Images per training step; 0: those of the recipe."""
     head: str = "auto"
     """Of the AR model: a row of HEADS; auto: velocity, or categorical for a codebook."""
 

@@ -1,6 +1,6 @@
 """Held-out images and the classifier to evaluate generated images with, and scores of a set of samples."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
@@ -89,11 +89,18 @@ def _rows(spec: str, image_size: int, half: str) -> tuple[ImageData, Int[Tensor,
 
 @dataclass(frozen=True)
 class Reference:
-    """Real images and the classifier that generated images are evaluated with."""
+    """Real images, and the classifier on `device` that generated images are evaluated with."""
 
     images: Float[Tensor, "n 3 size size"]
     labels: Int[Tensor, " n"]
     classifier: JudgeNetwork
+    device: str = "cpu"
+
+    def on(self, device: torch.device | str) -> "Reference":
+        """The same, judging on another device. A judge of one's own that is no torch module stays where it is."""
+        if not isinstance(self.classifier, nn.Module):
+            return self
+        return replace(self, classifier=self.classifier.to(device), device=str(device))
 
     @classmethod
     def load(
@@ -110,11 +117,11 @@ class Reference:
     @cached_property
     def side(self) -> JudgedImages:
         """What judging needs of the real images, computed once."""
-        return JudgedImages.of(self.images, self.labels, self.classifier)
+        return JudgedImages.of(self.images, self.labels, self.classifier, self.device)
 
     def judge(self, images: Float[Tensor, "n 3 size size"], labels: Int[Tensor, " n"]) -> JudgeScores:
         """Scores of images generated for `labels`, compared with these real images."""
-        return compare_images(JudgedImages.of(images, labels, self.classifier), self.side)
+        return compare_images(JudgedImages.of(images, labels, self.classifier, self.device), self.side)
 
 
 def real_samples(spec: str, size: int, half: str, count: int, seed: int) -> tuple[Tensor, Int[Tensor, " n"]]:
