@@ -37,6 +37,7 @@ from spherear.training.build import (
     autocast,
     cached_posteriors,
     check_classes,
+    check_graphs,
     check_images,
     laid_out,
     pick_device,
@@ -89,6 +90,7 @@ def train_vae(
     run, or a codebook on several processes.
     """
     check_images(data, config.image_size, recipe)
+    check_graphs(recipe, device, execution)
     world = launched_world(device, execution.sharded, execution.timeout)
     require(
         world.size == 1 or not config.alphabet,
@@ -133,6 +135,7 @@ def train_ar(
     check_classes(data, config)
     config = replace(config, classes=data.classes)
     check_images(data, vae.config.image_size, recipe)
+    check_graphs(recipe, device, execution)
     vae = vae.to(device).eval()
     world = launched_world(device, execution.sharded, execution.timeout)
     model = seeded(recipe.seed, SphereAR, config).to(device).train()
@@ -222,10 +225,12 @@ def train_pipeline(
 ) -> Pipeline | None:
     """Train a VAE and its AR model in `folder`, resuming runs found there; None if `watch` was stopped.
 
-    compiled: compile both models' steps.
+    compiled: compile both models' steps, and on a GPU replay them as CUDA graphs.
     """
     vae_recipe, ar_recipe = recipes
-    execution = Execution(compile=compiled, channels_last=compiled)  # compiled convolutions are slow in the other order
+    graphs = compiled and torch.device(device).type == "cuda" and all(r.micro_batches == 1 for r in recipes)
+    # compiled convolutions are slow in the other order
+    execution = Execution(compile=compiled, channels_last=compiled, graphs=graphs)
     states = train_vae(sizes.vae, data, vae_recipe, folder / "vae", device, execution)
     if not watch(states, "VAE: images to tokens and back", vae_recipe.steps):
         return None

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -37,9 +37,11 @@ class JudgeNetwork(Protocol):
     def features(self, images: Tensor) -> Tensor:
         """(n, 3, s, s) -> (n, f)."""
 
-    @property
-    def classify(self) -> Callable[[Tensor], Tensor]:
-        """(n, f) -> (n, classes)."""
+    if TYPE_CHECKING:  # Python 3.12 looks for it without `__getattr__`, by which a module finds its parts
+
+        @property
+        def classify(self) -> Callable[[Tensor], Tensor]:
+            """(n, f) -> (n, classes)."""
 
 
 class Classifier(nn.Module):

@@ -89,7 +89,7 @@ def run_cell(
             pass
         return Pipeline.from_pretrained(folder, device=device, dtype="float32", engine="eager")
     sizes = replace(sizes, ar=replace(sizes.ar, num_classes=data.num_classes))
-    common = {"seed": seed} | ({"batch_size": grid.batch_size} if grid.batch_size else {})
+    common: dict[str, Any] = {"seed": seed} | ({"batch_size": grid.batch_size} if grid.batch_size else {})
     vae_recipe = replace(plan.vae, steps=grid.vae_steps, kl_weight=variant.kl_weight, **common)
     ar_recipe = replace(plan.ar, steps=grid.ar_steps, **common)
     pipeline = train_pipeline(sizes, data, (vae_recipe, ar_recipe), folder, device, compiled=compiled)

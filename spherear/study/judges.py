@@ -61,7 +61,7 @@ def find_judge(judge: str, data: str, image_size: int, folder: Path | None = Non
     one_of("judge", judge, JUDGES)
     classes = load_data(data, image_size).num_classes
     network = JUDGES[judge](classes, image_size)
-    if not isinstance(network, JudgeNetwork):
+    if not all(callable(getattr(network, name, None)) for name in ("features", "classify")):
         raise TypeError(f"the judge {judge!r} is a {type(network).__name__}; expected `features` and `classify`")
     if isinstance(network, Classifier):
         known = network.classify.out_features

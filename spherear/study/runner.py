@@ -113,8 +113,7 @@ def waiting_cells(grid: Grid, folder: Path) -> list[tuple[str, int]]:
 
 def restore(grid: Grid, folder: Path, records: Sequence[Record]) -> list[tuple[str, int]]:
     """Take cells that wait from `records`, if those hold all points with this grid's steps and images; returns them."""
-    budget = {"vae_steps": grid.vae_steps, "ar_steps": grid.ar_steps, "batch_size": grid.batch_size}
-    budget |= {"data": grid.data_spec}
+    budget = {name: getattr(grid, name) for name in ("vae_steps", "ar_steps", "batch_size")} | {"data": grid.data_spec}
     finished = []
     for variant, seed in waiting_cells(grid, folder):
         cell = select(records, variant=variant, seed=seed, **budget)

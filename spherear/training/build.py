@@ -37,7 +37,7 @@ def prepared(objective: nn.Module, model: nn.Module, world: World, execution: Ex
     if execution.checkpointing:
         recompute_blocks(model)
     if execution.compile:
-        objective.compile(dynamic=False)
+        objective.compile(dynamic=False, **({"mode": "reduce-overhead"} if execution.graphs else {}))
     return world.wrap(objective)
 
 
@@ -71,6 +71,16 @@ def check_images(data: ImageData, image_size: int, recipe: Recipe) -> None:
     require(
         len(data) >= recipe.batch_size,
         f"the data set has {len(data)} images; expected at least one batch, {recipe.batch_size}",
+    )
+
+
+def check_graphs(recipe: Recipe, device: torch.device | str, execution: Execution) -> None:
+    """ValueError where steps cannot be replayed as CUDA graphs, which overwrite their gradients."""
+    kind, processes = torch.device(device).type, int(os.environ.get("WORLD_SIZE", "1"))
+    require(
+        not execution.graphs or (kind == "cuda" and processes == 1 and recipe.micro_batches == 1),
+        f"graphs is True on {kind}, {processes} processes, {recipe.micro_batches} micro-batches; expected one CUDA "
+        "device, and a batch in one part",
     )
 
 

@@ -122,6 +122,8 @@ class Run:
         self.world.shard(model, recipe.precision)
         if self.ema is not None:
             self.world.shard(self.ema.to(execution.average_on) if execution.average_on else self.ema, recipe.precision)
+        self._parameters = list(model.parameters())  # walking a model's modules takes milliseconds
+        self._averages = [] if self.ema is None else list(self.ema.parameters())
         self.optimizer = make_optimizer(model, recipe)
         self.others = dict(others or {})
         self.skipped = torch.zeros(2, device=next(model.parameters()).device)  # skipped steps: consecutive, total
@@ -209,7 +211,7 @@ class Run:
         for other, _ in self.others.values():
             self.world.average(other)
             finite = finite & torch.isfinite(nn.utils.clip_grad_norm_(other.parameters(), self.recipe.clip))
-        norm = whole(nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip))
+        norm = whole(nn.utils.clip_grad_norm_(self._parameters, self.recipe.clip))
         self._step_optimizers(finite & torch.isfinite(norm))
         self.step += 1
         self._between_steps = True
@@ -319,8 +321,8 @@ class Run:
         """ema = decay ema + (1 - decay) weights; also after a skipped step, with unchanged weights."""
         if self.ema is None:
             return
-        averages = [local(p) for p in self.ema.parameters()]
-        weights = [local(p).to(a.device) for p, a in zip(self.model.parameters(), averages, strict=True)]
+        averages = [local(p) for p in self._averages]
+        weights = [local(p).to(a.device) for p, a in zip(self._parameters, averages, strict=True)]
         torch._foreach_lerp_(averages, weights, 1 - self.recipe.ema_decay)
         for average, buffer in zip(self.ema.buffers(), self.model.buffers(), strict=True):
             average.copy_(buffer)  # a buffer such as the codebook is a moving average already

@@ -1,5 +1,6 @@
 """The classifiers that ship with the library, and the judgement built on them."""
 
+import inspect
 import re
 from importlib.resources import files
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from spherear.evaluation.classifier import Classifier, accuracy, load_classifier, main, train_classifier
+from spherear.evaluation.classifier import Classifier, JudgeNetwork, accuracy, load_classifier, main, train_classifier
 from spherear.evaluation.judge import judge
 from spherear.evaluation.judge_inputs import JUDGE_INPUTS
 from spherear.evaluation.metrics import pairwise_diversity
@@ -130,3 +131,10 @@ def test_images_are_judged_as_they_are_saved(classifier):
         images.mean(dim=1, keepdim=True).expand(-1, 3, -1, -1), labels, images, labels, load_classifier("shapes")
     )
     assert grey.saturation_shift < -0.1
+
+
+def test_a_classifier_is_known_as_a_judge_by_any_python(classifier):
+    """From 3.12 on, `isinstance` looks for a protocol's members without `__getattr__`, which finds a module's parts."""
+    assert isinstance(classifier, JudgeNetwork)
+    for name in (name for name in vars(JudgeNetwork) if not name.startswith("_")):
+        assert callable(inspect.getattr_static(classifier, name))
