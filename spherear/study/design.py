@@ -225,17 +225,17 @@ _ROWS = {
         solver_steps=25,
         scales=(1.0, 2.0, 3.0, 4.5, 8.0, 12.0), constant_scales=(2.0, 4.5), ablation_scales=(2.0, 4.5, 8.0),
     ),
-    "select": Grid(  # to choose every family's strength and guidance, on seeds and real images that `report` lacks
-        "select", "shapes", ("S-02", "N-02", "G-02", "F-02", "S-08", "N-08", "G-08", "F-05"),
-        seeds=(6, 7), vae_steps=3000, ar_steps=3000, images=1000,
+    "select": Grid(  # to choose every family's strength, on seeds and real images that `report` lacks
+        "select", "shapes", tuple(f"{letter}-{digits}" for letter in "SNGF" for digits in ("01", "02", "04")),
+        seeds=(6, 7), vae_steps=1500, ar_steps=2000, batch_size=64, images=2000,
         solver_steps=10, solver="adams_bashforth", half="a",
         scales=(1.0, 3.0, 4.5, 8.0, 12.0),
     ),
     "report": Grid(
         "report", "shapes", ("S-02", "N-02", "G-02", "F-02"),
-        seeds=(0, 1, 2, 3, 4, 5), vae_steps=3000, ar_steps=3000, images=2000,
+        seeds=(0, 1, 2, 3, 4, 5), vae_steps=2500, ar_steps=4000, batch_size=64, images=5000,
         solver_steps=10, solver="adams_bashforth", half="b",
-        scales=(1.0, 3.0, 4.5, 6.0, 8.0, 12.0, 20.0), constant_scales=(4.5,), ablation_scales=(12.0,),
+        scales=(1.0, 2.0, 3.0, 4.5, 6.0, 8.0, 12.0, 20.0), constant_scales=(4.5,), ablation_scales=(12.0,),
         selection="select",
     ),
     "doubled": Grid(  # cells of `select` trained twice as long: does its order depend on the budget? They ship.
