@@ -246,6 +246,7 @@ and guidance scale with the lowest Frechet distance, mean over the seeds it is c
 interval and p-values corrected for all statements (Holm). *confirmed* or *contradicted*: the corrected p-value is at
 most 0.05 and a difference of Frechet distances is at least five times the floor, the distance between two sets of real
 images: {floor}. *undecided*: otherwise. *not enough*: with so few seeds, no difference at all could pass.
+*Over strengths*: all cells of two families with as many strengths at like rates, where nothing is chosen.
 
 """
 

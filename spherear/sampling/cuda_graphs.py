@@ -39,7 +39,8 @@ class GraphRecorder:
     def __call__(self, run: Callable[[], Tensor]) -> tuple[Callable[[], Any], Tensor]:
         """Two warm-up runs on a side stream (library set-up, compilation), then the capture.
 
-        Other threads may use the device meanwhile: the capture is that of this thread alone.
+        Other threads may use the device meanwhile, for the capture is that of this thread alone, but not the device's
+        default generator, which torch then refuses; noise is drawn on the CPU.
         """
         with CAPTURE, torch.cuda.device(self.device):
             side = torch.cuda.Stream(self.device)

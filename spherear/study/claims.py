@@ -7,10 +7,13 @@ a 95 % interval, and corrected for the number of statements (Holm). A statement 
 corrected p-value is at most 0.05 and, for Frechet distances, the difference is at least five times the distance
 between two sets of real images; otherwise it is undecided. Where the groups are so small that no difference at all
 could pass, the study is not enough; such statements do not count in the correction (Tarone 1990).
+
+Families that were trained with as many strengths, at like rates, are also compared over all their cells, each at the
+lowest of its own distances: as nothing is chosen there between cells, all seeds count.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
@@ -24,12 +27,14 @@ from spherear.study.records import Record, select
 from spherear.study.statistics import LEVEL, Comparison, compare, holm
 
 BySeed = Mapping[int, float]
+ByCell = Mapping[tuple[str, int], float]
 
 USUAL: dict[str, object] = {
     "schedule": "linear", "project_ar": True, "project_decoder": True, "solver": "", "steps": 0,
 }  # fmt: skip
 FLOORS = 5  # a Frechet difference must be this many times the floor
 PLATEAU = 0.05  # a VAE whose loss fell by more over the last tenth of its training is not at its plateau
+LIKE = 0.15  # strengths of two families whose rates differ by less, relatively, are at like rates
 ALIKE = 0.1  # rates or reconstructions that differ by less, relatively, count as equal
 
 
@@ -48,8 +53,8 @@ class Statement:
     """A statement of the paper: `left` is below `right`. distance: the values are Frechet distances."""
 
     text: str
-    left: BySeed
-    right: BySeed
+    left: BySeed | ByCell
+    right: BySeed | ByCell
     labels: tuple[str, str]
     distance: bool = True
 
@@ -71,8 +76,8 @@ def by_seed(records: Sequence[Record]) -> BySeed:
     return values
 
 
-def spread(values: BySeed) -> str:
-    """mean ± standard deviation over seeds."""
+def spread(values: BySeed | ByCell) -> str:
+    """mean ± standard deviation over seeds, or cells."""
     numbers = list(values.values())
     return f"{fmean(numbers):.3g}" + (f" ± {stdev(numbers):.2g}" if len(numbers) > 1 else "")
 
@@ -125,10 +130,11 @@ def claims(
     """
     records = comparable(records)
     chosen, report = (comparable(selection), records) if selection is not None else halves(records)
-    made = _Statements(chosen, report)
+    made = _Statements(chosen, report, records)
     statements = [
         *made.order(), *made.equal("kl", "rate"), *made.equal("reconstruction_frechet", "reconstruction"),
         *made.degradation(high), *made.drift(high), *made.sides(ablation), *made.ablation(),
+        *made.over_strengths(high),
     ]  # fmt: skip
     sides = [(tuple(s.left.values()), tuple(s.right.values())) for s in statements]
     results = {pair: compare(*pair) for pair in sides}  # equal sides are one test, whatever they say
@@ -161,10 +167,11 @@ CONSTRAINED, FREE = (S, N), (G, F)
 
 @dataclass(frozen=True)
 class _Statements:
-    """The statements, from the records that points are chosen on and those that are reported."""
+    """The statements, from the records that points are chosen on, those that are reported, and all of the study."""
 
     selection: Sequence[Record]
     report: Sequence[Record]
+    whole: Sequence[Record] = ()
 
     def at(self, variant: str, scale: float, metric: str = "frechet", **fields: object) -> BySeed:
         """The reported values of a point."""
@@ -211,9 +218,9 @@ class _Statements:
             rows += self.at_best(text, self.best(a, variant=left), self.best(b, variant=right))
         return rows
 
-    def _means(self, family: str, metric: str) -> dict[str, float]:
+    def _means(self, family: str, metric: str, records: Sequence[Record] = ()) -> dict[str, float]:
         """Mean of a metric of the VAE, by variant."""
-        rows = select(self.report, family=family, metric=metric)
+        rows = select(records or self.report, family=family, metric=metric)
         return {v: fmean(r.value for r in select(rows, variant=v)) for v in sorted({r.variant for r in rows})}
 
     def degradation(self, high: float) -> list[Statement]:
@@ -279,6 +286,47 @@ class _Statements:
             sides = [self.best(family, kl_weight=weight) for family in (a, b)]
             rows += self.at_best(f"{text} (KL weight {weight:g})", *sides)
         return rows
+
+    def over_strengths(self, high: float) -> list[Statement]:
+        """Families over all their strengths: the order, the rise to a high guidance, and the drift of lengths there."""
+        free = tuple(product(CONSTRAINED, FREE))
+        text = "{0} is below {1} over {2} strengths, each cell at its best guidance"
+        rows = self._over(text, ((S, N), (N, G), (S, G), (G, F)), "frechet", lambda v: min(v.values()))
+        text = f"{{1}} degrades more than {{0}} over {{2}} strengths: Frechet at guidance {high:g} - at best"
+        rows += self._over(text, free, "frechet", lambda v: v[high] - min(v.values()))
+        text = f"At guidance {high:g}, the length of late raw tokens shifts more in {{1}} than in {{0}}"
+        text += " over {2} strengths"
+        rows += self._over(text, free, "norm_change_late", lambda v: abs(v[high]))
+        return rows
+
+    def _over(
+        self, text: str, pairs: Iterable[tuple[str, str]], metric: str, of: Callable[[Mapping[float, float]], float]
+    ) -> list[Statement]:
+        """Statements on all cells of two families. of: the values of a cell, by guidance -> what is compared."""
+        rows = []
+        for pair in pairs:
+            strengths = self._like_rates(*pair)
+            if strengths is None:
+                continue
+            left, right = ({cell: of(v) for cell, v in self._cells(family, metric).items()} for family in pair)
+            said = text.format(*(FAMILIES[family].letter for family in pair), len(strengths[0]))
+            labels = tuple(", ".join(variants) for variants in strengths)
+            rows.append(Statement(said, left, right, (labels[0], labels[1]), distance=metric == "frechet"))
+        return rows
+
+    def _like_rates(self, a: str, b: str) -> tuple[list[str], list[str]] | None:
+        """The strengths of two families in the order of their rates, if there are as many, two or more, and alike."""
+        means = [self._means(family, "kl", self.whole) for family in (a, b)]
+        left, right = (sorted(m, key=m.__getitem__) for m in means)
+        alike = all(abs(means[0][x] / means[1][y] - 1) < LIKE for x, y in zip(left, right, strict=False))
+        return (left, right) if len(left) == len(right) > 1 and alike else None
+
+    def _cells(self, family: str, metric: str) -> dict[tuple[str, int], dict[float, float]]:
+        """Every cell's values of a metric, by guidance scale."""
+        found: dict[tuple[str, int], dict[float, float]] = {}
+        for r in default_sampling(self.whole, family=family, metric=metric):
+            found.setdefault((r.variant, r.seed), {})[r.guidance_scale] = r.value
+        return found
 
 
 def claims_table(rows: Sequence[Claim]) -> str:

@@ -3,6 +3,7 @@
 import math
 import random
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -207,3 +208,52 @@ def test_the_table_has_a_row_per_claim():
     table = claims_table([*told(study()).values()]).splitlines()
     assert len(table) == 2 + 21
     assert all(line.count("|") == 7 for line in table)
+
+
+def strengths(low, rates=(7.0, 5.0, 4.0), late=0.2):
+    """Two seeds of three strengths each of S, N, G and F; `low`: the lowest Frechet distance of a family."""
+    rows = [record("S-01", "power_spherical", seed, 1.0, 0.1, metric="floor_frechet") for seed in SELECTION]
+    letters = {"S": "power_spherical", "N": "normalized_gaussian", "G": "gaussian", "F": "fixed_variance"}
+    for (letter, family), seed, (number, rate) in product(letters.items(), SELECTION, enumerate(rates)):
+        variant, base = f"{letter}-0{2**number}", low[letter] + 0.1 * number + 0.01 * seed
+        free = letter in "GF"
+        shared = {"kl_weight": 0.001 * 2**number}
+        for scale, value in ((1.0, base + 1), (4.5, base), (12.0, base + (5 if free else 2))):
+            rows.append(record(variant, family, seed, scale, value, **shared))
+        rows.append(
+            record(variant, family, seed, 12.0, -late if free else 0.01 * base, metric="norm_change_late", **shared)
+        )
+        rate = 1.1 * rate if letter == "F" else rate
+        rows.append(record(variant, family, seed, 1.0, rate, metric="kl", **shared))
+    return rows
+
+
+def over(rows):
+    return {c.statement.text: c for c in claims(rows, 12.0, 12.0) if "over 3 strengths" in c.statement.text}
+
+
+def test_families_are_compared_over_all_cells_where_their_strengths_are_at_like_rates():
+    found = over(strengths({"S": 4.0, "N": 7.0, "G": 10.0, "F": 13.0}))
+    assert len(found) == 4 + 4 + 4
+    assert {claim.verdict for claim in found.values()} == {"confirmed"}
+    first = found["S is below N over 3 strengths, each cell at its best guidance"]
+    assert first.statement.labels == ("S-04, S-02, S-01", "N-04, N-02, N-01")
+    assert first.statement.left[("S-02", 7)] == pytest.approx(4.0 + 0.1 + 0.07)
+    values = [list(side.values()) for side in (first.statement.left, first.statement.right)]
+    assert first.comparison.p == pytest.approx(
+        stats.permutation_test(values, lambda x, y: np.mean(x) - np.mean(y)).pvalue
+    )
+    late = found["At guidance 12, the length of late raw tokens shifts more in G than in S over 3 strengths"]
+    assert set(late.statement.right.values()) == {0.2}
+    swapped = over(strengths({"S": 7.0, "N": 4.0, "G": 10.0, "F": 13.0}))
+    assert swapped["S is below N over 3 strengths, each cell at its best guidance"].verdict == "contradicted"
+
+
+def test_strengths_at_other_rates_are_not_compared():
+    rows = strengths({"S": 4.0, "N": 7.0, "G": 10.0, "F": 13.0})
+    other = [replace(r, value=2 * r.value) if (r.family, r.metric) == ("gaussian", "kl") else r for r in rows]
+    assert not [text for text in over(other) if " G " in text]
+    assert [text for text in over(other) if "S is below N" in text]
+    fewer = over([r for r in rows if r.variant != "S-04"])  # two strengths of S, three of the others
+    assert len(fewer) == 2 + 2 + 2
+    assert all(claim.statement.labels[0].startswith(("N", "G")) for claim in fewer.values())
