@@ -65,6 +65,7 @@ from spherear.training.data import load_data
 SCALES = (1.0, 4.5, 8.0, 12.0)
 SHEET_SCALES = (1.0, 4.5, 12.0, 20.0)
 SHEET_CAPTION = "recognised {accuracy:.0%}, late length {norm_change_late:+.0%},\nsaturation {saturation_shift:+.2f}"
+COLOUR_DRIFT = ("norm_change_late", "saturation_shift", "frechet")
 GROWTH = RESULTS / "growth.json"
 SIZES = (1e-4, 1e-3, 1e-2, 1e-1)
 
@@ -194,7 +195,9 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "figure3-tokens": tokens_in_space,
     "figure4-guidance": lambda: guidance_figure(shipped_records()),
     "figure5-directions": lambda: direction_laws_figure(direction_laws()),
+    "figure4-colour": lambda: guidance_figure(shipped_records("select")),
     "drift": lambda: drift_figure(shipped_records()),
+    "drift-colour": lambda: drift_figure(shipped_records("select"), COLOUR_DRIFT),
     "ablation": lambda: ablation_figure(shipped_records()),
     "collapse": collapse,
     "side-by-side": side_by_side,
@@ -226,6 +229,7 @@ def main(out: tyro.conf.Positional[Path], names: tyro.conf.Positional[tuple[str,
         save_figure(FIGURES[name](), out / f"{name}.png", dpi)
         print(out / f"{name}.png")
     write_text(out / "claims.md", report(shipped_records()))
+    write_text(out / "claims-colour.md", report(shipped_records("select")))
     write_text(out / "sweep.md", sweep_report(shipped_sweep()))
 
 

@@ -62,7 +62,7 @@ def guidance_figure(records: Sequence[Record], metric: str = "frechet") -> Figur
     families = _drawn_families(records)
     require(len(families) > 0, "there are no records of any family; expected some")
     tops = {family: best(records, family).variant for family in families}
-    columns = min(3, len(families))
+    columns = 2 if len(families) == 4 else min(3, len(families))
     rows = -(-len(families) // columns)
     figure = new_figure(4.2 * columns, 3.6 * rows)
     axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten()
@@ -238,7 +238,7 @@ def sweep_figure(rows: Sequence[Row]) -> Figure:
 
 
 HIGH = 12.0  # guidance scale of the statements on high guidance, where it was measured
-NOTE = """Made by `{command}`: {cells} trained models, {seeds} seeds, {vae} VAE and {ar} AR steps each.
+NOTE = """Made by `{command}`: {cells} trained models, {seeds} seeds, {vae} VAE and {ar} AR steps{batch} each.
 
 All families have the same backbone, budget, data and labels; none was tuned alone. A family's best point is the variant
 and guidance scale with the lowest Frechet distance, mean over the seeds it is chosen on; other seeds are reported (mean
@@ -272,6 +272,7 @@ def report(records: Sequence[Record], selection: Sequence[Record] | None = None)
     seeds = sorted({r.seed for r in records})
     text = NOTE.format(
         command=first.command, cells=len(cells), seeds=len(seeds), vae=first.vae_steps, ar=first.ar_steps,
+        batch=f" of {first.batch_size} images" if first.batch_size else "",
         floor=f"{floor(records):.2g}" if select(records, metric="floor_frechet") else "not measured here",
     )  # fmt: skip
     high = min(HIGH, max(r.guidance_scale for r in select(records, schedule="linear")))

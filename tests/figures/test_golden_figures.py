@@ -177,7 +177,7 @@ def test_a_figure_shows_the_golden_numbers(name):
 
 def test_golden_files_are_those_of_the_figures():
     paths = sorted(FOLDER.glob("*.json"))
-    assert [path.stem for path in paths] == sorted(FIGURES)
+    assert sorted(path.stem for path in paths) == sorted(FIGURES)
     assert sum(path.stat().st_size for path in paths) < 200_000
     for path in paths:
         clouds = {name: values for name, values in json.loads(path.read_text()).items() if "cloud" in name}

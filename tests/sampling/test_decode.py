@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from spherear import SphereAR
 from spherear.sampling.decode import decode
 from spherear.sampling.head_sampling import guide
-from spherear.sampling.noise import seeded_noise
+from spherear.sampling.noise import remembered, seeded_noise
 from spherear.sampling.pipeline import Pipeline
 from spherear.sampling.pixels import save_png, tile, to_uint8
 from spherear.sampling.reference import reference_decode
@@ -259,3 +259,22 @@ def test_decode_equals_the_plain_reference(tiny_ar, scale):
     ar, settings = tiny_ar.double(), SamplingSettings(guidance_scale=scale, steps=5)
     expected = reference_decode(ar, LABELS, settings, seeded_noise(SEEDS), 2.0)
     assert_close(tokens_of(run(ar, settings=settings)), expected, atol=1e-9, rtol=0)
+
+
+def test_remembered_noise_is_the_noise_drawn_once():
+    calls = []
+
+    def noise(token, shape):
+        calls.append((token, shape))
+        return seeded_noise(SEEDS)(token, shape)
+
+    kept, shape = remembered(noise), (1, len(SEEDS), 3)
+    first = kept(4, shape)
+    assert torch.equal(first, seeded_noise(SEEDS)(4, shape))
+    first.zero_()  # the caller's own
+    assert torch.equal(kept(4, shape), seeded_noise(SEEDS)(4, shape))
+    assert not torch.equal(kept(5, shape), kept(4, shape))
+    assert calls == [(4, shape), (5, shape)]
+    several = (2, len(SEEDS), 3)
+    assert torch.equal(kept(4, several)[0], kept(4, shape)[0])
+    assert calls[2:] == [(4, several)]

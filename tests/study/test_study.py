@@ -83,6 +83,20 @@ def test_a_grid_varies_the_head():
 
 
 @pytest.mark.slow
+def test_a_grid_sets_the_size_of_batches(tmp_path):
+    """Of both trainings and in the records; a cell of other batches is not taken for one of the grid."""
+    grid = replace(TINY, variants=("S-04",), batch_size=8, scales=(2.0,), constant_scales=(), ablation_scales=())
+    cell, row = cell_folder(tmp_path / "a", "S-04", 3), Variant.named("S-04")
+    records = measure_cell(grid, row, 3, run_cell(grid, row, 3, cell, "cpu"), "test", cell)
+    assert [read_json(cell / part / "run.json")["recipe"]["batch_size"] for part in ("vae", "ar")] == [8, 8]
+    assert {record.batch_size for record in records} == {8}
+    assert restore(replace(grid, batch_size=16), tmp_path / "b", records) == []
+    assert restore(grid, tmp_path / "b", records) == [("S-04", 3)]
+    with pytest.raises(ValueError, match="batch_size is -1; expected 1 or more, or 0"):
+        replace(grid, batch_size=-1)
+
+
+@pytest.mark.slow
 def test_records_name_the_head(tmp_path):
     grid = replace(TINY, variants=("S-04", "S-04@geodesic"), solver="euler", scales=(2.0,), constant_scales=())
     for variant in grid.variants:

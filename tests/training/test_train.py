@@ -19,8 +19,10 @@ from spherear.models.presets import Preset, with_vae
 from spherear.models.pretrained import fingerprint
 from spherear.sphere.bottlenecks import BOTTLENECKS
 from spherear.train import train_ar, train_vae
+from spherear.training.build import check_graphs
 from spherear.training.data.catalog import load_data
 from spherear.training.data.dataset import ImageData
+from spherear.training.jobs import Execution
 from spherear.training.objectives import vae_losses
 from spherear.training.recipes import RECIPES, ARRecipe, Recipe, VAERecipe, recipes
 from spherear.training.run import Run, keyed_generator, make_optimizer
@@ -63,6 +65,41 @@ def test_loss_falls(kind, vae, digits, device):
     losses = [state.metrics()["loss"] for state in states]
     assert len(losses) == 60
     assert sum(losses[-10:]) < 0.9 * sum(losses[:10])
+
+
+def test_graphs_are_refused_where_they_cannot_be_replayed(vae, digits, tmp_path):
+    with pytest.raises(ValueError, match="graphs is True without compile; expected both"):
+        Execution(graphs=True)
+    graphs = Execution(compile=True, graphs=True)
+    for states in (
+        train_vae(TINY_VAE, digits, VAE_RECIPE, tmp_path / "vae", "cpu", graphs),
+        train_ar(TINY_AR, vae, digits, AR_RECIPE, tmp_path / "ar", "cpu", graphs),
+    ):
+        with pytest.raises(ValueError, match="graphs is True on cpu, 1 processes, 1 micro-batches; expected one CUDA"):
+            next(states)
+    halves = replace(VAE_RECIPE, micro_batches=2)
+    with pytest.raises(
+        ValueError, match="on cuda, 1 processes, 2 micro-batches; expected one CUDA device, and a batch"
+    ):
+        check_graphs(halves, "cuda", graphs)
+    check_graphs(VAE_RECIPE, "cuda", graphs)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_replayed_steps_are_the_steps(vae, digits):
+    """Compiled and replayed as graphs, the losses are those of the steps as written."""
+    for train, config, recipe, inputs in (
+        (train_vae, TINY_VAE, VAE_RECIPE, (digits,)),
+        (train_ar, TINY_AR, AR_RECIPE, (vae, digits)),
+    ):
+        losses = []
+        for execution in (Execution(), Execution(compile=True, graphs=True)):
+            states = train(config, *inputs, recipe, None, "cuda", execution)
+            losses.append([state.metrics()["loss"] for state in states])
+        assert_close(torch.tensor(losses[1]), torch.tensor(losses[0]), atol=1e-3, rtol=1e-3)
 
 
 def families():
