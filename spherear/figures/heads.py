@@ -5,6 +5,7 @@ from pathlib import Path
 from statistics import fmean
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 from spherear.figures.style import FONT, GREY, name_axes, new_figure, save_figure
 from spherear.models.config import require
@@ -14,10 +15,15 @@ from spherear.sphere.families import family_label
 from spherear.study.heads import MARGIN, REFERENCE, Curve, curves, report
 from spherear.study.records import Record
 
+TICKS = (0.5, 1, 2, 5, 10, 20, 50)
+
 
 def heads_figure(found: Sequence[Curve]) -> Figure:
     """Lines are means over seeds, points are seeds; grey: the published solver, and the margin above it."""
     families = list(dict.fromkeys(curve.family for curve in found))
+    used = sorted({curve.evaluations for curve in found if curve.method != REFERENCE})
+    values = [value for curve in found for value in curve.values.values()]
+    shown = [tick for tick in TICKS if min(values) / 1.5 < tick < 1.5 * max(values)]
     require(len(families) > 0, "there are no curves; expected records of two seeds or more")
     figure = new_figure(4.2 * len(families), 4.4)
     axes = figure.subplots(1, len(families), sharex=True, sharey=True, squeeze=False)[0]
@@ -37,6 +43,9 @@ def heads_figure(found: Sequence[Curve]) -> Figure:
                     axis.plot(curve.evaluations, value, look.marker, color=look.color, alpha=0.35, markersize=4)
         axis.set_xscale("log")
         axis.set_yscale("log")
+        for scale, ticks in ((axis.xaxis, used), (axis.yaxis, shown)):  # plain numbers, not powers of ten
+            scale.set_ticks(ticks, [f"{tick:g}" for tick in ticks])
+            scale.set_minor_locator(NullLocator())
         name_axes(axis, "evaluations per token", "Frechet distance", family_label(family))
     handles = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     seeds = max(len(curve.values) for curve in found)
