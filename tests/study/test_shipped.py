@@ -16,7 +16,8 @@ from spherear.models.pretrained import SHIPPED, shipped
 from spherear.models.tensor_files import read_tensors
 from spherear.sampling.pipeline import cached_pipeline
 from spherear.study.cell import GRID_FILE, cell_folder
-from spherear.study.design import GRIDS, Grid, Point
+from spherear.study.claims import best
+from spherear.study.design import GRIDS, Grid, Point, Variant
 from spherear.study.records import select, shipped_records
 from spherear.study.reference import Reference
 from spherear.study.release import LINES, SHIPPED_VARIANTS, Remeasured, against, measured_again, name_of, release
@@ -85,6 +86,15 @@ def test_records_of_an_unfinished_study_are_whole_cells_of_its_grid(tmp_path):
         assert not any("dirty" in r.commit or "dirty" in r.trained for r in records)
 
 
+def test_the_report_is_of_the_strengths_that_were_best_in_the_selection():
+    records, grid = shipped_records("select"), GRIDS["report"]
+    families = [Variant.named(name).family for name in grid.variants]
+    assert list(grid.variants) == [best(records, family).variant for family in families]
+    assert grid.selection == "select"
+    assert not set(grid.seeds) & set(GRIDS["select"].seeds)
+    assert {grid.half, GRIDS["select"].half} == {"a", "b"}
+
+
 @pytest.mark.slow
 def test_a_shipped_model_is_the_one_of_its_records():
     """In half precision, with the cell's own labels and seeds: the same numbers but for a few images."""
@@ -120,7 +130,9 @@ def test_shipping_writes_half_precision_and_a_log(tmp_path):
     assert len(log) == 2 + LINES
     assert log[-1] == '{"step": 40}'
     open_study(GRIDS["quick"], tmp_path / "quick", "spherear study quick")
-    with pytest.raises(ValueError, match=r"the study is 'quick'; expected one of \['doubled', 'full', 'heads', 'laws', 'se"):
+    with pytest.raises(
+        ValueError, match=r"the study is 'quick'; expected one of \['doubled', 'full', 'heads', 'laws', 'se"
+    ):
         release(tmp_path / "quick", out)
 
 
