@@ -1,5 +1,6 @@
 """Held-out images and the classifier to evaluate generated images with, and scores of a set of samples."""
 
+import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.util import find_spec
@@ -100,7 +101,7 @@ class Reference:
         """The same, judging on another device. A judge of one's own that is no torch module stays where it is."""
         if not isinstance(self.classifier, nn.Module):
             return self
-        return replace(self, classifier=self.classifier.to(device), device=str(device))
+        return replace(self, classifier=copy.deepcopy(self.classifier).to(device), device=str(device))
 
     @classmethod
     def load(

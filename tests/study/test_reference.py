@@ -2,7 +2,7 @@
 
 import json
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -243,3 +243,27 @@ def test_scores_see_bytes_whoever_scores(path, tmp_path, monkeypatch, tiny_vae, 
     assert {tuple(row) for row in bytes_.flatten(1).tolist()} <= rows
     if filed is not None:
         assert {tuple(row) for row in torch.from_numpy(filed.copy()).permute(0, 3, 1, 2).flatten(1).tolist()} <= rows
+
+
+class Brightness:
+    """A judge that is no torch module."""
+
+    def features(self, images):
+        return torch.stack((images.mean((1, 2, 3)), images.std((1, 2, 3))), dim=1)
+
+    def classify(self, features):
+        return torch.cat((features, -features), dim=1)
+
+
+def test_images_are_judged_on_another_device_alike(device):
+    """Scores of real digits, on the CPU and on `device`; a judge that is no module stays where it is."""
+    data = load_data("digits", 16)
+    images, labels = data.batch(torch.arange(200))
+    here = Reference.of("digits")
+    expected = asdict(here.judge(images, labels))
+    there = here.on(device)
+    assert there.side.features.device.type == device
+    assert asdict(there.judge(images, labels)) == pytest.approx(expected, rel=1e-4, abs=1e-4)
+    own = Reference(here.images, here.labels, Brightness())
+    assert own.on(device) is own
+    assert own.side.features.device.type == "cpu"
