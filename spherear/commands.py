@@ -100,7 +100,8 @@ def study(
     records = read_records(folder / RESULTS_FILE)
     selection = shipped_records(plan.selection) if plan.selection in RECORDED else None
     print(folder / RESULTS_FILE)
-    for head in sorted({r.head for r in default_sampling(records)}):  # families are compared with the same head alone
+    # families are compared with the same head alone, and with the grid's own solver
+    for head in sorted({r.head for r in default_sampling(records, metric="frechet")}):
         where = folder / "figures" / ("" if head == "auto" else head)
         print(*write_report(select(records, head=head), where, selection), sep="\n")
     if plan.methods:

@@ -288,6 +288,10 @@ def test_a_study_of_recorded_cells_trains_nothing(tmp_path, capfd):
     assert "4 cells are taken from the records that ship" in err
     assert "seed 6" not in err
     assert str(tmp_path / "figures" / "claims.md") in out
+    assert cli.main(["study", "heads", "--recorded", "--out", str(tmp_path / "heads")]) == 0  # not all take its solver
+    out, err = capfd.readouterr()
+    assert "30 cells are taken from the records that ship" in err
+    assert "geodesic mean velocity" in (tmp_path / "heads" / "figures" / "heads.md").read_text()
     assert cli.main(["study", "quick", "--recorded", "--out", str(tmp_path / "quick")]) == 2
     assert "study is 'quick'; expected one of 'doubled', 'full'" in capfd.readouterr().err
     assert cli.main(["study", "doubled", "--recorded", "--judge", "mine", "--out", str(tmp_path / "quick")]) == 2

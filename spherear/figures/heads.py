@@ -21,10 +21,10 @@ TICKS = (0.5, 1, 2, 5, 10, 20, 50)
 def heads_figure(found: Sequence[Curve]) -> Figure:
     """Lines are means over seeds, points are seeds; grey: the published solver, and the margin above it."""
     families = list(dict.fromkeys(curve.family for curve in found))
+    require(len(families) > 0, "there are no curves; expected records of two seeds or more")
     used = sorted({curve.evaluations for curve in found if curve.method != REFERENCE})
     values = [value for curve in found for value in curve.values.values()]
     shown = [tick for tick in TICKS if min(values) / 1.5 < tick < 1.5 * max(values)]
-    require(len(families) > 0, "there are no curves; expected records of two seeds or more")
     figure = new_figure(4.2 * len(families), 4.4)
     axes = figure.subplots(1, len(families), sharex=True, sharey=True, squeeze=False)[0]
     for axis, family in zip(axes, families, strict=True):
