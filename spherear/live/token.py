@@ -216,7 +216,7 @@ def _set_points(trace: Any, points: Float[Tensor, "n 3"]) -> None:
 
 
 def _eye(degrees: float | int) -> dict[str, float]:
-    return camera(degrees, distance=1.7, height=0.75)
+    return camera(degrees, distance=2.0, height=0.85)
 
 
 def _space() -> go.FigureWidget:
