@@ -284,6 +284,9 @@ def test_the_page_of_the_panel_alone_moves_too(context, tmp_path):
         assert page.title() == page.inner_text("h1")
         assert page.evaluate("document.documentElement.lang") == "en"
         is_seen_at_once(page, tmp_path)
+        page.evaluate("document.activeElement.blur()")
+        page.keyboard.press("Tab")  # the first stop is the slider
+        assert page.evaluate("document.activeElement.closest('.spherear-scale') !== null")
         assert unnamed(page) == []
         page.click(".spherear-more")
         page.screenshot(path=tmp_path / "page.png", full_page=True)
