@@ -87,11 +87,13 @@ def still(panel: Any, text: str) -> NotebookOutput:
     return NotebookOutput(text, {PNG: _base64(panel.snapshot().data)}, still=True)
 
 
-def interactive(figure: go.Figure, static: NotebookOutput) -> NotebookOutput:
-    """A plotly figure, with a static PNG for viewers that cannot run plotly."""
-    require(PNG in static.formats, "the static output has no PNG; expected what `picture` makes")
-    formats = {PLOTLY: json.loads(figure.to_json()), PNG: static.formats[PNG]}
-    return NotebookOutput(static.text, formats, size=static.size)
+def interactive(figure: go.Figure, text: str) -> NotebookOutput:
+    """A plotly figure, shown below the picture that has the same content; `text` where plotly cannot run.
+
+    It has no picture of its own: a viewer shows one format of an output, and the other would then be out of reach.
+    """
+    require(bool(text.strip()), "text is empty; expected a description of the figure")
+    return NotebookOutput(text, {PLOTLY: json.loads(figure.to_json())})
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> NotebookOutput:

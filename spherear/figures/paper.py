@@ -217,9 +217,15 @@ def closed(z: Float[Tensor, "polar azimuth"]) -> Float[Tensor, "polar more"]:
 
 
 AXES = {
-    f"{name}axis": {"title": {"text": f"{word} number"}}
+    f"{name}axis": {"title": {"text": f"{word} number", "font": {"size": 14}}, "nticks": 5, "tickfont": {"size": 12}}
     for name, word in zip("xyz", ("first", "second", "third"), strict=True)
 }
+SPACE = {
+    "width": 720, "height": 440, "margin": {"l": 0, "r": 0, "t": 40, "b": 0}, "template": "plotly_white",
+    "paper_bgcolor": "white", "font": {"size": 14, "color": "black"},
+    "legend": {"x": 0, "y": 1, "itemsizing": "constant"},
+}  # fmt: skip
+"""Layout of figures in space: below their picture on one screen, legible in a dark theme too."""
 
 
 def token_laws_figure_3d(laws: TokenLaws, which: str = "sphere") -> go.Figure:
@@ -229,7 +235,8 @@ def token_laws_figure_3d(laws: TokenLaws, which: str = "sphere") -> go.Figure:
         x, y, z = cloud.float().T.numpy()
         marker = {"size": 3, "color": color, "opacity": 0.7}
         figure.add_scatter3d(x=x, y=y, z=z, mode="markers", marker=marker, name=f"token {position + 1}")
-    figure.update_layout(scene={**AXES, "aspectmode": "cube"}, title={"text": f"tokens: {which}"})
+    scene = {**AXES, "aspectmode": "cube", "camera": {"eye": dict.fromkeys("xyz", 1.5)}}
+    figure.update_layout(scene=scene, title={"text": f"tokens: {which}"}, **SPACE)
     return figure
 
 
@@ -244,7 +251,9 @@ def direction_laws_figure_3d(laws: DirectionLaws) -> go.Figure:
             x=x + shift, y=y, z=z, surfacecolor=color, cmin=0, cmax=top, colorscale="Viridis", showscale=shift > 0,
             name=name, hovertemplate="%{surfacecolor:.2f}", colorbar={"title": {"text": "density"}},
         )  # fmt: skip
+    scene: dict[str, Any] = {f"{name}axis": {"visible": False} for name in "xyz"}  # shifted, so ticks would be wrong
+    scene |= {"aspectmode": "data", "camera": {"eye": {"x": 0, "y": -1.2, "z": 1.2}}}
     figure.update_layout(
-        scene={**AXES, "aspectmode": "data"}, title={"text": "Power Spherical, and a Gaussian projected"}
+        scene=scene, title={"text": "Power Spherical (left), and a Gaussian projected (right)"}, **SPACE
     )
     return figure

@@ -162,16 +162,20 @@ def _cell_problems(cells: Sequence[Any]) -> Iterator[tuple[int, str]]:
     for number, cell in enumerate(cell for cell in cells if cell.cell_type == "code"):
         if not cell.source.startswith(MODULE) and re.search(DEFINES, cell.source, re.MULTILINE):
             yield number, "defines a class; expected that in the library"
+        pictures = 0
         for output in cell.outputs:
             data = output.get("data", {})
+            pictures += PNG in data
             if output.output_type == "error":
                 yield number, f"ends in {output.ename}"
             if output.get("name") == "stderr":
                 yield number, f"writes to stderr: {output.text[:60]!r}"
             if _is_widget(output):
                 yield number, "stores a widget"
-            if PLOTLY in data and PNG not in data:
-                yield number, "shows a plotly figure without a PNG beside it"
+            if PLOTLY in data and not pictures:
+                yield number, "shows a plotly figure without a PNG above it"
+            if PLOTLY in data and PNG in data:
+                yield number, "hides a PNG behind a plotly figure; expected it in an output of its own"
             if RAW.search(str(output.get("text", data.get("text/plain", "")))):
                 yield number, "shows a raw object"
             if PNG in data and not output.metadata.get(PNG, {}).get("alt"):

@@ -216,7 +216,7 @@ def _set_points(trace: Any, points: Float[Tensor, "n 3"]) -> None:
 
 
 def _eye(degrees: float | int) -> dict[str, float]:
-    return camera(degrees, distance=1.7, height=0.75)
+    return camera(degrees, distance=2.0, height=0.85)
 
 
 def _space() -> go.FigureWidget:
@@ -237,7 +237,7 @@ def _space() -> go.FigureWidget:
                          textfont={"size": 14, "color": look.color}, textposition=look.text)
         )  # fmt: skip
     axes = {f"{axis}axis": {"title": {"text": ""}, "showticklabels": False} for axis in "xyz"}
-    scene = {**axes, "aspectmode": "data", "camera": {"eye": _eye(35)}}
+    scene = {**axes, "aspectmode": "data", "camera": {"eye": _eye(35), "center": {"x": 0, "y": 0, "z": -0.1}}}
     return live_figure("space", traces, "", "", height=460, scene=scene, margin={"l": 0, "r": 0, "t": 0, "b": 0})
 
 

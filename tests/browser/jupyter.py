@@ -59,10 +59,18 @@ class Lab:
 
 
 @contextmanager
-def running_lab(folder: Path, seconds: float | int = 90) -> Iterator[Lab]:
-    """JupyterLab on `folder`, as `spherear lab` starts it, until the block ends. The log is `folder`/lab.log."""
+def running_lab(folder: Path, seconds: float | int = 90, theme: str = "") -> Iterator[Lab]:
+    """JupyterLab on `folder`, as `spherear lab` starts it, until the block ends. The log is `folder`/lab.log.
+
+    theme: its name, as in the menu of settings; "" is the default.
+    """
     lab = Lab(folder, free_port(), secrets.token_hex(16))
     command = [*lab_command(folder, Path("x.ipynb"), port=lab.port, browser=False), "--ServerApp.port_retries=0"]
+    if theme:
+        chosen = folder / ".settings" / "@jupyterlab" / "apputils-extension" / "themes.jupyterlab-settings"
+        chosen.parent.mkdir(parents=True)
+        chosen.write_text(json.dumps({"theme": theme}))
+        command.append(f"--LabApp.user_settings_dir={folder / '.settings'}")
     with _running(lab, command, seconds):
         yield lab
 

@@ -284,6 +284,9 @@ def test_the_page_of_the_panel_alone_moves_too(context, tmp_path):
         assert page.title() == page.inner_text("h1")
         assert page.evaluate("document.documentElement.lang") == "en"
         is_seen_at_once(page, tmp_path)
+        page.evaluate("document.activeElement.blur()")
+        page.keyboard.press("Tab")  # the first stop is the slider
+        assert page.evaluate("document.activeElement.closest('.spherear-scale') !== null")
         assert unnamed(page) == []
         page.click(".spherear-more")
         page.screenshot(path=tmp_path / "page.png", full_page=True)
@@ -414,6 +417,7 @@ def test_the_other_panels_show_and_move(context, lab, tmp_path):
         assert float(again) > float(second)  # a larger perturbation
         for name in ("spheres", "density", "space", "token-lengths", "perturbation-growth"):
             is_drawn(page, name, tmp_path)
+        assert ends_in_white(page.locator(".spherear-space"), tmp_path / "space.png", "blr")
         page.set_viewport_size({"width": 390, "height": 1400})
         for place, panel in enumerate(page.locator(".spherear-panel").all()):
             panel.scroll_into_view_if_needed()
@@ -433,6 +437,105 @@ def is_drawn(page, name, folder):
             return len(np.unique(np.asarray(image.convert("RGB")).reshape(-1, 3), axis=0))
 
     until(lambda: colors() > 20)
+
+
+FIGURE_3 = """from IPython.display import display
+from spherear.analysis.latents import token_laws
+from spherear.figures import gallery
+from spherear.figures.display import interactive, picture
+from spherear.figures.paper import token_laws_figure, token_laws_figure_3d
+three = [gallery.shipped(family, "digits3") for family in ("vq", "gaussian", "power_spherical")]
+tokens = token_laws(*three, positions=(1, 6, 9), label=2, images=40)
+display(picture(token_laws_figure(tokens), "Figure 3"))
+interactive(token_laws_figure_3d(tokens), "its sphere")"""
+FIGURE_5 = """from spherear.analysis.densities import direction_laws
+from spherear.figures.paper import direction_laws_figure, direction_laws_figure_3d
+laws = direction_laws(resolution=40)
+display(picture(direction_laws_figure(laws), "Figure 5"))
+interactive(direction_laws_figure_3d(laws), "its spheres")"""
+FAINT = """limit => {
+  const numbers = color => color.match(/[\\d.]+/g).map(Number);
+  const light = color => numbers(color).slice(0, 3).map(c => c / 255).map(
+    c => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4,
+  ).reduce((sum, c, place) => sum + c * [0.2126, 0.7152, 0.0722][place], 0);
+  const ground = e => {
+    const color = getComputedStyle(e).backgroundColor;
+    return (numbers(color)[3] ?? 1) > 0.5 ? color : ground(e.parentElement);
+  };
+  const contrast = (a, b) => (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+  return [...document.querySelectorAll(".spherear-panel *")].filter(
+    e => e.checkVisibility() && [...e.childNodes].some(n => n.nodeType === 3 && n.data.trim()),
+  ).filter(e => !e.closest("svg, .plot-container, option")).filter(
+    e => contrast(light(getComputedStyle(e).color), light(ground(e))) < limit,
+  ).map(e => e.outerHTML.slice(0, 120));
+}"""
+"""Elements of a panel whose text has less than a contrast to the ground behind it."""
+
+
+@pytest.fixture(scope="module")
+def dark_lab(tmp_path_factory):
+    with running_lab(tmp_path_factory.mktemp("dark"), theme="JupyterLab Dark") as running:
+        yield running
+
+
+def test_figures_3_and_5_stand_whole_below_their_panels_in_the_dark_theme(context, dark_lab, tmp_path):
+    """Both the three panels and the figure that turns are shown, and neither is cut off."""
+    with notebook(context, dark_lab, [FIGURE_3, FIGURE_5], "figures") as opened:
+        page = opened.page
+        assert page.evaluate("document.body.dataset.jpThemeLight") == "false"
+        page.set_viewport_size({"width": 1366, "height": 1000})
+        for number, name in enumerate(("figure 3", "figure 5")):
+            cell = page.locator(".jp-Notebook .jp-CodeCell").nth(number)
+            turning, still = cell.locator(".main-svg >> nth=0"), cell.locator(".jp-RenderedImage img")
+            turning.scroll_into_view_if_needed(timeout=120_000)
+            cell.locator("canvas >> nth=0").wait_for(timeout=120_000)
+            assert still.is_visible()
+            assert still.bounding_box()["y"] + still.bounding_box()["height"] <= turning.bounding_box()["y"]
+            place = cell.locator(".jp-Cell-outputArea").bounding_box()
+            for part in (still.bounding_box(), turning.bounding_box()):
+                assert part["x"] + part["width"] <= place["x"] + place["width"]
+            until(lambda turning=turning, name=name: ends_in_white(turning, tmp_path / f"{name}.png"), seconds=120)
+        assert opened.troubles == []
+
+
+def ends_in_white(part, path, sides="tblr"):
+    """Whether something is drawn, and nothing reaches the sides of the picture, where it would be cut off."""
+    part.screenshot(path=path, timeout=120_000)
+    with Image.open(path) as image:
+        pixels = np.asarray(image.convert("RGB"))[2:-2, 2:-2]  # what lies beside it may show at its very edge
+    edges = {"t": pixels[:2], "b": pixels[-2:], "l": pixels[:, :2], "r": pixels[:, -2:]}
+    return len(np.unique(pixels.reshape(-1, 3), axis=0)) > 100 and all((edges[side] == 255).all() for side in sides)
+
+
+def test_the_guidance_panel_fits_a_lab_at_200_percent_in_the_dark_theme(context, dark_lab, tmp_path):
+    """By keyboard alone; with the longest sentence, that of a large guidance scale."""
+    cell = GUIDANCE.replace("guidance_scale=3.0", "guidance_scale=12.0")
+    with notebook(context, dark_lab, [cell], "zoom") as opened:
+        page, (width, height) = opened.page, SCREENS["zoom"]
+        page.set_viewport_size({"width": width, "height": height})
+        page.wait_for_selector(".spherear-status >> text=done", timeout=60_000)
+        page.keyboard.press("Escape")
+        for _ in range(40):
+            page.keyboard.press("Tab")
+            if page.evaluate("document.activeElement.closest('.spherear-scale') !== null"):
+                break
+        number = picture_number(page)
+        page.keyboard.press("ArrowRight")
+        wait_for_picture(page, number)
+        assert scale_shown(page) == pytest.approx(12.1)
+        page.locator(".spherear-scale").evaluate("e => e.scrollIntoView({block: 'start'})")
+        bar = page.locator("#jp-bottom-panel, #jp-main-statusbar").last.bounding_box()["y"]
+        until(lambda: all(is_within(page, part, width, bar + 1) for part in IN_SIGHT))
+        page.screenshot(path=tmp_path / "zoom.png")
+        assert page.evaluate(FAINT, 4.5) == []
+        page.click(".spherear-more")
+        page.wait_for_selector(".spherear-others", timeout=60_000)
+        assert page.evaluate(FAINT, 4.5) == []
+        arrow = "getComputedStyle(document.querySelector('.spherear-family select')).backgroundImage"
+        assert "white" in page.evaluate(arrow)
+        page.set_viewport_size({"width": 1366, "height": 768})
+        page.screenshot(path=tmp_path / "more.png")
+        assert opened.troubles == []
 
 
 def test_training_is_paused_and_stopped_while_a_cell_waits_for_it(context, lab, tmp_path):

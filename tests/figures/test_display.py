@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from spherear.figures.display import MARKDOWN, PLOTLY, PNG, interactive, markdown, picture, sheet, still, table
+from spherear.figures.display import MARKDOWN, PLOTLY, PNG, interactive, picture, sheet, still, table
 from spherear.figures.lessons import curves_figure
 
 
@@ -44,13 +44,13 @@ def test_a_sheet_is_its_pixels():
         sheet(torch.ones(2, 3, 4, 4), 2, "two", zoom=0)
 
 
-def test_an_interactive_figure_has_a_static_picture():
-    data, metadata = interactive(go.Figure(go.Scatter(y=[1, 2])), a_picture())._repr_mimebundle_()
-    assert set(data) == {PLOTLY, PNG, "text/plain"}
+def test_an_interactive_figure_stands_below_its_picture_and_says_what_it_is():
+    data, metadata = interactive(go.Figure(go.Scatter(y=[1, 2])), "the line, to be turned")._repr_mimebundle_()
+    assert set(data) == {PLOTLY, "text/plain"}  # a PNG in the same output could not be reached in JupyterLab
     assert data[PLOTLY]["data"][0]["type"] == "scatter"
-    assert metadata[PNG] == {"alt": "a line that rises", "width": 504, "height": 302}
-    with pytest.raises(ValueError, match="the static output has no PNG"):
-        interactive(go.Figure(), markdown("text"))
+    assert (data["text/plain"], metadata) == ("the line, to be turned", {})
+    with pytest.raises(ValueError, match="text is empty"):
+        interactive(go.Figure(), " ")
 
 
 def test_a_still_is_what_the_panel_shows():

@@ -132,6 +132,7 @@ def test_nothing_is_wrong_with_a_clean_notebook(tmp_path):
         ([("x", stream("oh", "stderr"))], "cell 0 writes to stderr: 'oh'"),
         ([("x", nbformat.v4.new_output("error", ename="KeyError", evalue="", traceback=[]))], "ends in KeyError"),
         ([("x", shown(**{PLOTLY: {}}))], "shows a plotly figure without a PNG"),
+        ([("x", shown(**{PLOTLY: {}, PNG: ""}))], "cell 0 hides a PNG behind a plotly figure"),
         ([("x", shown(**{"text/plain": "<a.B object at 0x7f00aa>"}))], "cell 0 shows a raw object"),
         ([("x", shown(**{"text/plain": "tensor([1.])"}))], "shows a raw object"),
         ([("x", nbformat.v4.new_output("display_data", {PNG: ""}))], "shows a picture without a description"),
