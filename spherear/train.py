@@ -320,6 +320,7 @@ def _planned(job: VAEJob | ARJob, data: ImageData) -> str:
         check_classes(data, job.model)
         step = partial(ar_step, job.model, job.recipe, device=device)
     check_images(data, data.image_size, job.recipe)
+    check_graphs(job.recipe, device, job.execution)
     indices = data.spread(64)
     data.batch(indices, job.recipe.augmentation_at(0))
     check_broken(data, job.recipe.max_broken)

@@ -292,6 +292,10 @@ class _Statements:
         free = tuple(product(CONSTRAINED, FREE))
         text = "{0} is below {1} over {2} strengths, each cell at its best guidance"
         rows = self._over(text, ((S, N), (N, G), (S, G), (G, F)), "frechet", lambda v: min(v.values()))
+        if any(
+            high not in values for family in (*CONSTRAINED, *FREE) for values in self._cells(family, "frechet").values()
+        ):
+            return rows  # guidance was not as high in every cell
         text = f"{{1}} degrades more than {{0}} over {{2}} strengths: Frechet at guidance {high:g} - at best"
         rows += self._over(text, free, "frechet", lambda v: v[high] - min(v.values()))
         text = f"At guidance {high:g}, the length of late raw tokens shifts more in {{1}} than in {{0}}"

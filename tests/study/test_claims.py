@@ -249,6 +249,15 @@ def test_families_are_compared_over_all_cells_where_their_strengths_are_at_like_
     assert swapped["S is below N over 3 strengths, each cell at its best guidance"].verdict == "contradicted"
 
 
+def test_a_guidance_that_a_cell_lacks_is_not_compared_over_strengths():
+    rows = strengths({"S": 4.0, "N": 7.0, "G": 10.0, "F": 13.0})
+    for lacking in (12.0, 20.0):  # in one cell, and everywhere
+        kept = [r for r in rows if (r.variant, r.seed, r.guidance_scale) != ("G-02", 7, lacking)]
+        found = {c.statement.text for c in claims(kept, lacking, lacking) if "over 3 strengths" in c.statement.text}
+        assert len(found) == 4
+        assert all("below" in text for text in found)
+
+
 def test_strengths_at_other_rates_are_not_compared():
     rows = strengths({"S": 4.0, "N": 7.0, "G": 10.0, "F": 13.0})
     other = [replace(r, value=2 * r.value) if (r.family, r.metric) == ("gaussian", "kl") else r for r in rows]

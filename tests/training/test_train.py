@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from spherear import VAE, SphereAR
+from spherear import VAE, SphereAR, cli
 from spherear.models.files import read_json
 from spherear.models.presets import Preset, with_vae
 from spherear.models.pretrained import fingerprint
@@ -67,7 +67,7 @@ def test_loss_falls(kind, vae, digits, device):
     assert sum(losses[-10:]) < 0.9 * sum(losses[:10])
 
 
-def test_graphs_are_refused_where_they_cannot_be_replayed(vae, digits, tmp_path):
+def test_graphs_are_refused_where_they_cannot_be_replayed(vae, digits, tmp_path, capsys):
     with pytest.raises(ValueError, match="graphs is True without compile; expected both"):
         Execution(graphs=True)
     graphs = Execution(compile=True, graphs=True)
@@ -83,6 +83,10 @@ def test_graphs_are_refused_where_they_cannot_be_replayed(vae, digits, tmp_path)
     ):
         check_graphs(halves, "cuda", graphs)
     check_graphs(VAE_RECIPE, "cuda", graphs)
+    options = ["--preset", "digits", "--run", str(tmp_path / "run"), "--device", "cpu", "--compile", "--graphs"]
+    for dry in ([], ["--dry-run"]):
+        assert cli.main(["train", "vae", *options, *dry]) == 2
+        assert "graphs is True on cpu" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
