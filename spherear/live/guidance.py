@@ -42,7 +42,7 @@ from spherear.models.pretrained import shipped_name
 from spherear.sampling.placement import placement_of
 from spherear.sampling.settings import NAMED_SETTINGS, SCHEDULES, SamplingSettings
 
-FRAME, TRACE = 0.06, 0.3
+FRAME, TRACE = 0.12, 1.0
 """Minimum seconds between two image updates, and between two updates of the length plots."""
 AUTO, FAMILY = "auto", "power_spherical"
 OPENING_SCALE = 12.0  # where families differ plainly
@@ -153,6 +153,7 @@ class GuidanceExplorer(GuidanceControls, controls.Panel[GuidanceRequest]):
 
     def draw(self, request: GuidanceRequest, cancellation: Cancellation) -> None:
         """Draw token by token, showing images at intervals. The last result is cached, for changes of the overlay."""
+        self.caption.value = self._caption(request)
         if self._last is not None and self._last[0] == request.picture:
             self._show_canvases(self._last[1], request)
         else:
@@ -215,11 +216,18 @@ class GuidanceExplorer(GuidanceControls, controls.Panel[GuidanceRequest]):
             text = words.picture_text(title, self._classes_text(picture), scale, words.facts(facts))
             self.browser.describe(**{f"grid_{place}": text, f"trace_{place}": f"Lengths of tokens of {title}: {text}"})
 
+    def _class_name(self, label: int, model: str) -> str:
+        names = self.reality.classes(model)
+        return names[label] if names else self.config.name_of(label)
+
     def _classes_text(self, picture: Picture) -> str:
-        first = picture.labels[0]
-        names = self.reality.classes(picture.models[0])
-        name = names[first] if names else self.config.name_of(first)
+        name = self._class_name(picture.labels[0], picture.models[0])
         return "each class" if len(set(picture.labels)) > 1 else f"class {name}"
+
+    def _caption(self, request: GuidanceRequest) -> str:
+        picture, first = request.picture, request.picture.models[0]
+        names = [self._class_name(label, first) for label in picture.labels]
+        return words.caption(names, request.columns or picture.columns, self.reality.judged(first))
 
     def _ask_strip(self) -> None:
         self._strip_asked = True

@@ -51,11 +51,12 @@ class ModelColumn(widgets.VBox):
     def show(self, canvas: Canvas, request: GuidanceRequest, title: str, trace: bool = True) -> None:
         """Show a partial or finished canvas. trace: update the length plot too, which is slow in a browser."""
         picture = request.picture
-        columns = request.columns or picture.columns
-        self.pixels = pixels = sheet(canvas.images(), columns, picture.zoom)
+        columns, zoom = request.columns or picture.columns, picture.zoom
+        self.pixels = sheet(canvas.images(), columns, zoom)
+        pixels = self.pixels[::zoom, ::zoom]  # the page enlarges them: to send each once is faster
         expected, (raw, token) = expected_length(canvas.pipeline), canvas.lengths()
         if request.overlay:
-            pixels = overlay_lengths(pixels, raw, expected, columns, picture.zoom)
+            pixels = overlay_lengths(self.pixels, raw, expected, columns, zoom)
         self.image.value = png_bytes(pixels)
         fitted = picture.settings.fitting(canvas.pipeline.ar.config.head_kind)
         own = "" if fitted == picture.settings else f" ({fitted.solver}, {fitted.steps} per token)"

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from spherear.analysis.canvas import Canvas
 from spherear.live.latest_wins import Cancellation
+from spherear.live.parts.own_code import definitions
 from spherear.models.config import Config, require
 from spherear.models.files import parse_object
 from spherear.models.heads.table import HeadKind
@@ -68,8 +69,10 @@ class Picture(Config):
         """Python code that draws and saves the same images. pipeline: the line that makes a pipeline, from its name.
 
         head: the kind of head of a model, from its name; one that takes another solver has settings of its own.
+        A schedule, solver or spacing of the user's own is imported or defined first.
         """
-        lines = ["from spherear import Pipeline, SamplingSettings, save_png, tile", ""]
+        lines = ["from spherear import Pipeline, SamplingSettings, save_png, tile"]
+        lines += [*definitions(self.settings), ""]
         shown = None
         for number, name in enumerate(self.models, 1):
             settings = self.settings if head is None else self.settings.fitting(head(name))

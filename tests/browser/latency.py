@@ -3,6 +3,8 @@
     python -m tests.browser.latency            # 20 moves by pointer, 20 by key
     python -m tests.browser.latency balanced   # with another row of NAMED_SETTINGS
     python -m tests.browser.latency fast shapes   # in colour: 64 tokens for 16
+    spherear distill shapes-power_spherical --steps 20 && python -m tests.browser.latency fast shapes \
+        runs/shapes-power_spherical/heads/mean_velocity   # one evaluation per token
 
 Knows: the guidance panel in a real JupyterLab in a real browser.  Does not know: how any of it is done.
 Needs Playwright and a chromium on the PATH. The panel needs no WebGL, and the browser runs without: drawing that on the
@@ -125,15 +127,16 @@ def report(name: str, moves: list[Move]) -> str:
     )
 
 
-def main(settings: str = "fast", preset: str = "digits") -> None:
+def main(settings: str = "fast", preset: str = "digits", model: str = "power_spherical") -> None:
     """Print the medians over 20 moves by pointer and 20 by key, for 16 images of one model."""
     SamplingSettings.named(settings)
+    model = str(Path(model).resolve()) if Path(model).is_dir() else model
     cell = (
         "from spherear.live import GuidanceExplorer\n"
-        f"panel = GuidanceExplorer(compare=None, settings={settings!r}, preset={preset!r}, label=3)\npanel"
+        f"panel = GuidanceExplorer({model!r}, compare=None, settings={settings!r}, preset={preset!r}, label=3)\npanel"
     )
     load = os.getloadavg()[0]
-    print(f"16 images of {preset}, settings {settings!r}; {os.cpu_count()} cores, load before {load:.1f}", flush=True)
+    print(f"16 images of {preset} ({Path(model).name}), settings {settings!r}; {os.cpu_count()} cores, load {load:.1f}")
     with tempfile.TemporaryDirectory() as folder, running_lab(Path(folder)) as lab, browser(webgl=False) as context:  # noqa: SIM117
         with notebook(context, lab, [cell], "latency") as opened:
             page = opened.page
@@ -142,7 +145,7 @@ def main(settings: str = "fast", preset: str = "digits") -> None:
             page.evaluate(WATCH)
             drag(page, 0.3)  # warm
             page.wait_for_timeout(2000)
-            print(report("pointer", measure(page, lambda n: drag(page, 0.2 + 0.6 * (n * 7 % 20) / 20))), flush=True)
+            print(report("pointer", measure(page, lambda n: drag(page, 0.1 + 0.28 * (n * 7 % 20) / 20))), flush=True)
             print(report("key", measure(page, lambda n: press(page, "ArrowLeft" if n % 2 else "ArrowRight"))))
             print(f"load after {os.getloadavg()[0]:.1f}; errors of the page: {len(opened.troubles)}")
 

@@ -13,6 +13,7 @@ from spherear import Pipeline
 from spherear.evaluation.classifier import load_classifier
 from spherear.evaluation.judge import as_saved
 from spherear.live import GuidanceExplorer
+from spherear.live.parts import words
 from spherear.live.parts.guidance_controls import STRIP
 from spherear.live.parts.models import fitting_preset
 from spherear.live.parts.strip import FONT, GAP
@@ -77,6 +78,23 @@ def test_the_sentence_says_what_is_seen(opened):
         else:
             assert int(re.search(r"late tokens (\d+)% too long", part)[1]) == pytest.approx(100 * handed_on, abs=3)
             assert handed_on > 0.1
+
+
+def test_below_the_images_stands_what_they_were_asked_to_be(opened):
+    picture = opened.read().picture
+    classes = load_data("shapes", 32).classes
+    said = re.sub(r"<.*?>", "", opened.caption.value)
+    rows = re.fullmatch(r"Row by row: (.*)\. Recognised: by a classifier that learnt real images\.", said)[1].split(
+        "; "
+    )
+    assert [row.split(", ") for row in rows] == [list(classes[:5]), list(classes[5:])]
+    assert picture.columns == 5
+    opened.browser.narrow = True
+    settled(opened)
+    assert opened.caption.value.count(";") == 4
+    opened.browser.narrow = False
+    settled(opened)
+    assert words.caption(["a<b"] * 3, 2, judged=False) == "<small>All images: a&lt;b.</small>"
 
 
 def test_both_plots_of_lengths_have_one_axis_and_the_band_of_real_tokens(opened):

@@ -21,8 +21,8 @@ MAX_SCALE = 20.0
 STRIP = (1.0, 4.5, 12.0, 20.0)
 """The guidance scales of the strip."""
 INTRO = (
-    "An image is drawn token by token, and each token is fed back. Guidance pushes every token towards its class; on a "
-    "sphere its length cannot grow."
+    "A picture is drawn token by token; a token is a few numbers, and is fed back before the next. Guidance pushes "
+    "every token towards the class asked for, and so makes it longer; on a sphere its length cannot grow."
 )
 Action = Callable[[], None]
 
@@ -72,6 +72,7 @@ class GuidanceControls:
             controls.text, ("sentence", "status", "machine", "note")
         )
         self.strip, self.strip_text = controls.image("strip"), controls.text("strip-text")
+        self.caption = controls.text("caption")
 
     def make_buttons(self, dice: Action, stop: Action, copy: Action, save: Action, strip: Action) -> None:
         """The buttons, each with what it does."""
@@ -102,6 +103,7 @@ class GuidanceControls:
             controls.tagged(widgets.HBox([self.scale]), "sticky"),
             self.sentence,
             pair,
+            self.caption,
             legend,
             controls.row(self.strip_button, self.stop_button, self.more, self.status),
             self.strip_text,

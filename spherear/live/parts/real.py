@@ -25,7 +25,7 @@ class Reality:
     def classes(self, name: str) -> tuple[str, ...]:
         """Names of the classes of the data set; empty if it is not known."""
         data = self.models.data(name)
-        return load_data(data, self.models.outline(name).vae.image_size).classes if data else ()
+        return _classes(data, self.models.outline(name).vae.image_size) if data else ()
 
     def tokens(self, name: str) -> RealTokens | None:
         """Lengths of real tokens as the model's VAE encodes them; None if its data set is not known."""
@@ -37,8 +37,16 @@ class Reality:
 
     def judge(self, name: str) -> JudgeNetwork | None:
         """The judge of the data set; None if there is none."""
-        data = self.models.data(name)
-        return _judge(data) if data in JUDGE_INPUTS else None
+        return _judge(self.models.data(name)) if self.judged(name) else None
+
+    def judged(self, name: str) -> bool:
+        """Whether there is one."""
+        return self.models.data(name) in JUDGE_INPUTS
+
+
+@cache
+def _classes(data: str, size: int) -> tuple[str, ...]:
+    return load_data(data, size).classes
 
 
 @cache

@@ -1,5 +1,6 @@
 """What the guidance panel says in words about what it shows: titles, one sentence, descriptions of its pictures."""
 
+import html
 import re
 from collections.abc import Sequence
 
@@ -49,6 +50,19 @@ def _off(change: float, more: str = "high", less: str = "low") -> str:
 def picture_text(title: str, classes: str, scale: float, state: str) -> str:
     """A description of a sheet of images, for screen readers. state: as `facts` says it."""
     return f"Images of {classes}, drawn by {title} at guidance {scale:g}: {re.sub(r'<.*?>', '', state)}"
+
+
+def caption(names: Sequence[str], columns: int, judged: bool) -> str:
+    """What stands below the images, as HTML: the class of each, row by row, and what recognised means.
+
+    names: of the classes of the images, in their order.
+    """
+    rows = [names[start : start + columns] for start in range(0, len(names), columns)]
+    if len(set(names)) == 1:
+        said = f"All images: {html.escape(names[0])}."
+    else:
+        said = f"Row by row: {'; '.join(html.escape(', '.join(row)) for row in rows)}."
+    return f"<small>{said}{' Recognised: by a classifier that learnt real images.' if judged else ''}</small>"
 
 
 def stopped(scale: float, canvas: Canvas) -> str:
