@@ -258,6 +258,10 @@ _ROWS = {
         solver_steps=25, scales=(1.0, 2.0),
     ),
 }  # fmt: skip
+_ROWS |= {  # `report` at other lengths of the sequence, at equal everything else
+    name: replace(_ROWS["report"], name=name, preset=sizes, seeds=(0, 1, 2), ablation_scales=(), selection="")
+    for name, sizes in (("length16", "shapes16"), ("length256", "shapes256"))
+}
 GRIDS = Table[Grid](_ROWS, grid_row)
 """Grids by name. One's own: `GRIDS.register(Grid(...))`, or a JSON file of the fields of `Grid`."""
 

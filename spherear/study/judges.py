@@ -44,11 +44,12 @@ def find_judge(judge: str, data: str, image_size: int, folder: Path | None = Non
     """The judge that `judge` names, for the images of `data` at `image_size` pixels.
 
     A row of JUDGES; the folder of a trained one; torchvision:NAME, with a linear layer fitted to the data; auto: the
-    one that ships for these data, or one trained on them, kept in `folder` and read from there the next time.
+    one that ships for these data if it can see images so small, or one trained on them, kept in `folder` and read from
+    there the next time.
     ValueError for an unknown name, for the judge of other classes or data, and for data without a held-out part.
     """
     name = data.partition(":")[0]
-    if judge == AUTO and name in JUDGE_INPUTS:
+    if judge == AUTO and name in JUDGE_INPUTS and JUDGE_INPUTS[name].native <= image_size:
         judge = name
     if judge == AUTO:
         if folder is not None and (folder / FACTS).is_file():

@@ -16,11 +16,14 @@ from spherear.evaluation.inception import FEWEST
 from spherear.evaluation.samples import read_samples
 from spherear.models.ar import SphereAR
 from spherear.models.layers import seeded
+from spherear.models.presets import preset
+from spherear.study import judges
 from spherear.study.cell import measure_point, measure_vae
 from spherear.study.design import GRIDS, Point
 from spherear.study.reference import Against, PictureBytes, Reference, checked_reference, judge_of
 from spherear.study.solvers import sweep
 from spherear.training.data.catalog import Digits, Shapes, load_data
+from spherear.training.recipes import recipes
 from tests.conftest import TINY_AR, TINY_VAE
 from tests.evaluation import stand_ins
 from tests.training.test_photographs import jpeg, picture
@@ -267,3 +270,28 @@ def test_images_are_judged_on_another_device_alike(device):
     own = Reference(here.images, here.labels, Brightness())
     assert own.on(device) is own
     assert own.side.features.device.type == "cpu"
+
+
+def test_images_smaller_than_the_shipped_judge_can_see_have_one_trained_on_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(judges, "LIMIT", 40)
+    monkeypatch.setattr(judges, "TESTED", 20)
+    trained = judges.find_judge("auto", "shapes", 16, tmp_path)
+    assert trained.network.view.native == 16
+    assert trained.facts["image_size"] == 16
+    again = judges.find_judge("auto", "shapes", 16, tmp_path)
+    images = load_data("shapes:test", 16).batch(torch.arange(4))[0]
+    assert_close(again.network.features(images), trained.network.features(images))
+    for size in (32, 64):
+        assert judges.find_judge("auto", "shapes", size, tmp_path).title == "the shapes judge"
+
+
+def test_lengths_differ_in_the_sequence_alone():
+    grids = {16: GRIDS["length16"], 64: GRIDS["report"], 256: GRIDS["length256"]}
+    for tokens, grid in grids.items():
+        sizes = preset(grid.preset)
+        assert sizes.ar.tokens == tokens
+        assert replace(sizes.ar, tokens=64) == preset("shapes").ar
+        assert replace(sizes.vae, image_size=32) == preset("shapes").vae
+        assert replace(recipes(grid.preset), data="shapes") == recipes("shapes")
+        same = ("variants", "vae_steps", "ar_steps", "batch_size", "images", "solver", "solver_steps", "scales", "half")
+        assert [getattr(grid, name) for name in same] == [getattr(GRIDS["report"], name) for name in same]
