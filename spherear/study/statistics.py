@@ -123,3 +123,20 @@ class Difference:
         differences = [a - b for a, b in zip(values, others, strict=True)]
         mean, half = fmean(differences), STUDENT[count] * stdev(differences) / count**0.5
         return cls(mean, mean - half, mean + half)
+
+
+def contrast(groups: Sequence[Sequence[float]], weights: Sequence[int]) -> Difference:
+    """The weighted sum of the groups' means, and its 95 % interval for unpaired groups of unequal variance.
+
+    By Student's t with the degrees of freedom of Welch and Satterthwaite, rounded down, and at most those of the table.
+    ValueError unless every group has two values or more, and for groups that do not vary at all.
+    """
+    sizes = [len(group) for group in groups]
+    require(min(sizes) > 1, f"groups have {sizes} values; expected at least 2 each")
+    parts = [w * w * stdev(group) ** 2 / len(group) for group, w in zip(groups, weights, strict=True)]
+    variance = sum(parts)
+    require(variance > 0, "no group varies; expected different values, for an interval")
+    freedom = variance**2 / sum(part**2 / (size - 1) for part, size in zip(parts, sizes, strict=True))
+    mean = sum(w * fmean(group) for group, w in zip(groups, weights, strict=True))
+    half = STUDENT[min(max(STUDENT), 1 + int(freedom + 1e-9))] * variance**0.5
+    return Difference(mean, mean - half, mean + half)

@@ -1,0 +1,128 @@
+"""The sphere's advantage against the length of the sequence, on the records of one study per length.
+
+An error of one token is fed back as often as tokens follow it, so that what the sphere removes should count more the
+longer the sequence is. The judges of two lengths differ (see `study.judges.find_judge`), and so do their distances;
+what is compared are ratios: a family's Frechet distance over that of S, at the same length and guidance.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import exp, log
+from statistics import fmean
+
+from spherear.console import markdown_table
+from spherear.models.config import require
+from spherear.sphere.families import FAMILIES, family_label, family_of_letter
+from spherear.study.claims import by_seed, default_sampling, spread
+from spherear.study.records import Record
+from spherear.study.statistics import Difference, contrast
+
+STUDIES = {16: "length16", 64: "report", 256: "length256"}
+"""Tokens -> the study of that length."""
+S = family_of_letter("S").name
+
+
+@dataclass(frozen=True)
+class Advantage:
+    """A family against S at one length and guidance. values, sphere: Frechet distance by seed.
+
+    logs: the difference of their mean logarithms, unpaired, with a 95 % interval.
+    lengths, sphere_lengths: of late raw tokens, relative to real ones, by seed.
+    """
+
+    tokens: int
+    family: str
+    guidance_scale: float
+    values: Mapping[int, float]
+    sphere: Mapping[int, float]
+    logs: Difference
+    lengths: Mapping[int, float]
+    sphere_lengths: Mapping[int, float]
+
+    @property
+    def ratio(self) -> float:
+        """The family's distance over that of S; above 1, S is the better one."""
+        return exp(self.logs.mean)
+
+
+@dataclass(frozen=True)
+class Growth:
+    """How much more S is ahead of a family in the longer sequence. logs: of the ratio of both ratios."""
+
+    family: str
+    guidance_scale: float
+    tokens: tuple[int, int]
+    logs: Difference
+
+
+def advantages(studies: Mapping[int, Sequence[Record]]) -> list[Advantage]:
+    """Every other family against S, by length and guidance; one variant of each. studies: tokens -> records.
+
+    Points that were measured with one seed alone, of either side, are left out. ValueError for two variants.
+    """
+    found = []
+    for tokens, records in sorted(studies.items()):
+        for family in FAMILIES:
+            variants = sorted({r.variant for r in records if r.family == family})
+            require(len(variants) < 2, f"{family} has variants {variants} at {tokens} tokens; expected one")
+            if not variants or family == S:
+                continue
+            for scale in sorted({r.guidance_scale for r in default_sampling(records, family=family)}):
+                values, sphere, lengths, others = (
+                    by_seed(default_sampling(records, family=name, guidance_scale=scale, metric=metric))
+                    for metric in ("frechet", "norm_change_late")
+                    for name in (family, S)
+                )
+                if min(len(values), len(sphere)) > 1:
+                    logs = contrast([_logs(values), _logs(sphere)], (1, -1))
+                    found.append(Advantage(tokens, family, scale, values, sphere, logs, lengths, others))
+    return found
+
+
+def _logs(values: Mapping[int, float]) -> list[float]:
+    return [log(value) for value in values.values()]
+
+
+def growths(found: Sequence[Advantage]) -> list[Growth]:
+    """For every family and guidance: the shortest sequence against the longest one."""
+    rows = []
+    for family, scale in dict.fromkeys((a.family, a.guidance_scale) for a in found):
+        own = [a for a in found if (a.family, a.guidance_scale) == (family, scale)]
+        short, long = min(own, key=lambda a: a.tokens), max(own, key=lambda a: a.tokens)
+        if short.tokens < long.tokens:
+            groups = [_logs(side) for side in (long.values, long.sphere, short.values, short.sphere)]
+            rows.append(Growth(family, scale, (short.tokens, long.tokens), contrast(groups, (1, -1, -1, 1))))
+    return rows
+
+
+def report(found: Sequence[Advantage]) -> str:
+    """All of it as Markdown."""
+    ratios = [
+        (
+            str(a.tokens), family_label(a.family), f"{a.guidance_scale:g}", spread(a.values), spread(a.sphere),
+            _factor(a.logs), f"{fmean(a.lengths.values()):+.0%}", f"{fmean(a.sphere_lengths.values()):+.0%}",
+        )
+        for a in found
+    ]  # fmt: skip
+    rows = [(family_label(g.family), f"{g.guidance_scale:g}", _factor(g.logs), _said(g.logs)) for g in growths(found)]
+    sizes = sorted({a.tokens for a in found})
+    return (
+        "Frechet distance of each family over that of S, at the same length and guidance; late length: of its raw "
+        "tokens, against real ones. Seeds are unpaired; the 95 % interval is Welch's, of the logarithms.\n\n"
+        + markdown_table(
+            ("tokens", "family", "guidance", "Frechet", "of S", "ratio, 95 %", "late length", "of S"), ratios
+        )
+        + f"\n\nThe ratio at {sizes[-1]} tokens over that at {sizes[0]}; none is corrected for their number:\n\n"
+        + markdown_table(("family", "guidance", "growth, 95 %", "here"), rows)
+        + "\n"
+    )
+
+
+def _factor(logs: Difference) -> str:
+    return f"{exp(logs.mean):.2f} [{exp(logs.low):.2f}, {exp(logs.high):.2f}]"
+
+
+def _said(logs: Difference) -> str:
+    if logs.low > 0:
+        return "grows"
+    return "shrinks" if logs.high < 0 else "undecided"
