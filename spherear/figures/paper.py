@@ -216,6 +216,12 @@ def closed(z: Float[Tensor, "polar azimuth"]) -> Float[Tensor, "polar more"]:
     return z[:, [*range(z.shape[1]), 0]]
 
 
+def capped(z: Float[Tensor, "polar azimuth"]) -> Float[Tensor, "more azimuth"]:
+    """`z` with the mean of the first ring before it and that of the last one after it, so that poles are no holes."""
+    first, last = (ring.mean().expand(1, z.shape[1]) for ring in (z[0], z[-1]))
+    return torch.cat((first, z, last))
+
+
 AXES = {
     f"{name}axis": {"title": {"text": f"{word} number", "font": {"size": 14}}, "nticks": 5, "tickfont": {"size": 12}}
     for name, word in zip("xyz", ("first", "second", "third"), strict=True)
@@ -246,7 +252,7 @@ def direction_laws_figure_3d(laws: DirectionLaws) -> go.Figure:
     top = float(max(laws.spherical.max(), laws.projected.max()))
     sides = (("Power Spherical", laws.spherical, -1.2), ("Gaussian, projected", laws.projected, 1.2))
     for name, density, shift in sides:
-        x, y, z, color = (closed(n).float().numpy() for n in (*laws.points.unbind(-1), density))
+        x, y, z, color = (closed(capped(n)).float().numpy() for n in (*laws.points.unbind(-1), density))
         figure.add_surface(
             x=x + shift, y=y, z=z, surfacecolor=color, cmin=0, cmax=top, colorscale="Viridis", showscale=shift > 0,
             name=name, hovertemplate="%{surfacecolor:.2f}", colorbar={"title": {"text": "density"}},
