@@ -36,6 +36,7 @@ from spherear.figures.diagnostics import (
     sheets_figure,
     spread_figure,
 )
+from spherear.figures.lengths import lengths_figure
 from spherear.figures.paper import direction_laws_figure, overview_figure, published_fid_figure, token_laws_figure
 from spherear.figures.study import (
     ablation_figure,
@@ -56,6 +57,8 @@ from spherear.sampling.settings import SamplingSettings
 from spherear.sphere.families import family_label, family_of_letter
 from spherear.study.claims import default_sampling
 from spherear.study.design import GRIDS, Point, Variant
+from spherear.study.questions.lengths import report as lengths_report
+from spherear.study.questions.lengths import shipped_advantages
 from spherear.study.records import RESULTS, shipped_records
 from spherear.study.reference import held_out
 from spherear.study.release import SHIPPED_VARIANTS
@@ -198,6 +201,7 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "figure4-colour": lambda: guidance_figure(shipped_records("select")),
     "drift": lambda: drift_figure(shipped_records()),
     "drift-colour": lambda: drift_figure(shipped_records("select"), COLOUR_DRIFT),
+    "lengths": lambda: lengths_figure(shipped_advantages()),
     "ablation": lambda: ablation_figure(shipped_records()),
     "collapse": collapse,
     "side-by-side": side_by_side,
@@ -230,6 +234,7 @@ def main(out: tyro.conf.Positional[Path], names: tyro.conf.Positional[tuple[str,
         print(out / f"{name}.png")
     write_text(out / "claims.md", report(shipped_records()))
     write_text(out / "claims-colour.md", report(shipped_records("select")))
+    write_text(out / "lengths.md", lengths_report(shipped_advantages()))
     write_text(out / "sweep.md", sweep_report(shipped_sweep()))
 
 

@@ -12,7 +12,7 @@ from spherear.models.config import require
 from spherear.models.files import write_text
 from spherear.models.heads.table import HEADS
 from spherear.sphere.families import family_label
-from spherear.study.heads import MARGIN, REFERENCE, Curve, curves, report
+from spherear.study.questions.heads import MARGIN, REFERENCE, Curve, curves, report
 from spherear.study.records import Record
 
 TICKS = (0.5, 1, 2, 5, 10, 20, 50)

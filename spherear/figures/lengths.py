@@ -13,7 +13,7 @@ from matplotlib.ticker import NullLocator
 from spherear.figures.style import FONT, GREY, name_axes, new_figure
 from spherear.models.config import require
 from spherear.sphere.families import family_label
-from spherear.study.lengths import Advantage
+from spherear.study.questions.lengths import Advantage
 
 TICKS = (0.5, 0.7, 1, 1.5, 2, 3, 5)
 MARKERS = ("o", "s", "D", "^")

@@ -282,14 +282,14 @@ def test_direction_laws_figure():
     assert_close(torch.tensor(lines(profile)["Power Spherical, anywhere"][1]), laws.spherical[:, 0])
     turning = direction_laws_figure_3d(laws)
     assert [trace.name for trace in turning.data] == ["Power Spherical", "Gaussian, projected"]
-    for trace, density, shift in zip(turning.data, (laws.spherical, laws.projected), (-1.2, 1.2), strict=True):
-        assert trace.surfacecolor.shape == (42, 81)
-        assert trace.surfacecolor[1:-1, :-1] == pytest.approx(density.numpy(), rel=1e-6)
+    for surface, density, shift in zip(turning.data, (laws.spherical, laws.projected), (-1.2, 1.2), strict=True):
+        assert surface.surfacecolor.shape == (42, 81)
+        assert surface.surfacecolor[1:-1, :-1] == pytest.approx(density.numpy(), rel=1e-6)
         for pole, height in ((0, 1), (-1, -1)):  # no hole: the first and the last ring are points, on the axis
-            assert np.abs(trace.x[pole] - shift).max() < 1e-6
-            assert np.abs(trace.y[pole]).max() < 1e-6
-            assert trace.z[pole] == pytest.approx(height, abs=1e-3)
-            assert trace.surfacecolor[pole] == pytest.approx(float(density[pole].mean()), rel=1e-5)
+            assert np.abs(surface.x[pole] - shift).max() < 1e-6
+            assert np.abs(surface.y[pole]).max() < 1e-6
+            assert surface.z[pole] == pytest.approx(height, abs=1e-3)
+            assert surface.surfacecolor[pole] == pytest.approx(float(density[pole].mean()), rel=1e-5)
 
 
 def test_token_laws_of_the_models_that_ship():

@@ -9,7 +9,7 @@ from scipy import stats
 
 from spherear.figures.heads import heads_figure, write_heads
 from spherear.study.design import GRIDS, Grid, Point, Variant
-from spherear.study.heads import MARGIN, costs, curves, report, rises
+from spherear.study.questions.heads import MARGIN, costs, curves, report, rises
 from tests.study.test_claims import record
 
 SOLVER = ("euler_maruyama", 100)

@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from spherear.figures.lengths import lengths_figure
-from spherear.study.lengths import STUDIES, advantages, growths, report
+from spherear.study.questions.lengths import STUDIES, advantages, growths, report
 from spherear.study.records import Record
 from spherear.study.statistics import contrast
 

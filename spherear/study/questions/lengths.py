@@ -14,7 +14,7 @@ from spherear.console import markdown_table
 from spherear.models.config import require
 from spherear.sphere.families import FAMILIES, family_label, family_of_letter
 from spherear.study.claims import by_seed, default_sampling, spread
-from spherear.study.records import Record
+from spherear.study.records import RECORDED, Record, shipped_records
 from spherear.study.statistics import Difference, contrast
 
 STUDIES = {16: "length16", 64: "report", 256: "length256"}
@@ -77,6 +77,11 @@ def advantages(studies: Mapping[int, Sequence[Record]]) -> list[Advantage]:
                     logs = contrast([_logs(values), _logs(sphere)], (1, -1))
                     found.append(Advantage(tokens, family, scale, values, sphere, logs, lengths, others))
     return found
+
+
+def shipped_advantages() -> list[Advantage]:
+    """Those of the records that ship."""
+    return advantages({tokens: shipped_records(study) for tokens, study in STUDIES.items() if study in RECORDED})
 
 
 def _logs(values: Mapping[int, float]) -> list[float]:

@@ -1,0 +1,1 @@
+"""Questions that the records of several heads, or of several studies, answer."""
