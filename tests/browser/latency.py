@@ -5,6 +5,7 @@
     python -m tests.browser.latency fast shapes   # in colour: 64 tokens for 16
     spherear distill shapes-power_spherical --steps 20 && python -m tests.browser.latency fast shapes \
         runs/shapes-power_spherical/heads/mean_velocity   # one evaluation per token
+    python -m tests.browser.latency fast shapes power_spherical compiled   # with another engine
 
 Knows: the guidance panel in a real JupyterLab in a real browser.  Does not know: how any of it is done.
 Needs Playwright and a chromium on the PATH. The panel needs no WebGL, and the browser runs without: drawing that on the
@@ -127,20 +128,19 @@ def report(name: str, moves: list[Move]) -> str:
     )
 
 
-def main(settings: str = "fast", preset: str = "digits", model: str = "power_spherical") -> None:
+def main(settings: str = "fast", preset: str = "digits", model: str = "power_spherical", engine: str = "auto") -> None:
     """Print the medians over 20 moves by pointer and 20 by key, for 16 images of one model."""
     SamplingSettings.named(settings)
     model = str(Path(model).resolve()) if Path(model).is_dir() else model
-    cell = (
-        "from spherear.live import GuidanceExplorer\n"
-        f"panel = GuidanceExplorer({model!r}, compare=None, settings={settings!r}, preset={preset!r}, label=3)\npanel"
-    )
+    options = f"compare=None, settings={settings!r}, preset={preset!r}, label=3, engine={engine!r}"
+    cell = f"from spherear.live import GuidanceExplorer\npanel = GuidanceExplorer({model!r}, {options})\npanel"
     load = os.getloadavg()[0]
-    print(f"16 images of {preset} ({Path(model).name}), settings {settings!r}; {os.cpu_count()} cores, load {load:.1f}")
+    drawn = f"16 images of {preset} ({Path(model).name}), settings {settings!r}, engine {engine!r}"
+    print(f"{drawn}; {os.cpu_count()} cores, load {load:.1f}", flush=True)
     with tempfile.TemporaryDirectory() as folder, running_lab(Path(folder)) as lab, browser(webgl=False) as context:  # noqa: SIM117
         with notebook(context, lab, [cell], "latency") as opened:
             page = opened.page
-            page.wait_for_selector(".spherear-status >> text=done", timeout=60_000)
+            page.wait_for_selector(".spherear-status >> text=done", timeout=600_000)  # a compiler is slow
             page.wait_for_selector(".spherear-trace-0 .main-svg", timeout=60_000)
             page.evaluate(WATCH)
             drag(page, 0.3)  # warm
