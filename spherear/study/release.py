@@ -5,6 +5,7 @@ python -m spherear.study.release runs/study/full
 python -m spherear.study.release runs/study/laws
 python -m spherear.study.release runs/study/select
 python -m spherear.study.release runs/study/report
+python -m spherear.study.release runs/study/length16
 python -m spherear.study.release runs/study/heads
 
 The records of a study that others are drawn from (`RECORDED`) are copied too, also those of an unfinished one, which
@@ -40,6 +41,7 @@ SHIPPED_VARIANTS = {
     "doubled": ("S-02", "N-02", "G-02", "F-02"),
     "select": (),
     "report": (),
+    "length16": (),
     "heads": (),
 }
 """The variants that ship of a study; none: its records alone."""

@@ -79,7 +79,7 @@ def test_records_of_twice_the_training_hold_every_model_that_ships():
 
 
 def test_records_of_an_unfinished_study_are_whole_cells_of_its_grid(tmp_path):
-    for name in ("select", "report", "heads"):
+    for name in ("select", "report", "length16", "heads"):
         records = shipped_records(name)
         cells = sorted({(r.variant, r.seed) for r in records})
         assert sorted(restore(GRIDS[name], tmp_path / name, records)) == cells
@@ -131,7 +131,7 @@ def test_shipping_writes_half_precision_and_a_log(tmp_path):
     assert log[-1] == '{"step": 40}'
     open_study(GRIDS["quick"], tmp_path / "quick", "spherear study quick")
     with pytest.raises(
-        ValueError, match=r"the study is 'quick'; expected one of \['doubled', 'full', 'heads', 'laws', 'report', 'se"
+        ValueError, match=r"the study is 'quick'; expected one of \['doubled', 'full', 'heads', 'laws', 'length16', 'rep"
     ):
         release(tmp_path / "quick", out)
 
