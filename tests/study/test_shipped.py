@@ -131,7 +131,7 @@ def test_shipping_writes_half_precision_and_a_log(tmp_path):
     assert log[-1] == '{"step": 40}'
     open_study(GRIDS["quick"], tmp_path / "quick", "spherear study quick")
     with pytest.raises(
-        ValueError, match=r"the study is 'quick'; expected one of \['doubled', 'full', 'heads', 'laws', 'length16', 'rep"
+        ValueError, match=r"the study is 'quick'; expected one of \['doubled', 'full', 'heads', 'laws', 'length16', "
     ):
         release(tmp_path / "quick", out)
 
