@@ -56,7 +56,7 @@ def lengths_figure(found: Sequence[Advantage]) -> Figure:
         above.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
         scales = sorted({a.guidance_scale for a in found})
         below.set_xticks(scales, [f"{scale:g}" for scale in scales])
-        name_axes(above, "", "Frechet distance / that of S", family_label(family))
+        name_axes(above, "guidance scale", "Frechet distance / that of S", family_label(family))
         name_axes(below, "guidance scale", "length of late raw tokens,\nrelative to real ones")
     handles, labels = axes[1, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2 * len(sizes), fontsize=FONT,
