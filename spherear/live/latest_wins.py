@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 
 RequestT = TypeVar("RequestT")
 SHORT, DEBOUNCE = 0.03, 0.1
-"""Seconds without a newer request: to start the second and third one of a burst, and to end the burst."""
+"""Seconds without a newer request: to start one within a burst, and to end the burst."""
 SLOW_FACTOR, MAX_WAIT = 4, 1.0
 """A slow burst ends after `SLOW_FACTOR` times the longest gap between its requests, at most `MAX_WAIT` seconds."""
 
@@ -33,12 +33,12 @@ class LatestWins(Generic[RequestT]):
     """Calls `work(request, cancellation)` for the newest request, on its own thread.
 
     Requests less than `DEBOUNCE` seconds apart form a burst, as do requests less than `MAX_WAIT` apart while one is
-    being worked on. The first of a burst starts at once, the next two starts need `SHORT` seconds without a newer
-    request, for a quick response; later ones need `DEBOUNCE` seconds, or more if requests come slowly. A replaced
-    request is stale: it is dropped if it has not started, else its `Cancellation` is marked, which `work` checks
-    often. An exception of `work` is appended to `errors`, and passed to `failed` unless the request is stale; the
-    worker continues. All methods are thread-safe; `work` and `failed` run only on the worker. After `close` nothing
-    runs, and requests are ignored.
+    being worked on. The first two starts in a burst need `SHORT` seconds without a newer request, for a quick
+    response; later ones need `DEBOUNCE` seconds, or more if requests come slowly. A replaced request is stale: it is
+    dropped if it has not started, else its `Cancellation` is marked, which `work` checks often. An exception of
+    `work` is appended to `errors`, and passed to `failed` unless the request is stale; the worker continues. All
+    methods are thread-safe; `work` and `failed` run only on the worker. After `close` nothing runs, and requests are
+    ignored.
 
     clock: returns the time in seconds.
     """
@@ -71,7 +71,7 @@ class LatestWins(Generic[RequestT]):
                 self._quiet = max(self._quiet, min(SLOW_FACTOR * gap, MAX_WAIT))
             else:
                 self._burst_starts, self._quiet = 0, DEBOUNCE
-            delay = (0.0, SHORT, SHORT, self._quiet)[min(3, self._burst_starts)]
+            delay = SHORT if self._burst_starts < 2 else self._quiet
             self._waiting = _Waiting(request, now + delay, Cancellation())
             self._end(stale=True)
             if self._thread is None:

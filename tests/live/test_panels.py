@@ -185,13 +185,13 @@ def test_lengths_stay_at_r_on_the_sphere_and_leave_it_elsewhere(guidance):
     np.testing.assert_allclose(token, radius, rtol=1e-5)
 
 
-def test_thirty_quick_moves_take_at_most_four_decodes(guidance):
+def test_thirty_quick_moves_take_at_most_three_decodes(guidance):
     settled(guidance)
     before = guidance.runner.started
     for move in range(30):
         guidance.scale.value = 1.0 + move / 10
     settled(guidance)
-    assert guidance.runner.started - before <= 4
+    assert guidance.runner.started - before <= 3
     assert guidance.read().picture.settings.guidance_scale == 3.9
     assert shows_what_its_controls_say(guidance)
 
