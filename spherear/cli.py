@@ -147,6 +147,7 @@ def bench(
     steps: int = 0,
     repeats: int = 0,
     compiled: bool = False,
+    paths: tuple[str, ...] = (),
     threads: int = 0,
     device: str = "auto",
     out: Path | None = None,
@@ -169,6 +170,7 @@ def bench(
         steps: Solver steps per token; of `train`, the steps timed.
         repeats: Runs behind each median, after one to warm up.
         compiled: Also with torch.compile.
+        paths: Of `decode`: these alone, beside the reference.
         threads: Of torch on the CPU; 0: as it is.
         device: cpu, cuda, or auto: cuda where there is one.
         out: A JSON file to write.
@@ -181,7 +183,7 @@ def bench(
     require(threads >= 0, f"threads is {threads}; expected 0 or more")
     if threads:
         torch.set_num_threads(threads)
-    request = command.Request(presets, batches, dtypes, tokens, steps, repeats, compiled, pick_device(device))
+    request = command.Request(presets, batches, dtypes, tokens, steps, repeats, compiled, pick_device(device), paths)
     return command.bench(kind, request, out)
 
 

@@ -9,7 +9,7 @@ import torch
 from tqdm import tqdm
 
 from spherear.bench import report
-from spherear.bench.decoding import DecodeRow, bench_decode, fits
+from spherear.bench.decoding import DecodeRow, bench_decode, chosen_paths, fits
 from spherear.bench.few import bench_head
 from spherear.bench.growth import bench_growth, bench_memory
 from spherear.bench.image import SETTINGS, bench_image, cases_on, settings_memory
@@ -38,6 +38,7 @@ class Request:
     repeats: int
     compiled: bool
     device: torch.device
+    paths: tuple[str, ...] = ()
 
 
 def bench(kind: str, request: Request, out: Path | None) -> int:
@@ -72,13 +73,16 @@ def _cases(request: Request, presets: tuple[str, ...], batches: tuple[int, ...])
 
 def _decode(request: Request) -> list[Any]:
     rows: list[DecodeRow] = []
+    chosen_paths(request.device, request.compiled, request.paths)  # an unknown one is refused before anything is made
     cases = _cases(request, ("digits",), (1, 16))
     for name, batch, dtype in (bar := tqdm(cases, "decoding", unit="case")):
         bar.set_postfix_str(f"{name}, batch {batch}")
         tokens = request.tokens or _tokens(name, request.device)
         settings = SamplingSettings(steps=request.steps or 100)
         repeats = request.repeats or 5
-        rows += bench_decode(name, batch, dtype, request.device, settings, tokens, repeats, request.compiled)
+        rows += bench_decode(
+            name, batch, dtype, request.device, settings, tokens, repeats, request.compiled, request.paths
+        )
     return rows
 
 

@@ -1,7 +1,7 @@
 """Decoding benchmarks: the plain reference and every engine on the same random weights, labels and noise."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
@@ -14,7 +14,7 @@ from spherear.bench.floor import floor_seconds
 from spherear.bench.machine import memory_bytes
 from spherear.bench.timing import Timing, measure
 from spherear.models.ar import ARConfig, SphereAR
-from spherear.models.config import require
+from spherear.models.config import one_of, require
 from spherear.models.layers import seeded
 from spherear.models.presets import preset
 from spherear.sampling.decode import EAGER, Step, decode
@@ -96,8 +96,18 @@ def _inputs(ar: SphereAR, batch: int) -> tuple[Tensor, Noise, float]:
 Run = Callable[[int], list[Tensor]]
 
 
-def runs(ar: SphereAR, batch: int, settings: SamplingSettings, compiled: bool) -> Iterator[tuple[str, Run]]:
-    """Every path of the model's device, as a function that draws the first n tokens of a batch."""
+def chosen_paths(device: torch.device, compiled: bool, paths: Sequence[str] = ()) -> tuple[str, ...]:
+    """The paths to measure on a device: all, or the reference and `paths`. ValueError for one that it has not."""
+    plain, more = PATHS[device.type], COMPILED_PATHS[device.type]
+    for path in paths:
+        one_of("path", path, plain + more)
+    return ("reference", *(p for p in paths if p != "reference")) if paths else plain + (more if compiled else ())
+
+
+def runs(
+    ar: SphereAR, batch: int, settings: SamplingSettings, compiled: bool, paths: Sequence[str] = ()
+) -> Iterator[tuple[str, Run]]:
+    """Every path of the model's device, or those chosen, as a function that draws the first n tokens of a batch."""
     device = ar.proj_in.weight.device
 
     def engine_run(name: str) -> Run:
@@ -117,7 +127,7 @@ def runs(ar: SphereAR, batch: int, settings: SamplingSettings, compiled: bool) -
 
         return run
 
-    for path in PATHS[device.type] + (COMPILED_PATHS[device.type] if compiled else ()):
+    for path in chosen_paths(device, compiled, paths):
         if path == "packed" and ar.proj_in.weight.dtype == torch.bfloat16 and not can_pack_bfloat16():
             continue
         if not path.startswith("reference"):
@@ -135,6 +145,7 @@ def bench_decode(
     tokens: int,
     repeats: int,
     compiled: bool,
+    paths: Sequence[str] = (),
 ) -> Iterator[DecodeRow]:
     """One row per path, the reference first. ValueError, when called, for more tokens than an image has."""
     config = preset(name).ar
@@ -145,7 +156,7 @@ def bench_decode(
         ar = _kept_model(config, dtype, device)
         floor = tokens * floor_seconds(config, conditions, settings.evaluations, tokens // 2, dtype, device)
         baseline = math.nan
-        for path, run in runs(ar, batch, settings, compiled):
+        for path, run in runs(ar, batch, settings, compiled, paths):
             timing = measure(lambda run=run: run(tokens), device, repeats)  # type: ignore[misc]
             first = measure(lambda run=run: run(1), device, repeats)  # type: ignore[misc]
             baseline = timing.median if path == "reference" else baseline

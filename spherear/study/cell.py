@@ -7,7 +7,9 @@ and real images; every cell has sampling seeds of its own, so that cells are ind
 """
 
 import json
+import shutil
 import sys
+import tempfile
 import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -24,6 +26,7 @@ from spherear.analysis.diagnostics import compare_norms, effective_rank, predict
 from spherear.analysis.latents import real_latents
 from spherear.models.files import read_json, write_json
 from spherear.models.presets import Preset, check_pair, with_vae
+from spherear.models.pretrained import CONFIG_FILE
 from spherear.models.vae import VAE
 from spherear.processes import exit_with_parent
 from spherear.sampling.decode import trace
@@ -77,9 +80,13 @@ def reference_of(grid: Grid, folder: Path) -> Reference:
 def run_cell(
     grid: Grid, variant: Variant, seed: int, folder: Path, device: torch.device | str, compiled: bool = False
 ) -> Pipeline:
-    """Train the VAE and the AR model of a cell in `folder`, resuming from the checkpoints there."""
+    """Train the VAE and the AR model of a cell in `folder`, resuming from the checkpoints there.
+
+    Models that another cell has trained equally are taken from it, see `take_models`.
+    """
     sizes, plan = sizes_of(grid, variant), starting_point(grid.preset, grid.data).recipes
     data = load_data(grid.data_spec, sizes.vae.image_size)
+    take_models(grid, variant, seed, folder)
     if not (folder / TRAINED_FILE).exists():
         write_json(folder / TRAINED_FILE, provenance())
     if source := grid.teacher_of(variant):
@@ -95,6 +102,34 @@ def run_cell(
     pipeline = train_pipeline(sizes, data, (vae_recipe, ar_recipe), folder, device, compiled=compiled)
     assert pipeline is not None
     return pipeline
+
+
+def take_models(grid: Grid, variant: Variant, seed: int, folder: Path) -> None:
+    """Copy into a cell's folder what it lacks and another cell has finished: its own models from the study
+    `grid.models`, and else the VAE of the same latents and seed.
+    """
+    study = folder.parents[1]
+    own, latent = variant.name, variant.latent
+    places: list[tuple[Path, str, tuple[str, ...]]] = [(study, latent, ("vae",))]
+    if grid.models:
+        other = study.parent / grid.models
+        places = [(other, own, (TRAINED_FILE, "vae", "ar")), *places, (other, latent, ("vae",))]
+    for where, name, parts in places:
+        source = cell_folder(where, name, seed)
+        if all((source / part / CONFIG_FILE).exists() for part in parts if part != TRAINED_FILE):
+            for part in parts:
+                _copy(source / part, folder / part)
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a file or folder that is not there, whole or not at all."""
+    if target.exists():
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as partial:
+        copied = Path(partial) / target.name
+        shutil.copytree(source, copied) if source.is_dir() else shutil.copy(source, copied)
+        copied.rename(target)
 
 
 def measure_cell(

@@ -59,10 +59,14 @@ class Variant:
         return HEADS[auto if self.head == AUTO else self.head]
 
     @property
+    def latent(self) -> str:
+        """The name without a head: variants of one latent have the same VAE."""
+        return self.name.partition("@")[0]
+
+    @property
     def teacher(self) -> "Variant":
         """The variant with the velocity whose averages this one's head learns: flat, or along great circles."""
-        latent = self.name.partition("@")[0]
-        return Variant.named(f"{latent}@geodesic" if self.head_kind.curved else latent)
+        return Variant.named(f"{self.latent}@geodesic" if self.head_kind.curved else self.latent)
 
 
 def default_variants(families: Iterable[str] = FAMILIES) -> tuple[str, ...]:
@@ -100,7 +104,8 @@ class Grid(Config):
     latent_dim: numbers per token; 0: as in the preset.
     preset: sizes and recipe, or `proposed` from the data.  data: instead of the preset's.  judge: see
     `study.judges.find_judge`; empty: the one of the data.  selection: the study that chose the best points, on other
-    seeds, where its records ship; empty: every other seed of this one.
+    seeds, where its records ship; empty: every other seed of this one.  models: a study of the same sizes and training,
+    whose trained models are taken where its folder lies beside this one's.
     """
 
     name: str
@@ -124,6 +129,7 @@ class Grid(Config):
     data: str = ""
     judge: str = ""
     selection: str = ""
+    models: str = ""
 
     def check(self) -> None:
         one_of("preset", self.preset, (PROPOSED, *RECIPES))
@@ -174,6 +180,15 @@ class Grid(Config):
     def cells(self) -> list[tuple[str, int]]:
         """(variant, seed) pairs, ordered by seed, so that a partial study already covers all variants."""
         return [(variant, seed) for seed in self.seeds for variant in self.variants]
+
+    @property
+    def rounds(self) -> list[list[tuple[str, int]]]:
+        """The cells by their needs: each latent's own, then heads that take its VAE, then those that are taught."""
+
+        def order(name: str) -> int:
+            return 2 if self.teacher_of(Variant.named(name)) else int("@" in name)
+
+        return [[cell for cell in self.cells if order(cell[0]) == number] for number in range(3)]
 
     def teacher_of(self, variant: Variant) -> Variant | None:
         """The variant whose head this one's is distilled from; None: it is trained from scratch."""
@@ -232,10 +247,11 @@ _ROWS = {
         scales=(1.0, 3.0, 4.5, 8.0, 12.0),
     ),
     "report": Grid(
-        "report", "shapes", ("S-02", "N-02", "G-04", "F-04"),  # the best of `select`; many small steps suit a CPU
-        seeds=(0, 1, 2, 3, 4, 5), vae_steps=5000, ar_steps=5000, batch_size=8, images=1000,
+        "report", "shapes", ("S-02", "N-02", "G-04", "F-04"),  # the best of `select`
+        seeds=(0, 1, 2, 3, 4, 5), vae_steps=5000, ar_steps=5000, batch_size=64, images=5000,
         solver_steps=10, solver="adams_bashforth", half="b",
-        scales=(1.0, 3.0, 4.5, 8.0, 12.0, 20.0), ablation_scales=(12.0,), selection="select",
+        scales=(1.0, 2.0, 3.0, 4.5, 6.0, 8.0, 12.0, 20.0), constant_scales=(2.0, 4.5), ablation_scales=(12.0,),
+        selection="select",
     ),
     "doubled": Grid(  # cells of `select` trained twice as long: does its order depend on the budget? They ship.
         "doubled", "shapes", ("S-02", "N-02", "G-02", "F-02"),
@@ -258,10 +274,23 @@ _ROWS = {
         solver_steps=25, scales=(1.0, 2.0),
     ),
 }  # fmt: skip
-_ROWS |= {  # `report` at other lengths of the sequence, at equal everything else
-    name: replace(_ROWS["report"], name=name, preset=sizes, seeds=(0, 1, 2), ablation_scales=(), selection="")
-    for name, sizes in (("length16", "shapes16"), ("length256", "shapes256"))
-}
+_ROWS |= {  # lengths of the sequence, at equal everything else; many small steps suit a CPU
+    name: replace(
+        _ROWS["report"], name=name, preset=sizes, seeds=(0, 1, 2), batch_size=8, images=1000,
+        scales=(1.0, 3.0, 4.5, 8.0, 12.0, 20.0), constant_scales=(), ablation_scales=(), selection="",
+    )
+    for name, sizes in (("length16", "shapes16"), ("length64", "shapes"), ("length256", "shapes256"))
+}  # fmt: skip
+_ROWS["heads-colour"] = replace(  # heads of the models of `report`
+    _ROWS["report"], name="heads-colour", seeds=(0, 1, 2), models="report", selection="",
+    variants=(
+        "S-02", "N-02", "G-04", "S-02@geodesic", "N-02@geodesic",
+        "S-02@mean_velocity", "N-02@mean_velocity", "G-04@mean_velocity",
+        "S-02@geodesic_mean", "N-02@geodesic_mean",
+    ),
+    distill_steps=1500, images=1000, solver="euler_maruyama", solver_steps=100, scales=(1.0, 3.0, 4.5, 8.0, 12.0),
+    constant_scales=(), ablation_scales=(), methods=("euler-10", "euler-4", "euler-2", "euler-1"),
+)  # fmt: skip
 GRIDS = Table[Grid](_ROWS, grid_row)
 """Grids by name. One's own: `GRIDS.register(Grid(...))`, or a JSON file of the fields of `Grid`."""
 

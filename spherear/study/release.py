@@ -6,6 +6,7 @@ python -m spherear.study.release runs/study/laws
 python -m spherear.study.release runs/study/select
 python -m spherear.study.release runs/study/report
 python -m spherear.study.release runs/study/length16
+python -m spherear.study.release runs/study/length64
 python -m spherear.study.release runs/study/heads
 
 The records of a study that others are drawn from (`RECORDED`) are copied too, also those of an unfinished one, which
@@ -42,6 +43,7 @@ SHIPPED_VARIANTS = {
     "select": (),
     "report": (),
     "length16": (),
+    "length64": (),
     "heads": (),
 }
 """The variants that ship of a study; none: its records alone."""

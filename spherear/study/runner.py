@@ -135,9 +135,8 @@ def run_study(
     wish = place or Placement()
     gather(grid, folder)
     waiting = waiting_cells(grid, folder)
-    taught = [cell for cell in waiting if grid.teacher_of(Variant.named(cell[0]))]
-    for cells in ([cell for cell in waiting if cell not in taught], taught):  # a teacher is trained once, and before
-        jobs = [_job(folder, variant, seed, threads, compiled, wish) for variant, seed in cells]
+    for cells in grid.rounds:  # what others take is trained once, and before
+        jobs = [_job(folder, *cell, threads, compiled, wish) for cell in cells if cell in waiting]
         with closing(run_jobs(jobs, at_once)) as ended:
             for job in ended:
                 gather(grid, folder)

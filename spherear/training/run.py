@@ -124,6 +124,7 @@ class Run:
             self.world.shard(self.ema.to(execution.average_on) if execution.average_on else self.ema, recipe.precision)
         self._parameters = list(model.parameters())  # walking a model's modules takes milliseconds
         self._averages = [] if self.ema is None else list(self.ema.parameters())
+        self._buffers = [] if self.ema is None else list(zip(self.ema.buffers(), model.buffers(), strict=True))
         self.optimizer = make_optimizer(model, recipe)
         self.others = dict(others or {})
         self.skipped = torch.zeros(2, device=next(model.parameters()).device)  # skipped steps: consecutive, total
@@ -324,7 +325,7 @@ class Run:
         averages = [local(p) for p in self._averages]
         weights = [local(p).to(a.device) for p, a in zip(self._parameters, averages, strict=True)]
         torch._foreach_lerp_(averages, weights, 1 - self.recipe.ema_decay)
-        for average, buffer in zip(self.ema.buffers(), self.model.buffers(), strict=True):
+        for average, buffer in self._buffers:
             average.copy_(buffer)  # a buffer such as the codebook is a moving average already
 
     def _check_skipped(self, state: TrainState) -> None:

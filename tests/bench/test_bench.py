@@ -123,6 +123,10 @@ def test_a_row_a_path():
         assert row.speedup == pytest.approx(rows[0].timing.median / row.timing.median)
         assert row.of_floor > 0
         assert row.first.median > 0
+    alone = bench_decode("digits3", 2, torch.float32, CPU, SamplingSettings(steps=3), 4, 2, False, paths=("packed",))
+    assert [row.path for row in alone] == ["reference", "packed"]
+    with pytest.raises(ValueError, match="path is 'cuda_graphs'; expected"):
+        KINDS["decode"][0](Request(("digits",), (4,), (), 1, 1, 1, False, CPU, ("cuda_graphs",)))
     with pytest.raises(ValueError, match="tokens is 17; expected 1 to 16"):
         bench_decode("digits3", 2, torch.float32, CPU, SamplingSettings(steps=3), 17, 2, compiled=False)
 

@@ -8,6 +8,8 @@ import pytest
 from scipy import stats
 
 from spherear.figures.heads import heads_figure, write_heads
+from spherear.models.files import read_json, write_json
+from spherear.study.cell import cell_folder, take_models
 from spherear.study.design import GRIDS, Grid, Point, Variant
 from spherear.study.questions.heads import MARGIN, costs, curves, report, rises
 from tests.study.test_claims import record
@@ -129,3 +131,46 @@ def test_the_grid_of_heads():
     ):
         with pytest.raises(ValueError, match=message):
             replace(grid, methods=methods)
+
+
+def finished(folder, part, text):
+    """A finished run, as far as copying goes."""
+    (folder / part).mkdir(parents=True)
+    (folder / part / "config.json").write_text(text, encoding="utf-8")
+
+
+def test_what_another_cell_has_trained_is_taken(tmp_path):
+    grid = GRIDS["heads-colour"]
+    study, other = tmp_path / grid.name, tmp_path / grid.models
+    ours = cell_folder(study, "S-02@geodesic", 1)
+    take_models(grid, Variant.named("S-02@geodesic"), 1, ours)
+    assert not ours.exists()  # there is nothing to take
+    finished(cell_folder(other, "S-02", 1), "vae", "the other study's")
+    take_models(grid, Variant.named("S-02"), 1, cell_folder(study, "S-02", 1))
+    assert {p.name for p in cell_folder(study, "S-02", 1).iterdir()} == {"vae"}  # its AR model is not finished
+    finished(cell_folder(other, "N-02", 1), "vae", "the other study's VAE")
+    finished(cell_folder(other, "N-02", 1), "ar", "the other study's AR model")
+    write_json(cell_folder(other, "N-02", 1) / "trained.json", {"commit": "abc"})
+    own = cell_folder(study, "N-02", 1)
+    take_models(grid, Variant.named("N-02"), 1, own)
+    assert (own / "ar" / "config.json").read_text(encoding="utf-8") == "the other study's AR model"
+    assert read_json(own / "trained.json") == {"commit": "abc"}
+    head = cell_folder(study, "N-02@geodesic", 1)
+    take_models(grid, Variant.named("N-02@geodesic"), 1, head)
+    assert [p.name for p in head.iterdir()] == ["vae"]  # its own AR model is trained
+    (head / "vae" / "config.json").write_text("of this cell", encoding="utf-8")
+    take_models(grid, Variant.named("N-02@geodesic"), 1, head)
+    assert (head / "vae" / "config.json").read_text(encoding="utf-8") == "of this cell"
+    take_models(replace(grid, models=""), Variant.named("G-04"), 1, cell_folder(study, "G-04", 1))
+    assert not cell_folder(study, "G-04", 1).exists()
+
+
+def test_cells_begin_after_those_that_they_take_from():
+    grid = GRIDS["heads-colour"]
+    latents, heads, taught = ([name for name, seed in cells if seed == 0] for cells in grid.rounds)
+    assert latents == ["S-02", "N-02", "G-04"]
+    assert heads == ["S-02@geodesic", "N-02@geodesic"]
+    assert sorted(taught) == sorted(set(grid.variants) - {*latents, *heads})
+    assert sorted(cell for cells in grid.rounds for cell in cells) == sorted(grid.cells)
+    same = ("preset", "vae_steps", "ar_steps", "batch_size", "half")
+    assert [getattr(grid, name) for name in same] == [getattr(GRIDS[grid.models], name) for name in same]

@@ -79,7 +79,7 @@ def test_records_of_twice_the_training_hold_every_model_that_ships():
 
 
 def test_records_of_an_unfinished_study_are_whole_cells_of_its_grid(tmp_path):
-    for name in ("select", "report", "length16", "heads"):
+    for name in ("select", "report", "length16", "length64", "heads"):
         records = shipped_records(name)
         cells = sorted({(r.variant, r.seed) for r in records})
         assert sorted(restore(GRIDS[name], tmp_path / name, records)) == cells

@@ -97,6 +97,14 @@ def test_shapes_are_balanced_and_unlimited():
     assert (train.batch(torch.arange(30))[0] - test.batch(torch.arange(30))[0]).abs().mean() > 0.1
 
 
+def test_shapes_are_the_same_on_every_device(device):
+    indices = torch.arange(50)
+    images, labels = load_data("shapes", 32).on(device).batch(indices)
+    assert (images.device.type, labels.device.type) == (torch.device(device).type, "cpu")
+    assert_close(images.cpu(), render(indices, 32)[0], atol=1e-4, rtol=0)
+    assert torch.equal(labels, indices % 10)
+
+
 def test_shapes_stand_out_from_their_background():
     """Mean colour inside against outside, told apart by rendering the same index at another resolution."""
     images, _ = render(torch.arange(500), 32)

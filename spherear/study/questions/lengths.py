@@ -17,7 +17,7 @@ from spherear.study.claims import by_seed, default_sampling, spread
 from spherear.study.records import RECORDED, Record, shipped_records
 from spherear.study.statistics import Difference, contrast
 
-STUDIES = {16: "length16", 64: "report", 256: "length256"}
+STUDIES = {16: "length16", 64: "length64", 256: "length256"}
 """Tokens -> the study of that length."""
 S = family_of_letter("S").name
 

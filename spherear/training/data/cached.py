@@ -109,7 +109,7 @@ class Encoding:
         """This process's chunks: index of the first row, features, labels. It takes 1 / `world.size` of them."""
         keys, kind = self.keys(), torch.device(self.device).type
         own = [key for number, (_, key) in enumerate(keys) if self.owner(number, len(keys)) == self.world.rank]
-        for ((row, images, labels),), broken in read_ahead(self.data, own, self.workers):
+        for ((row, images, labels),), broken in read_ahead(self.data, own, self.workers, self.device):
             if broken:
                 self.data.broken.update(broken)  # which workers found
             with torch.no_grad(), torch.autocast(kind, torch.bfloat16, enabled=self.dtype == torch.bfloat16):

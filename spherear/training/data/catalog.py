@@ -101,16 +101,20 @@ class Shapes(ImageData):
     classes = SHAPES
     unlimited = True
 
-    def __init__(self, split: str, image_size: int) -> None:
+    def __init__(self, split: str, image_size: int, device: torch.device | str = "cpu") -> None:
         self.spec = "shapes" if split == "train" else f"shapes:{split}"
-        self.image_size = image_size
+        self.image_size, self.split, self.device = image_size, split, device
         self.start = TEST_START if split == "test" else 0
+
+    def on(self, device: torch.device | str) -> "Shapes":
+        """The same, drawn on that device."""
+        return Shapes(self.split, self.image_size, device)
 
     def __len__(self) -> int:
         return EPOCH
 
     def _read(self, indices: Tensor, augmentation: Augmentation) -> tuple[Tensor, Tensor]:
-        return render(indices + self.start, self.image_size)
+        return render(indices + self.start, self.image_size, self.device)
 
 
 def _folder(path: str, spec: str, image_size: int) -> ImageData:

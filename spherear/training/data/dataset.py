@@ -81,6 +81,10 @@ class ImageData:
             f"; not read: {len(self.others)} others, {_listed(self.others)}" if self.others else ""
         )
 
+    def on(self, device: torch.device | str) -> "ImageData":
+        """The same data for training on `device`, where images that are computed are computed there; files are read."""
+        return self
+
     def batch(
         self, indices: Int[Tensor, " n"], augmentation: Augmentation = PLAIN_VIEW
     ) -> tuple[Float[Tensor, "n 3 size size"], Int[Tensor, " n"]]:

@@ -59,7 +59,7 @@ class Feed:
         self.broken: dict[str, str] = {}
 
     def __iter__(self) -> Iterator[list[MicroBatch]]:
-        reads = read_ahead(self.data, _Keys(self), self.workers, self.device.type == "cuda")
+        reads = read_ahead(self.data, _Keys(self), self.workers, self.device)
         try:
             for _ in self.steps:
                 start = time.perf_counter()
@@ -132,18 +132,19 @@ class _Keys:
         return len(self.feed.steps)
 
 
-def read_ahead(data: ImageData, keys: Iterable[Key], workers: int, pin: bool = False) -> Any:
-    """A generator of what `keys` ask for, read by worker processes, or for 0 workers by this one.
+def read_ahead(data: ImageData, keys: Iterable[Key], workers: int, device: torch.device | str = "cpu") -> Any:
+    """A generator of what `keys` ask for, read for `device` by worker processes, or for 0 workers by this one.
 
     Workers end with the generator, and not by a stop signal: they are the children of this process alone (`spawn`).
     """
-    reader = _Reader(data)
+    cuda = torch.device(device).type == "cuda"
     if workers == 0:
+        reader = _Reader(data.on(device) if cuda else data)
         yield from (reader.read(key) for key in keys)
         return
     loader = DataLoader(
-        reader, sampler=keys, batch_size=None, num_workers=workers, multiprocessing_context="spawn",
-        pin_memory=pin, prefetch_factor=2, worker_init_fn=signals.ignore,
+        _Reader(data), sampler=keys, batch_size=None, num_workers=workers, multiprocessing_context="spawn",
+        pin_memory=cuda, prefetch_factor=2, worker_init_fn=signals.ignore,
     )  # fmt: skip
     before = set(multiprocessing.active_children())
     with signals.blocked():

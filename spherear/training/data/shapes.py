@@ -21,15 +21,17 @@ KEY = 0x5EED_5A9E5  # of the streams; no other random numbers of the project use
 NUMBERS = 20  # random numbers per image
 
 
-def render(indices: Int[Tensor, " n"], size: int) -> tuple[Float[Tensor, "n 3 size size"], Int[Tensor, " n"]]:
-    """Images in [-1, 1] and labels, which are index modulo 10.
+def render(
+    indices: Int[Tensor, " n"], size: int, device: torch.device | str = "cpu"
+) -> tuple[Float[Tensor, "n 3 size size"], Int[Tensor, " n"]]:
+    """Images in [-1, 1] on `device`, and labels, which are index modulo 10; two devices differ by rounding.
 
     Each image has one large or two smaller copies of its shape, at a random position, size, angle and colour, on a
     smooth two-colour background that is always darker or lighter than the shapes. Negative indices: ValueError.
     """
     require(bool((indices >= 0).all()), f"indices go down to {int(indices.min())}; expected none below 0")
     labels = indices % len(CLASSES)
-    u = _uniform(indices)  # (n, NUMBERS)
+    u = _uniform(indices).to(device)  # (n, NUMBERS)
     inside = _cover(labels, u, size)[:, None]  # (n, 1, size, size), 1 inside the shapes
     return 2 * torch.lerp(_background(u, size), _colour(u)[:, :, None, None], inside) - 1, labels
 
@@ -45,7 +47,7 @@ def _between(u: Tensor, low: float, high: float) -> Tensor:
 
 def _hue(hue: Tensor, saturation: Tensor, value: Tensor) -> Float[Tensor, "n 3"]:
     """HSV to RGB, hue in turns: value (1 - saturation clip(min(k, 4 - k), 0, 1)) per channel."""
-    k = (torch.tensor([5.0, 3.0, 1.0]) + 6 * hue[:, None]) % 6
+    k = (torch.tensor([5.0, 3.0, 1.0], device=hue.device) + 6 * hue[:, None]) % 6
     dip = torch.minimum(k, 4 - k).clamp(0, 1)
     return value[:, None] * (1 - saturation[:, None] * dip)
 
@@ -64,21 +66,21 @@ def _background(u: Tensor, size: int) -> Float[Tensor, "n 3 size size"]:
     """A straight gradient between two muted colours."""
     low = torch.where(_light(u), 0.05, 0.75)
     ends = [_hue(u[:, i], 0.4 * u[:, i + 1], low + 0.2 * u[:, i + 2]) for i in (4, 7)]  # 2 x (n, 3)
-    y, x = _grid(size)
+    y, x = _grid(size, u.device)
     angle = 2 * math.pi * u[:, 10, None, None]
     weight = (0.5 + (x * angle.cos() + y * angle.sin()) / (2 * math.sqrt(2)))[:, None]  # (n, 1, size, size)
     return torch.lerp(ends[0][:, :, None, None], ends[1][:, :, None, None], weight)
 
 
-def _grid(size: int) -> tuple[Tensor, Tensor]:
+def _grid(size: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Pixel centres, y and x, in [-1, 1]."""
-    line = (torch.arange(size, dtype=torch.float32) + 0.5) * 2 / size - 1
+    line = (torch.arange(size, dtype=torch.float32, device=device) + 0.5) * 2 / size - 1
     return line[:, None], line[None, :]
 
 
 def _cover(labels: Tensor, u: Tensor, size: int) -> Float[Tensor, "n size size"]:
     """The share of each pixel inside the shapes, by signed distance."""
-    two = labels >= len(SHAPES)
+    two = (labels >= len(SHAPES)).to(u.device)
     radius = torch.where(two, _between(u[:, 11], 0.26, 0.38), _between(u[:, 11], 0.5, 0.78))
     room = 0.95 - radius
     single = _between(u[:, 12:14], -1.0, 1.0) * room[:, None]  # one copy: anywhere it fits
@@ -95,14 +97,14 @@ def _cover(labels: Tensor, u: Tensor, size: int) -> Float[Tensor, "n size size"]
 
 def _distance(shape: Tensor, centre: Tensor, radius: Tensor, turn: Tensor, size: int) -> Float[Tensor, "n size size"]:
     """Signed distance of every pixel to the outline of one copy, negative inside."""
-    y, x = _grid(size)
+    y, x = _grid(size, centre.device)
     dx, dy = x - centre[:, 0, None, None], y - centre[:, 1, None, None]
     angle = 2 * math.pi * turn[:, None, None]
     px, py = dx * angle.cos() + dy * angle.sin(), dy * angle.cos() - dx * angle.sin()
     r = radius[:, None, None]
     out = torch.empty_like(px)
     for i, outline in enumerate(OUTLINES):
-        rows = shape == i
+        rows = torch.nonzero(shape == i)[:, 0].to(centre.device)  # of a tensor that is on the CPU: nothing waits
         out[rows] = outline(px[rows], py[rows], r[rows])
     return out
 
