@@ -47,7 +47,7 @@ GRID_FILE = "grid.json"
 CELL_FILE = "records.jsonl"
 JUDGE_FOLDER = "judge"
 CHUNK = 500  # images drawn or encoded at a time on a CPU
-CUDA_CHUNK = 5000
+CUDA_CHUNK = 2500
 TRAINED_FILE = "trained.json"  # commit and hardware when the training began
 
 
@@ -91,7 +91,8 @@ def run_cell(
         write_json(folder / TRAINED_FILE, provenance())
     if source := grid.teacher_of(variant):
         teacher = run_cell(grid, source, seed, cell_folder(folder.parent.parent, source.name, seed), device, compiled)
-        recipe = DistillRecipe(steps=grid.distill_steps, seed=seed)
+        scale = max(grid.scales + grid.constant_scales)  # what the head is drawn with, it must have learnt
+        recipe = DistillRecipe(steps=grid.distill_steps, seed=seed, largest_scale=scale)
         for _ in distill(teacher.vae, teacher.ar, data, recipe, folder, device):
             pass
         return Pipeline.from_pretrained(folder, device=device, dtype="float32", engine="eager")

@@ -325,7 +325,7 @@ def test_servers_refuse_a_model_before_they_start(args, message, tmp_path, monke
 def test_panels_use_a_cuda_device(panel_of):
     panel = settled(panel_of(images=4))
     assert "engine cuda_graphs, bfloat16, on cuda:0" in panel.machine.value
-    assert panel.models.pipeline("digits-power_spherical").ar.proj_in.weight.device.type == "cuda"
+    assert panel.models.pipeline("shapes-power_spherical").ar.proj_in.weight.device.type == "cuda"
     assert settled(panel_of(kind=PerturbationExplorer, images=1)).snapshot().data.startswith(b"\x89PNG")
     panel = settled(panel_of(kind=TokenExplorer))
     assert token_path(panel.models.pipeline("digits3-power_spherical"), 3, 2, panel.read().settings, 0) is not None

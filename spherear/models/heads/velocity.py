@@ -4,6 +4,7 @@ Guidance and solvers are in `sampling`, not here. (Paper section 3.2.)
 """
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +19,10 @@ from spherear.sphere.spaces import Flat, Space
 
 FREQUENCIES = 256
 
-Modulation = list[Tensor]
+if TYPE_CHECKING:
+    Modulation = list[Tensor]
+else:
+    Modulation = list  # a checker that looks at a random item of it could not be compiled
 """1 + scale, shift, gate of every group, then 1 + scale, shift of the final layer; (..., width) each."""
 
 
