@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 RequestT = TypeVar("RequestT")
-SHORT, DEBOUNCE = 0.03, 0.1
+SHORT, DEBOUNCE = 0.045, 0.1
 """Seconds without a newer request: to start one within a burst, and to end the burst."""
 SLOW_FACTOR, MAX_WAIT = 4, 1.0
 """A slow burst ends after `SLOW_FACTOR` times the longest gap between its requests, at most `MAX_WAIT` seconds."""

@@ -126,7 +126,7 @@ def _decode(
         with own_precision(device):
             session = stack.enter_context(engine.session(ar, len(rows)))
             condition = session.ar.start(rows, session.cache)  # (rows, width)
-            times = {plan.grid: Times.of(head, settings.method, plan.grid) for plan in plans}
+            times = {grid: Times.of(head, settings.method, grid) for grid in dict.fromkeys(p.grid for p in plans)}
         for index, plan in enumerate(plans):
             shape = (times[plan.grid].rows_of_noise(head), batch, ar.config.latent_dim)
             drawn = _move(noise(index, shape), device, head.state_dtype)

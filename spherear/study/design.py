@@ -256,7 +256,7 @@ _ROWS = {
         scales=(1.0, 2.0, 3.0, 4.5, 6.0, 8.0, 12.0, 20.0), constant_scales=(2.0, 4.5), ablation_scales=(12.0,),
         selection="select",
     ),
-    "doubled": Grid(  # cells of `select` trained twice as long: does its order depend on the budget? They ship.
+    "doubled": Grid(  # cells of `select` trained twice as long: does its order depend on the budget?
         "doubled", "shapes", ("S-02", "N-02", "G-02", "F-02"),
         seeds=(6,), vae_steps=6000, ar_steps=6000, images=2000,
         solver_steps=10, solver="adams_bashforth", half="a",

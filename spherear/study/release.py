@@ -39,9 +39,9 @@ from spherear.training.run import METRICS_FILE, RUN_FILE
 SHIPPED_VARIANTS = {
     "full": ("S-04", "G-04", "F-02", "N-04", "VQ-64"),
     "laws": ("S-04", "G-04", "VQ-3"),
-    "doubled": ("S-02", "N-02", "G-02", "F-02"),
+    "doubled": (),
     "select": (),
-    "report": (),
+    "report": ("S-02", "N-02", "G-04", "F-04"),
     "length16": (),
     "length64": (),
     "heads": (),

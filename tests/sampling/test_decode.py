@@ -8,8 +8,8 @@ import torch
 from torch.testing import assert_close
 
 from spherear import SphereAR
-from spherear.sampling.decode import decode
-from spherear.sampling.head_sampling import guide
+from spherear.sampling.decode import decode, plan_tokens
+from spherear.sampling.head_sampling import Times, guide
 from spherear.sampling.noise import remembered, seeded_noise
 from spherear.sampling.pipeline import Pipeline
 from spherear.sampling.pixels import save_png, tile, to_uint8
@@ -278,3 +278,14 @@ def test_remembered_noise_is_the_noise_drawn_once():
     several = (2, len(SEEDS), 3)
     assert torch.equal(kept(4, several)[0], kept(4, shape)[0])
     assert calls[2:] == [(4, several)]
+
+
+@pytest.mark.parametrize(("spacing", "grids"), [("even", 1), ("annealed", 5)])
+def test_times_that_tokens_share_are_embedded_once(tiny_ar, spacing, grids, monkeypatch):
+    settings, made = SamplingSettings(solver="heun", steps=4, spacing=spacing), []
+    plans = {plan.grid for plan in plan_tokens(tiny_ar, settings)}
+    assert len(plans) == grids
+    whole = Times.of
+    monkeypatch.setattr(Times, "of", lambda head, solver, grid: made.append(grid) or whole(head, solver, grid))
+    list(decode(tiny_ar, torch.tensor([1]), settings, seeded_noise([0]), lambda z: z))
+    assert sorted(made) == sorted(plans)

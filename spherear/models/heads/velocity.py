@@ -4,7 +4,6 @@ Guidance and solvers are in `sampling`, not here. (Paper section 3.2.)
 """
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -19,10 +18,7 @@ from spherear.sphere.spaces import Flat, Space
 
 FREQUENCIES = 256
 
-if TYPE_CHECKING:
-    Modulation = list[Tensor]
-else:
-    Modulation = list  # a checker that looks at a random item of it could not be compiled
+Modulation = list[Tensor]
 """1 + scale, shift, gate of every group, then 1 + scale, shift of the final layer; (..., width) each."""
 
 
