@@ -11,7 +11,7 @@ export const STEPS = [
   ["#project-row", { scale: 12, project: false, right: "gaussian" }],
   ["#sides", { scale: 6, project: true, right: "normalized_gaussian" }],
 ];
-const BASE = { preset: "shapes", left: "power_spherical", label: 4, steps: 10, seed: 1, temperature: 1 };
+const BASE = { preset: "shapes", left: "power_spherical", label: 3, steps: 10, seed: 5, temperature: 1 };
 
 const byId = (/** @type {string} */ id) => /** @type {HTMLElement} */ (document.getElementById(id));
 
