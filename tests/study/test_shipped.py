@@ -79,7 +79,11 @@ def test_every_model_that_ships_has_records():
     for name, variants in SHIPPED_VARIANTS.items():
         first = GRIDS[name].seeds[0]
         for variant in variants if name != "laws" else ():
-            assert select(shipped_records(name), variant=variant, seed=first, metric="frechet")
+            records = select(shipped_records(name), variant=variant, seed=first, metric="frechet")
+            assert records
+            log = SHIPPED / name_of(GRIDS[name], variant) / "ar" / "model.log"
+            command = log.read_text(encoding="utf-8").splitlines()[0].partition("  # ")[0]
+            assert {f"command: {r.command}" for r in records} == {command}
     with pytest.raises(ValueError, match="study is 'quick'; expected one of"):
         shipped_records("quick")
 
