@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from spherear.console import INTERRUPTED, exit_status, print_rank_zero
 from spherear.models.ar import ARConfig, SphereAR
@@ -31,7 +31,6 @@ from spherear.models.pretrained import CONFIG_FILE
 from spherear.models.vae import VAE, VAEConfig
 from spherear.registry import take_imports
 from spherear.sampling.pipeline import Pipeline
-from spherear.sphere.bottlenecks import Latent
 from spherear.training.adversarial import Extras
 from spherear.training.build import (
     autocast,
@@ -191,9 +190,9 @@ def _token_steps(
     execution: Execution,
 ) -> Generator[TrainState, None, None]:
     """The steps of a run that learns from a VAE's tokens."""
-    posterior: Callable[..., Latent] = vae.posterior
+    draw: Callable[..., Tensor] = vae.draw
     if recipe.cached_copies and not run.done:
-        data, posterior = cached_posteriors(vae, data, recipe, device, execution, run.world), vae.constrain
+        data, draw = cached_posteriors(vae, data, recipe, device, execution, run.world), vae.draw_from
     feed = run.feed(data, device, 0 if recipe.cached_copies else execution.workers)
     with run.checkpointed():
         for batch in feed:
@@ -201,7 +200,7 @@ def _token_steps(
                 generator = run.generator(device, part.number)
                 with autocast(device, recipe.precision):
                     with torch.no_grad():
-                        tokens = posterior(laid_out(part.inputs, execution), generator).sample
+                        tokens = draw(laid_out(part.inputs, execution), generator)
                     loss = objective(tokens, part.labels, generator)
                 run.accumulate({"loss": loss}, len(batch))
             yield run.update()
@@ -259,7 +258,7 @@ def latent_deviation(vae: VAE, data: ImageData, seed: int, device: torch.device 
     vae.eval()
     count, total, squares = 0, 0.0, 0.0
     for indices in torch.arange(min(limit, len(data))).split(128):
-        tokens = vae.posterior(data.batch(indices)[0].to(device), generator).sample.double()
+        tokens = vae.draw(data.batch(indices)[0].to(device), generator).double()
         count, total, squares = count + tokens.numel(), total + float(tokens.sum()), squares + float((tokens**2).sum())
     vae.train(training)
     return math.sqrt(squares / count - (total / count) ** 2)

@@ -26,7 +26,7 @@ def real_latents(
     device = vae.quant_proj.weight.device
     generator = keyed_generator(seed, 1, device)
     images, labels = data.batch(torch.arange(min(limit, len(data))))
-    chunks = [vae.posterior(chunk.to(device), generator).sample.cpu() for chunk in images.split(256)]
+    chunks = [vae.draw(chunk.to(device), generator).cpu() for chunk in images.split(256)]
     return torch.cat(chunks), labels
 
 

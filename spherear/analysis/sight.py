@@ -33,7 +33,7 @@ class RealTokens:
 def real_tokens(vae: VAE, images: Float[Tensor, "n 3 size size"], seed: int = 0) -> RealTokens:
     """Lengths of posterior samples of real images, and the contrast of these images."""
     device = vae.quant_proj.weight.device
-    sample = vae.posterior(images.to(device), keyed_generator(seed, 1, device)).sample
+    sample = vae.draw(images.to(device), keyed_generator(seed, 1, device))
     lengths = torch.linalg.vector_norm(sample, dim=-1).float().cpu()
     low, high = torch.quantile(lengths, torch.tensor([0.05, 0.95]), dim=0)
     return RealTokens(lengths.mean(0), low, high, contrast(images))

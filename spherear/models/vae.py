@@ -181,6 +181,10 @@ class VAE(nn.Module, Pretrained[VAEConfig]):
     def posterior(self, images: Tensor, generator: torch.Generator | None = None) -> Latent:
         return self.constrain(self.features(images), generator)
 
+    def draw(self, images: Tensor, generator: torch.Generator | None = None) -> Float[Tensor, "batch tokens dim"]:
+        """The sample of `posterior`, and no more than it needs."""
+        return self.draw_from(self.features(images), generator)
+
     def features(self, images: Tensor) -> Float[Tensor, "batch tokens channels"]:
         """The bottleneck's input: the expensive part of `posterior`."""
         return self.quant_proj(self.encoder(images.to(self.quant_proj.weight.dtype)))
@@ -192,6 +196,13 @@ class VAE(nn.Module, Pretrained[VAEConfig]):
         latent = self.bottleneck(features, generator)
         scale = self.config.latent_scale
         return latent if scale == 1.0 else latent.scaled(scale)
+
+    def draw_from(
+        self, features: Float[Tensor, "batch tokens channels"], generator: torch.Generator | None = None
+    ) -> Float[Tensor, "batch tokens dim"]:
+        """The sample of `constrain`, and no more than it needs."""
+        sample = self.bottleneck.draw(features, generator)
+        return sample if self.config.latent_scale == 1.0 else self.config.latent_scale * sample
 
     def _decode(self, tokens: Tensor) -> Tensor:
         latents = self.bottleneck.decoder_input(tokens / self.config.latent_scale)

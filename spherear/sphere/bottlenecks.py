@@ -55,6 +55,10 @@ class Bottleneck(nn.Module):
     radius: float | None = None
     options: tuple[str, ...] = ()
 
+    def __init_subclass__(cls) -> None:
+        if "constrain" in vars(cls) and "sample" not in vars(cls):  # an inherited one would draw from another law
+            cls.sample = Bottleneck.sample  # type: ignore[method-assign]
+
     def __init__(self, dim: int, channels: int) -> None:
         super().__init__()
         self.dim = dim
@@ -64,14 +68,30 @@ class Bottleneck(nn.Module):
         self, features: Float[Tensor, "batch tokens channels"], generator: torch.Generator | None = None
     ) -> Latent:
         """Features -> `Latent`, in float32 or better under any autocast. Wrong channel count: ValueError."""
+        features = self._checked(features)
+        with torch.autocast(features.device.type, enabled=False):
+            return self.constrain(features, generator)
+
+    def draw(
+        self, features: Float[Tensor, "batch tokens channels"], generator: torch.Generator | None = None
+    ) -> Float[Tensor, "batch tokens dim"]:
+        """The sample of `forward`, and no more than it needs."""
+        features = self._checked(features)
+        with torch.autocast(features.device.type, enabled=False):
+            return self.sample(features, generator)
+
+    def _checked(self, features: Tensor) -> Tensor:
         if features.shape[-1] != self.channels:
             raise ValueError(f"features have {features.shape[-1]} channels; expected {self.channels}")
-        with torch.autocast(features.device.type, enabled=False):
-            return self.constrain(features.to(torch.promote_types(features.dtype, torch.float32)), generator)
+        return features.to(torch.promote_types(features.dtype, torch.float32))
 
     def constrain(self, features: Tensor, generator: torch.Generator | None) -> Latent:
         """The part of `forward` that differs between families."""
         raise TypeError(f"{type(self).__name__} does not say how it constrains features")
+
+    def sample(self, features: Tensor, generator: torch.Generator | None) -> Tensor:
+        """The sample of `constrain`; for families whose KL divergence costs more than a sample."""
+        return self.constrain(features, generator).sample
 
     def project(self, z: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
         """The nearest token that the family allows: R z / |z| for spherical families, z for the others."""
@@ -97,13 +117,19 @@ class _Spherical(Bottleneck):
         self.radius = math.sqrt(dim)
         self.concentration_gain = concentration_gain
 
-    def constrain(self, features: Tensor, generator: torch.Generator | None) -> Latent:
+    def _posterior(self, features: Tensor) -> PowerSpherical | VonMisesFisher:
         direction = F.normalize(features[..., :-1], dim=-1, eps=1e-7)  # (batch, tokens, dim)
         concentration = F.softplus(self.concentration_gain * features[..., -1]) + 1.0  # (batch, tokens)
-        posterior = self.law(direction, concentration, validate_args=False)
+        return self.law(direction, concentration, validate_args=False)
+
+    def constrain(self, features: Tensor, generator: torch.Generator | None) -> Latent:
+        posterior = self._posterior(features)
         kl = torch.distributions.kl_divergence(posterior, HypersphericalUniform(self.dim, validate_args=False))
-        radius = math.sqrt(self.dim)
-        return Latent(radius * posterior.rsample(generator=generator), radius * direction, kl, concentration)
+        radius, sample = math.sqrt(self.dim), posterior.rsample(generator=generator)
+        return Latent(radius * sample, radius * posterior.loc, kl, posterior.concentration)
+
+    def sample(self, features: Tensor, generator: torch.Generator | None) -> Tensor:
+        return math.sqrt(self.dim) * self._posterior(features).rsample(generator=generator)
 
 
 class PowerSphericalBottleneck(_Spherical):

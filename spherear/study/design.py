@@ -284,8 +284,8 @@ _ROWS |= {  # lengths of the sequence, at equal everything else; many small step
     )
     for name, sizes in (("length16", "shapes16"), ("length64", "shapes"), ("length256", "shapes256"))
 }  # fmt: skip
-_ROWS["heads-colour"] = replace(  # heads of the models of `report`
-    _ROWS["report"], name="heads-colour", seeds=(0, 1, 2), models="report", selection="",
+_ROWS["heads-colour"] = replace(  # heads of three models of `report`
+    _ROWS["report"], name="heads-colour", seeds=(0, 4, 5), models="report", selection="",
     variants=(
         "S-02", "N-02", "G-04", "S-02@geodesic", "N-02@geodesic",
         "S-02@mean_velocity", "N-02@mean_velocity", "G-04@mean_velocity",

@@ -1,6 +1,7 @@
 """Every family of latents: its law, its divergence, its projection, and what only it does."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +9,13 @@ from scipy import stats
 from torch.distributions import Independent, Normal, kl_divergence
 from torch.testing import assert_close
 
-from spherear.sphere.bottlenecks import BOTTLENECKS, VectorQuantizedBottleneck, bottleneck, nearest_code
+from spherear.sphere.bottlenecks import (
+    BOTTLENECKS,
+    PowerSphericalBottleneck,
+    VectorQuantizedBottleneck,
+    bottleneck,
+    nearest_code,
+)
 
 DIM = 6
 
@@ -61,6 +68,38 @@ def test_a_gain_scales_the_concentrations_feature_alone(name):
     for field in ("sample", "mode", "kl", "spread"):
         assert_close(getattr(gained, field), getattr(plain, field), atol=0, rtol=0)
     assert_close(gained.spread, torch.nn.functional.softplus(20 * features[..., -1]) + 1, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("name", sorted(BOTTLENECKS))
+def test_a_draw_is_the_sample_of_the_latent(name):
+    features, family = features_of(name), bottleneck(name, DIM).eval()
+    assert_close(family.draw(features, seeded()), family(features, seeded()).sample, atol=0, rtol=0)
+    with pytest.raises(ValueError, match="features have 2 channels"):
+        family.draw(features[..., :2])
+
+
+@pytest.mark.parametrize("name", ["power_spherical", "vmf"])
+def test_a_draw_needs_no_divergence(name, monkeypatch):
+    def refuse(*laws):
+        raise AssertionError("a divergence that nobody reads")
+
+    monkeypatch.setattr("torch.distributions.kl_divergence", refuse)
+    family, features = bottleneck(name, DIM), features_of(name)
+    assert family.draw(features, seeded()).shape == (3, 5, DIM)
+    with pytest.raises(AssertionError, match="nobody reads"):
+        family(features)
+
+
+def test_a_law_of_ones_own_is_what_is_drawn():
+    class Pole(PowerSphericalBottleneck):
+        name = "pole"
+
+        def constrain(self, features, generator):
+            latent = super().constrain(features, generator)
+            return replace(latent, sample=latent.mode)
+
+    features, family = features_of("power_spherical"), Pole(DIM)
+    assert_close(family.draw(features, seeded()), family(features).mode, atol=0, rtol=0)
 
 
 def test_fixed_variance_divergence_is_torchs():

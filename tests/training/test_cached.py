@@ -55,8 +55,8 @@ def test_the_tokens_are_those_of_encoding_and_fresh(name, digits):
     images, expected = digits.batch(indices)
     assert torch.equal(labels, expected)
     with torch.no_grad():
-        ours = vae.constrain(features, keyed_generator(1, 2)).sample
-        again = vae.constrain(features, keyed_generator(1, 3)).sample
+        ours = vae.draw_from(features, keyed_generator(1, 2))
+        again = vae.draw_from(features, keyed_generator(1, 3))
         theirs = vae.posterior(images, keyed_generator(1, 2)).sample
     assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
     assert (name == "vq") == torch.equal(ours, again)
