@@ -284,6 +284,12 @@ _ROWS |= {  # lengths of the sequence, at equal everything else; many small step
     )
     for name, sizes in (("length16", "shapes16"), ("length64", "shapes"), ("length256", "shapes256"))
 }  # fmt: skip
+_ROWS |= {  # numbers per token, at equal everything else; at 4 they are those of length64
+    f"dim{dim}": replace(
+        _ROWS["length64"], name=f"dim{dim}", variants=("S-02", "N-02", "G-04"), latent_dim=dim, scales=(1.0, 4.5, 12.0),
+    )
+    for dim in (2, 8)
+}  # fmt: skip
 _ROWS["heads-colour"] = replace(  # heads of three models of `report`
     _ROWS["report"], name="heads-colour", seeds=(0, 4, 5), models="report", selection="",
     variants=(
