@@ -36,8 +36,8 @@ from spherear.figures.diagnostics import (
     sheets_figure,
     spread_figure,
 )
-from spherear.figures.lengths import lengths_figure
 from spherear.figures.paper import direction_laws_figure, overview_figure, published_fid_figure, token_laws_figure
+from spherear.figures.sizes import sizes_figure
 from spherear.figures.study import (
     ablation_figure,
     decode_time_figure,
@@ -57,8 +57,8 @@ from spherear.sampling.settings import SamplingSettings
 from spherear.sphere.families import family_label, family_of_letter
 from spherear.study.claims import default_sampling
 from spherear.study.design import GRIDS, Point, Variant
-from spherear.study.questions.lengths import report as lengths_report
-from spherear.study.questions.lengths import shipped_advantages
+from spherear.study.questions.sizes import report as sizes_report
+from spherear.study.questions.sizes import shipped_advantages
 from spherear.study.records import RESULTS, select, shipped_records
 from spherear.study.reference import held_out
 from spherear.study.release import SHIPPED_VARIANTS
@@ -210,7 +210,8 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "figure4-colour": lambda: guidance_figure(shipped_records("report")),
     "drift": lambda: drift_figure(shipped_records()),
     "drift-colour": lambda: drift_figure(shipped_records("report"), COLOUR_DRIFT),
-    "lengths": lambda: lengths_figure(shipped_advantages()),
+    "lengths": lambda: sizes_figure(shipped_advantages("tokens"), "tokens"),
+    "dimensions": lambda: sizes_figure(shipped_advantages("numbers per token"), "numbers per token"),
     "ablation": lambda: ablation_figure(shipped_records()),
     "collapse": collapse,
     "side-by-side": side_by_side,
@@ -243,7 +244,8 @@ def main(out: tyro.conf.Positional[Path], names: tyro.conf.Positional[tuple[str,
         print(out / f"{name}.png")
     write_text(out / "claims.md", report(shipped_records()))
     write_text(out / "claims-colour.md", colour_claims())
-    write_text(out / "lengths.md", lengths_report(shipped_advantages()))
+    for name, what in (("lengths", "tokens"), ("dimensions", "numbers per token")):
+        write_text(out / f"{name}.md", sizes_report(shipped_advantages(what), what))
     write_text(out / "sweep.md", sweep_report(shipped_sweep()))
 
 

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from spherear.bench.growth import Growth
 from spherear.console import markdown_table
 from spherear.figures.published_scores import ABLATION
-from spherear.figures.style import FONT, GREY, name_axes, new_figure, plot_family, save_figure
+from spherear.figures.style import FONT, GREY, band, name_axes, new_figure, plot_family, save_figure
 from spherear.models.config import require
 from spherear.models.files import write_text
 from spherear.sphere.families import FAMILIES, family_label
@@ -123,8 +123,7 @@ def _draw_bounds(axis: Axes, records: Sequence[Record], family: str, variant: st
 
 
 def _band(axis: Axes, x: list[float], means: list[float], deviations: list[float], color: str) -> None:
-    low, high = ([m + sign * d for m, d in zip(means, deviations, strict=True)] for sign in (-1, 1))
-    axis.fill_between(x, low, high, color=color, alpha=0.18, linewidth=0)
+    band(axis, x, [(m - d, m + d) for m, d in zip(means, deviations, strict=True)], color)
 
 
 def drift_figure(
@@ -270,8 +269,9 @@ def report(records: Sequence[Record], selection: Sequence[Record] | None = None)
     first = records[0]
     cells = {(r.variant, r.seed) for r in records}
     seeds = sorted({r.seed for r in records})
+    commands = "` and `".join(dict.fromkeys(r.command for r in records))
     text = NOTE.format(
-        command=first.command, cells=len(cells), seeds=len(seeds), vae=first.vae_steps, ar=first.ar_steps,
+        command=commands, cells=len(cells), seeds=len(seeds), vae=first.vae_steps, ar=first.ar_steps,
         batch=f" of {first.batch_size} images" if first.batch_size else "",
         floor=f"{floor(records):.2g}" if select(records, metric="floor_frechet") else "not measured here",
     )  # fmt: skip

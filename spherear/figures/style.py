@@ -44,6 +44,12 @@ def plot_family(axis: Axes, family: str, y: Sequence[float], x: Sequence[float] 
     axis.plot(x, y, color=look.color, marker=look.marker, label=label or family_label(family))
 
 
+def band(axis: Axes, x: Sequence[float], sides: Sequence[tuple[float, float]], color: object) -> None:
+    """Shade between the two values of each position, as for a spread about a line."""
+    low, high = zip(*sides, strict=True)
+    axis.fill_between(x, low, high, color=color, alpha=0.18, linewidth=0)
+
+
 def save_figure(figure: Figure, path: Path, dpi: int = DPI) -> None:
     """Write a PNG atomically. dpi: dots per inch."""
     with atomic_path(path) as part:

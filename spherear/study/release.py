@@ -7,7 +7,9 @@ python -m spherear.study.release runs/study/select
 python -m spherear.study.release runs/study/report
 python -m spherear.study.release runs/study/length16
 python -m spherear.study.release runs/study/length64
+python -m spherear.study.release runs/study/length256
 python -m spherear.study.release runs/study/heads
+python -m spherear.study.release runs/study/heads-colour
 
 The records of a study that others are drawn from (`RECORDED`) are copied too, also those of an unfinished one, which
 `spherear study NAME --recorded` then continues.
@@ -44,7 +46,9 @@ SHIPPED_VARIANTS = {
     "report": ("S-02", "N-02", "G-04", "F-04"),
     "length16": (),
     "length64": (),
+    "length256": (),
     "heads": (),
+    "heads-colour": (),
 }
 """The variants that ship of a study; none: its records alone."""
 LINES = 8  # kept per training log

@@ -295,3 +295,6 @@ def test_lengths_differ_in_the_sequence_alone():
         assert replace(recipes(grid.preset), data="shapes") == recipes("shapes")
         same = ("variants", "vae_steps", "ar_steps", "batch_size", "images", "solver", "solver_steps", "scales", "half")
         assert [getattr(grid, name) for name in same] == [getattr(GRIDS["length64"], name) for name in same]
+    for dim in (2, 8):
+        like = replace(GRIDS["length64"], name=f"dim{dim}", latent_dim=dim, variants=("S-02", "N-02", "G-04"))
+        assert GRIDS[f"dim{dim}"] == replace(like, scales=(1.0, 4.5, 12.0))

@@ -1,8 +1,9 @@
-"""The sphere's advantage against the length of the sequence, on the records of one study per length.
+"""The sphere's advantage against the length of the sequence and the numbers of a token, from one study per size.
 
 An error of one token is fed back as often as tokens follow it, so that what the sphere removes should count more the
-longer the sequence is. The judges of two lengths differ (see `study.judges.find_judge`), and so do their distances;
-what is compared are ratios: a family's Frechet distance over that of S, at the same length and guidance.
+longer the sequence is. Of a token's numbers it removes one, whatever their count. What is compared are ratios: a
+family's Frechet distance over that of S, at the same size and guidance; the judges of two lengths differ (see
+`study.judges.find_judge`), and so do their distances.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,20 +18,23 @@ from spherear.study.claims import by_seed, default_sampling, spread
 from spherear.study.records import RECORDED, Record, shipped_records
 from spherear.study.statistics import Difference, contrast
 
-STUDIES = {16: "length16", 64: "length64", 256: "length256"}
-"""Tokens -> the study of that length."""
+STUDIES = {
+    "tokens": {16: "length16", 64: "length64", 256: "length256"},
+    "numbers per token": {2: "dim2", 4: "length64", 8: "dim8"},
+}
+"""What varies -> its size -> the study, at equal everything else."""
 S = family_of_letter("S").name
 
 
 @dataclass(frozen=True)
 class Advantage:
-    """A family against S at one length and guidance. values, sphere: Frechet distance by seed.
+    """A family against S at one size and guidance. values, sphere: Frechet distance by seed.
 
     logs: the difference of their mean logarithms, unpaired, with a 95 % interval.
     lengths, sphere_lengths: of late raw tokens, relative to real ones, by seed.
     """
 
-    tokens: int
+    size: int
     family: str
     guidance_scale: float
     values: Mapping[int, float]
@@ -47,24 +51,24 @@ class Advantage:
 
 @dataclass(frozen=True)
 class Growth:
-    """How much more S is ahead of a family in the longer sequence. logs: of the ratio of both ratios."""
+    """How much more S is ahead of a family at the larger size. logs: of the ratio of both ratios."""
 
     family: str
     guidance_scale: float
-    tokens: tuple[int, int]
+    sizes: tuple[int, int]
     logs: Difference
 
 
 def advantages(studies: Mapping[int, Sequence[Record]]) -> list[Advantage]:
-    """Every other family against S, by length and guidance; one variant of each. studies: tokens -> records.
+    """Every other family against S, by size and guidance; one variant of each. studies: size -> records.
 
     Points that were measured with one seed alone, of either side, are left out. ValueError for two variants.
     """
     found = []
-    for tokens, records in sorted(studies.items()):
+    for size, records in sorted(studies.items()):
         for family in FAMILIES:
             variants = sorted({r.variant for r in records if r.family == family})
-            require(len(variants) < 2, f"{family} has variants {variants} at {tokens} tokens; expected one")
+            require(len(variants) < 2, f"{family} has variants {variants} at size {size}; expected one")
             if not variants or family == S:
                 continue
             for scale in sorted({r.guidance_scale for r in default_sampling(records, family=family)}):
@@ -75,13 +79,15 @@ def advantages(studies: Mapping[int, Sequence[Record]]) -> list[Advantage]:
                 )
                 if min(len(values), len(sphere)) > 1:
                     logs = contrast([_logs(values), _logs(sphere)], (1, -1))
-                    found.append(Advantage(tokens, family, scale, values, sphere, logs, lengths, others))
+                    found.append(Advantage(size, family, scale, values, sphere, logs, lengths, others))
     return found
 
 
-def shipped_advantages() -> list[Advantage]:
-    """Those of the records that ship."""
-    return advantages({tokens: shipped_records(study) for tokens, study in STUDIES.items() if study in RECORDED})
+def shipped_advantages(what: str = "tokens") -> list[Advantage]:
+    """Those of the records that ship, of the families with two sizes or more. what: a key of STUDIES."""
+    found = advantages({size: shipped_records(study) for size, study in STUDIES[what].items() if study in RECORDED})
+    sizes = {family: {a.size for a in found if a.family == family} for family in FAMILIES}
+    return [a for a in found if len(sizes[a.family]) > 1]
 
 
 def _logs(values: Mapping[int, float]) -> list[float]:
@@ -89,35 +95,33 @@ def _logs(values: Mapping[int, float]) -> list[float]:
 
 
 def growths(found: Sequence[Advantage]) -> list[Growth]:
-    """For every family and guidance: the shortest sequence against the longest one."""
+    """For every family and guidance: the smallest size against the largest one."""
     rows = []
     for family, scale in dict.fromkeys((a.family, a.guidance_scale) for a in found):
         own = [a for a in found if (a.family, a.guidance_scale) == (family, scale)]
-        short, long = min(own, key=lambda a: a.tokens), max(own, key=lambda a: a.tokens)
-        if short.tokens < long.tokens:
-            groups = [_logs(side) for side in (long.values, long.sphere, short.values, short.sphere)]
-            rows.append(Growth(family, scale, (short.tokens, long.tokens), contrast(groups, (1, -1, -1, 1))))
+        small, large = min(own, key=lambda a: a.size), max(own, key=lambda a: a.size)
+        if small.size < large.size:
+            groups = [_logs(side) for side in (large.values, large.sphere, small.values, small.sphere)]
+            rows.append(Growth(family, scale, (small.size, large.size), contrast(groups, (1, -1, -1, 1))))
     return rows
 
 
-def report(found: Sequence[Advantage]) -> str:
-    """All of it as Markdown."""
+def report(found: Sequence[Advantage], what: str = "tokens") -> str:
+    """All of it as Markdown. what: a key of STUDIES."""
     ratios = [
         (
-            str(a.tokens), family_label(a.family), f"{a.guidance_scale:g}", spread(a.values), spread(a.sphere),
+            str(a.size), family_label(a.family), f"{a.guidance_scale:g}", spread(a.values), spread(a.sphere),
             _factor(a.logs), f"{fmean(a.lengths.values()):+.0%}", f"{fmean(a.sphere_lengths.values()):+.0%}",
         )
         for a in found
     ]  # fmt: skip
     rows = [(family_label(g.family), f"{g.guidance_scale:g}", _factor(g.logs), _said(g.logs)) for g in growths(found)]
-    sizes = sorted({a.tokens for a in found})
+    sizes = sorted({a.size for a in found})
     return (
-        "Frechet distance of each family over that of S, at the same length and guidance; late length: of its raw "
+        f"Frechet distance of each family over that of S, at the same {what} and guidance; late length: of its raw "
         "tokens, against real ones. Seeds are unpaired; the 95 % interval is Welch's, of the logarithms.\n\n"
-        + markdown_table(
-            ("tokens", "family", "guidance", "Frechet", "of S", "ratio, 95 %", "late length", "of S"), ratios
-        )
-        + f"\n\nThe ratio at {sizes[-1]} tokens over that at {sizes[0]}; none is corrected for their number:\n\n"
+        + markdown_table((what, "family", "guidance", "Frechet", "of S", "ratio, 95 %", "late length", "of S"), ratios)
+        + f"\n\nThe ratio at {sizes[-1]} {what} over that at {sizes[0]}; none is corrected for their number:\n\n"
         + markdown_table(("family", "guidance", "growth, 95 %", "here"), rows)
         + "\n"
     )

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from spherear.figures.lengths import lengths_figure
-from spherear.study.questions.lengths import STUDIES, advantages, growths, report
+from spherear.figures.sizes import sizes_figure
+from spherear.study.cell import sizes_of
+from spherear.study.design import GRIDS, Variant
+from spherear.study.questions.sizes import STUDIES, advantages, growths, report, shipped_advantages
 from spherear.study.records import Record
 from spherear.study.statistics import contrast
 
@@ -65,17 +67,17 @@ def test_the_interval_of_a_contrast_holds_the_truth_as_often_as_it_says():
 
 def test_ratios_and_their_growth_are_those_that_were_put_in():
     found = advantages({16: made(1.0), 64: made(1.3), 256: made(1.6)})
-    assert [(a.tokens, a.family, a.guidance_scale) for a in found[:4]] == [
+    assert [(a.size, a.family, a.guidance_scale) for a in found[:4]] == [
         (16, "gaussian", 1.0), (16, "gaussian", 12.0), (16, "fixed_variance", 1.0), (16, "fixed_variance", 12.0),
     ]  # fmt: skip
     for a in found:
-        times = {16: 1.0, 64: 1.3, 256: 1.6}[a.tokens] if a.guidance_scale == 12 else 1.0
+        times = {16: 1.0, 64: 1.3, 256: 1.6}[a.size] if a.guidance_scale == 12 else 1.0
         assert a.ratio == pytest.approx(FACTORS[a.family] * times)
         assert a.logs.low < log(a.ratio) < a.logs.high
         assert set(a.lengths.values()) == {0.1 * times - 0.1}
         assert set(a.sphere_lengths.values()) == {0.0}
     for row in growths(found):
-        assert row.tokens == (16, 256)
+        assert row.sizes == (16, 256)
         assert exp(row.logs.mean) == pytest.approx(1.6 if row.guidance_scale == 12 else 1.0)
     text = report(found)
     assert re.search(r"\| G Gaussian \| 12 \| 1\.60 \[1\.\d\d, 1\.\d\d\] \| grows \|", text)
@@ -96,19 +98,36 @@ def test_one_seed_is_left_out_and_two_variants_are_refused():
     assert advantages({64: made(1.0, seeds=1)}) == []
     assert growths(advantages({64: made(1.3)})) == []
     other = [replace(r, variant="G-02") for r in made(1.0) if r.family == "gaussian"]
-    with pytest.raises(ValueError, match=r"gaussian has variants \['G-02', 'G-04'\] at 64 tokens; expected one"):
+    with pytest.raises(ValueError, match=r"gaussian has variants \['G-02', 'G-04'\] at size 64; expected one"):
         advantages({64: [*made(1.0), *other]})
     with pytest.raises(ValueError, match="there are no families beside S"):
-        lengths_figure([])
+        sizes_figure([])
 
 
-def test_the_figure_draws_every_length_and_s_beside_it():
-    figure = lengths_figure(advantages({16: made(1.0), 64: made(1.3)}))
+def test_the_figure_draws_every_size_and_s_beside_it():
+    figure = sizes_figure(advantages({16: made(1.0), 64: made(1.3)}))
     above, below = figure.axes[0], figure.axes[2]
     assert (above.get_title(), below.get_title()) == ("G Gaussian", "")
     drawn = [line.get_ydata()[-1] for line in above.get_lines() if line.get_label().endswith("(3 seeds)")]
     assert drawn == pytest.approx([1.5, 1.5 * 1.3])
     lengths = {line.get_label(): line.get_ydata()[-1] for line in below.get_lines()}
     assert lengths["64 tokens (3 seeds)"] == pytest.approx(0.03)
-    assert lengths["S at 64 tokens"] == pytest.approx(0.0)
-    assert list(STUDIES) == [16, 64, 256]
+    assert lengths["S at 64"] == pytest.approx(0.0)
+
+
+def test_every_size_has_its_study():
+    for what, size_of in (("tokens", lambda ar: ar.tokens), ("numbers per token", lambda ar: ar.latent_dim)):
+        for size, study in STUDIES[what].items():
+            grid = GRIDS[study]
+            sizes = sizes_of(grid, Variant.named(grid.variants[0]))
+            assert size_of(sizes.ar) == size
+            assert set(grid.variants) <= set(GRIDS["length64"].variants)
+            assert set(grid.scales) <= set(GRIDS["length64"].scales)
+
+
+def test_what_ships_has_two_sizes_of_every_family():
+    for what in STUDIES:
+        found = shipped_advantages(what)
+        for family in {a.family for a in found}:
+            assert len({a.size for a in found if a.family == family}) > 1
+        assert f"| {what} | family |" in report(found, what)
