@@ -26,7 +26,6 @@ from spherear.analysis.diagnostics import compare_norms, effective_rank, predict
 from spherear.analysis.latents import real_latents
 from spherear.models.files import read_json, write_json
 from spherear.models.presets import Preset, check_pair, with_vae
-from spherear.models.pretrained import CONFIG_FILE
 from spherear.models.vae import VAE
 from spherear.processes import exit_with_parent
 from spherear.sampling.decode import trace
@@ -41,7 +40,9 @@ from spherear.train import distill, pick_device, train_pipeline
 from spherear.training.data import load_data
 from spherear.training.distillation.recipe import DistillRecipe
 from spherear.training.jobs import starting_point
+from spherear.training.recipes import ARRecipe, VAERecipe
 from spherear.training.run import METRICS_FILE, keyed_generator
+from spherear.training.run_file import is_result
 
 GRID_FILE = "grid.json"
 CELL_FILE = "records.jsonl"
@@ -84,7 +85,7 @@ def run_cell(
 
     Models that another cell has trained equally are taken from it, see `take_models`.
     """
-    sizes, plan = sizes_of(grid, variant), starting_point(grid.preset, grid.data).recipes
+    sizes = sizes_of(grid, variant)
     data = load_data(grid.data_spec, sizes.vae.image_size)
     take_models(grid, variant, seed, folder)
     if not (folder / TRAINED_FILE).exists():
@@ -97,28 +98,35 @@ def run_cell(
             pass
         return Pipeline.from_pretrained(folder, device=device, dtype="float32", engine="eager")
     sizes = replace(sizes, ar=replace(sizes.ar, num_classes=data.num_classes))
-    common: dict[str, Any] = {"seed": seed} | ({"batch_size": grid.batch_size} if grid.batch_size else {})
-    vae_recipe = replace(plan.vae, steps=grid.vae_steps, kl_weight=variant.kl_weight, **common)
-    ar_recipe = replace(plan.ar, steps=grid.ar_steps, **common)
-    pipeline = train_pipeline(sizes, data, (vae_recipe, ar_recipe), folder, device, compiled=compiled)
+    pipeline = train_pipeline(sizes, data, recipes_of(grid, variant, seed), folder, device, compiled=compiled)
     assert pipeline is not None
     return pipeline
 
 
+def recipes_of(grid: Grid, variant: Variant, seed: int) -> tuple[VAERecipe, ARRecipe]:
+    """How the models of a cell are trained, unless its head is taught."""
+    plan = starting_point(grid.preset, grid.data).recipes
+    common: dict[str, Any] = {"seed": seed} | ({"batch_size": grid.batch_size} if grid.batch_size else {})
+    vae = replace(plan.vae, steps=grid.vae_steps, kl_weight=variant.kl_weight, **common)
+    return vae, replace(plan.ar, steps=grid.ar_steps, **common)
+
+
 def take_models(grid: Grid, variant: Variant, seed: int, folder: Path) -> None:
-    """Copy into a cell's folder what it lacks and another cell has finished: its own models from the study
-    `grid.models`, and else the VAE of the same latents and seed.
+    """Copy into a cell's folder what it lacks and another cell has trained by the same recipes: its own models from
+    the study `grid.models`, and else the VAE of the same latents and seed. A head that is taught has its teacher's.
     """
-    study = folder.parents[1]
+    if grid.teacher_of(variant):
+        return
+    study, recipes = folder.parents[1], dict(zip(("vae", "ar"), recipes_of(grid, variant, seed), strict=True))
     own, latent = variant.name, variant.latent
     places: list[tuple[Path, str, tuple[str, ...]]] = [(study, latent, ("vae",))]
     if grid.models:
         other = study.parent / grid.models
-        places = [(other, own, (TRAINED_FILE, "vae", "ar")), *places, (other, latent, ("vae",))]
+        places = [(other, own, ("vae", "ar")), *places, (other, latent, ("vae",))]
     for where, name, parts in places:
         source = cell_folder(where, name, seed)
-        if all((source / part / CONFIG_FILE).exists() for part in parts if part != TRAINED_FILE):
-            for part in parts:
+        if all(is_result(source / part, recipes[part]) for part in parts):
+            for part in (*((TRAINED_FILE,) if "ar" in parts else ()), *parts):
                 _copy(source / part, folder / part)
 
 

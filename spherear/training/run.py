@@ -24,7 +24,8 @@ from filelock import BaseFileLock
 from torch import Tensor, nn
 
 from spherear import signals
-from spherear.models.pretrained import CONFIG_FILE, Pretrained, fingerprint
+from spherear.models.pretrained import CONFIG_FILE, WEIGHTS_FILE, Pretrained, fingerprint
+from spherear.models.tensor_files import read_tensors
 from spherear.training.checkpoint import Checkpoints, State, read_state, remove_partial_files
 from spherear.training.data.dataset import ImageData
 from spherear.training.data.feed import Feed, MicroBatch, Stopped
@@ -36,7 +37,9 @@ from spherear.training.run_file import (
     RUN_FILE,
     SKIPPED,
     check_agreement,
+    check_model_alone,
     cut_metrics,
+    holds_model_alone,
     is_visible,
     locked_run,
     open_facts,
@@ -136,13 +139,20 @@ class Run:
         self._checkpoints: Checkpoints | None = None
         self._between_steps = True  # whether all that is stored belongs to one step
         if self.folder is not None:
-            self._open(self.folder, execution)
+            try:
+                self._open(self.folder, execution)
+            except BaseException:  # whoever keeps the error, as a notebook does, keeps this run
+                self._release()
+                raise
         self._start_time, self._start_step = time.monotonic(), self.step
 
     def _open(self, folder: Path, execution: Execution) -> None:
         def prepare() -> None:
             self._lock = locked_run(folder)
-            open_facts(folder, self.facts, execution.override)
+            if not holds_model_alone(folder):
+                open_facts(folder, self.facts, execution.override)
+            else:  # there is nothing to override with
+                check_model_alone(folder, self.facts)
             remove_partial_files(folder)
 
         def clean() -> None:
@@ -153,10 +163,13 @@ class Run:
         device = next(self.model.parameters()).device
         self.world.first_does(prepare)
         state = read_state(folder, "cpu" if self.world.sharded else device) if is_visible(folder) else None
-        resumed = (0, "none") if state is None else (state.step, f"{state.digest:08x}")
+        alone = state is None and holds_model_alone(folder)
+        resumed = (0, "a model" if alone else "none") if state is None else (state.step, f"{state.digest:08x}")
         check_agreement(self.world, folder, self.facts, *resumed)
         if state is not None:
             self._resume(state)
+        elif alone:
+            self._take_model(folder)
         good = None if state is None else state.step
         self._checkpoints = Checkpoints(folder, self.world, execution.keep_every, device.type != "cpu", good)
         self.world.first_does(clean)
@@ -245,8 +258,11 @@ class Run:
                     self._save_after(error)
                     raise
         finally:
-            if self._lock is not None:
-                self._lock.release()
+            self._release()
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
 
     def save(self) -> None:
         """Write a checkpoint atomically; from a GPU, in the background. All processes must call it."""
@@ -357,6 +373,14 @@ class Run:
             if self.world.first:
                 model.save_pretrained(self.folder)
             self.world.wait()
+
+    def _take_model(self, folder: Path) -> None:
+        """The finished model of a run whose checkpoints are gone; there is no step left to take."""
+        weights, _ = read_tensors(folder / WEIGHTS_FILE)
+        for model in (self.model, self.ema):
+            if model is not None:
+                put_weights(model, weights, str(folder / WEIGHTS_FILE))
+        self.step = self._saved = self.recipe.steps
 
     def _resume(self, state: State) -> None:
         names = state.names()

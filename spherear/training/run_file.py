@@ -13,6 +13,9 @@ from filelock import BaseFileLock, FileLock, Timeout
 
 from spherear.models.config import require
 from spherear.models.files import read_json, write_json, write_text
+from spherear.models.pretrained import CONFIG_FILE
+from spherear.training.checkpoint import steps_of
+from spherear.training.recipes import Recipe
 from spherear.world import World
 
 RUN_FILE = "run.json"
@@ -49,6 +52,30 @@ def open_facts(folder: Path, facts: Mapping[str, Any], override: bool = False) -
         if not differ:
             return
     write_json(folder / RUN_FILE, facts)
+
+
+def is_result(folder: Path, recipe: Recipe) -> bool:
+    """Whether a folder has the finished model of a run with this recipe, as far as the recipe shapes a model."""
+    if not ((folder / CONFIG_FILE).exists() and (folder / RUN_FILE).exists()):
+        return False
+    stored, requested = _flat(read_json(folder / RUN_FILE)), _flat({"recipe": recipe.to_dict()})
+    return all(stored.get(name, value) == value for name, value in requested.items() if name not in FREE)
+
+
+def holds_model_alone(folder: Path) -> bool:
+    """Whether a folder has a trained model, but no checkpoint of its run."""
+    return (folder / CONFIG_FILE).exists() and not steps_of(folder)
+
+
+def check_model_alone(folder: Path, facts: Mapping[str, Any]) -> None:
+    """ValueError unless the model in a folder without checkpoints is the result of this very run."""
+    what = f"{folder} holds a trained model"
+    require((folder / RUN_FILE).exists(), f"{what} without its {RUN_FILE}; expected an empty folder")
+    try:
+        check_facts(folder, facts)
+    except ValueError as error:
+        error.add_note(f"{what} and no checkpoint, from which other steps could go on")
+        raise
 
 
 def is_visible(folder: Path) -> bool:

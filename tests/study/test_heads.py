@@ -9,7 +9,7 @@ from scipy import stats
 
 from spherear.figures.heads import heads_figure, write_heads
 from spherear.models.files import read_json, write_json
-from spherear.study.cell import cell_folder, take_models
+from spherear.study.cell import cell_folder, recipes_of, take_models
 from spherear.study.design import GRIDS, Grid, Point, Variant
 from spherear.study.questions.heads import MARGIN, costs, curves, report, rises
 from tests.study.test_claims import record
@@ -133,36 +133,53 @@ def test_the_grid_of_heads():
             replace(grid, methods=methods)
 
 
-def finished(folder, part, text):
-    """A finished run, as far as copying goes."""
-    (folder / part).mkdir(parents=True)
-    (folder / part / "config.json").write_text(text, encoding="utf-8")
+def finished(grid, folder, name, text, parts=("vae", "ar")):
+    """Finished runs of a cell with seed 1, as far as copying goes."""
+    cell = cell_folder(folder, name, 1)
+    for part, recipe in zip(("vae", "ar"), recipes_of(grid, Variant.named(name), 1), strict=True):
+        if part in parts:
+            write_json(cell / part / "run.json", {"recipe": recipe.to_dict()})
+            (cell / part / "config.json").write_text(text, encoding="utf-8")
+    write_json(cell / "trained.json", {"commit": "abc"})
 
 
 def test_what_another_cell_has_trained_is_taken(tmp_path):
     grid = GRIDS["heads-colour"]
     study, other = tmp_path / grid.name, tmp_path / grid.models
-    ours = cell_folder(study, "S-02@geodesic", 1)
-    take_models(grid, Variant.named("S-02@geodesic"), 1, ours)
-    assert not ours.exists()  # there is nothing to take
-    finished(cell_folder(other, "S-02", 1), "vae", "the other study's")
-    take_models(grid, Variant.named("S-02"), 1, cell_folder(study, "S-02", 1))
-    assert {p.name for p in cell_folder(study, "S-02", 1).iterdir()} == {"vae"}  # its AR model is not finished
-    finished(cell_folder(other, "N-02", 1), "vae", "the other study's VAE")
-    finished(cell_folder(other, "N-02", 1), "ar", "the other study's AR model")
-    write_json(cell_folder(other, "N-02", 1) / "trained.json", {"commit": "abc"})
+
+    def taken(name, grid=grid):
+        """What the cell has after taking."""
+        cell = cell_folder(study, name, 1)
+        take_models(grid, Variant.named(name), 1, cell)
+        return sorted(path.name for path in cell.glob("*"))
+
+    assert taken("S-02@geodesic") == []  # there is nothing to take
+    finished(grid, other, "S-02", "the other study's", ["vae"])
+    assert taken("S-02") == ["vae"]  # its AR model is not finished
+    finished(grid, other, "N-02", "the other study's")
+    assert taken("N-02") == ["ar", "trained.json", "vae"]
     own = cell_folder(study, "N-02", 1)
-    take_models(grid, Variant.named("N-02"), 1, own)
-    assert (own / "ar" / "config.json").read_text(encoding="utf-8") == "the other study's AR model"
+    assert (own / "ar" / "config.json").read_text(encoding="utf-8") == "the other study's"
     assert read_json(own / "trained.json") == {"commit": "abc"}
-    head = cell_folder(study, "N-02@geodesic", 1)
-    take_models(grid, Variant.named("N-02@geodesic"), 1, head)
-    assert [p.name for p in head.iterdir()] == ["vae"]  # its own AR model is trained
-    (head / "vae" / "config.json").write_text("of this cell", encoding="utf-8")
-    take_models(grid, Variant.named("N-02@geodesic"), 1, head)
-    assert (head / "vae" / "config.json").read_text(encoding="utf-8") == "of this cell"
-    take_models(replace(grid, models=""), Variant.named("G-04"), 1, cell_folder(study, "G-04", 1))
-    assert not cell_folder(study, "G-04", 1).exists()
+    assert taken("N-02@geodesic") == ["vae"]  # its own AR model is trained
+    assert taken("N-02@mean_velocity") == taken("N-02@geodesic_mean") == []  # its teacher's VAE is its own
+    head = cell_folder(study, "N-02@geodesic", 1) / "vae" / "config.json"
+    head.write_text("of this cell", encoding="utf-8")
+    assert taken("N-02@geodesic") == ["vae"]
+    assert head.read_text(encoding="utf-8") == "of this cell"
+    finished(grid, other, "G-04", "the other study's")
+    assert taken("G-04", replace(grid, models="")) == []
+
+
+@pytest.mark.parametrize("change", [{"vae_steps": 100}, {"batch_size": 8}])
+def test_a_model_of_another_training_is_not_taken(tmp_path, change):
+    grid = GRIDS["heads-colour"]
+    finished(grid, tmp_path / grid.models, "S-02", "of another training")
+    own = cell_folder(tmp_path / grid.name, "S-02", 1)
+    take_models(replace(grid, **change), Variant.named("S-02"), 1, own)
+    assert not own.exists()
+    take_models(replace(grid, images=100), Variant.named("S-02"), 1, own)  # which no training sees
+    assert (own / "ar" / "config.json").exists()
 
 
 def test_cells_begin_after_those_that_they_take_from():

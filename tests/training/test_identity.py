@@ -159,6 +159,29 @@ def test_a_model_of_fewer_steps_does_not_pass_for_the_whole_run(root, tmp_path):
     assert any(not torch.equal(before[name], x) for name, x in VAE.from_pretrained(run).state_dict().items())
 
 
+def test_a_finished_model_outlives_its_checkpoints(root, tmp_path):
+    """As when they were deleted to save room: the model is there, and nothing to go on from."""
+    data, run = load_data(f"folder:{root}", 16), tmp_path / "vae"
+    (*_,) = train_vae(TINY_VAE, data, VAE_RECIPE, run)
+    shutil.rmtree(run / "checkpoints")
+    model = (run / "model.safetensors").read_bytes()
+    assert list(train_vae(TINY_VAE, data, VAE_RECIPE, run)) == []
+    assert (run / "model.safetensors").read_bytes() == model
+    facts = (run / "run.json").read_bytes()
+    longer = replace(VAE_RECIPE, steps=VAE_RECIPE.steps + 4)
+    with pytest.raises(ValueError, match=r"vae holds another run \(recipe.steps: expected 8, got 12\)") as error:
+        next(train_vae(TINY_VAE, data, longer, run, execution=Execution(override=True)))
+    assert error.value.__notes__ == [
+        f"{run} holds a trained model and no checkpoint, from which other steps could go on"
+    ]
+    assert (run / "run.json").read_bytes() == facts
+    (run / "run.json").unlink()
+    with pytest.raises(ValueError, match=r"vae holds a trained model without its run\.json; expected an empty folder"):
+        next(train_vae(TINY_VAE, data, VAE_RECIPE, run))
+    assert (run / "model.safetensors").read_bytes() == model
+    assert VAE.from_pretrained(run).config.latent_dim == TINY_VAE.latent_dim
+
+
 def test_a_second_start_of_a_run_is_refused_and_a_killed_one_leaves_no_lock(root, tmp_path):
     run, data = tmp_path / "run", load_data(f"folder:{root}", 16)
     code = (
