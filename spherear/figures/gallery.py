@@ -36,6 +36,7 @@ from spherear.figures.diagnostics import (
     sheets_figure,
     spread_figure,
 )
+from spherear.figures.heads import heads_figure
 from spherear.figures.paper import direction_laws_figure, overview_figure, published_fid_figure, token_laws_figure
 from spherear.figures.sizes import sizes_figure
 from spherear.figures.study import (
@@ -57,6 +58,8 @@ from spherear.sampling.settings import SamplingSettings
 from spherear.sphere.families import family_label, family_of_letter
 from spherear.study.claims import default_sampling
 from spherear.study.design import GRIDS, Point, Variant
+from spherear.study.questions.heads import Curve, curves
+from spherear.study.questions.heads import report as heads_report
 from spherear.study.questions.sizes import report as sizes_report
 from spherear.study.questions.sizes import shipped_advantages
 from spherear.study.records import RESULTS, select, shipped_records
@@ -201,6 +204,18 @@ def colour_claims() -> str:
     )
 
 
+def head_curves(study: str) -> list[Curve]:
+    """Few evaluations, on the records of a study of heads."""
+    grid = GRIDS[study]
+    return curves(shipped_records(study), grid.solver, grid.solver_steps)
+
+
+def head_costs(study: str) -> str:
+    """What few evaluations cost, as Markdown."""
+    grid = GRIDS[study]
+    return heads_report(shipped_records(study), grid.solver, grid.solver_steps)
+
+
 FIGURES: dict[str, Callable[[], Figure]] = {
     "figure1-published": published_fid_figure,
     "figure2-overview": overview_of_a_seven,
@@ -212,6 +227,8 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "drift-colour": lambda: drift_figure(shipped_records("report"), COLOUR_DRIFT),
     "lengths": lambda: sizes_figure(shipped_advantages("tokens"), "tokens"),
     "dimensions": lambda: sizes_figure(shipped_advantages("numbers per token"), "numbers per token"),
+    "heads": lambda: heads_figure(head_curves("heads")),
+    "heads-colour": lambda: heads_figure(head_curves("heads-colour")),
     "ablation": lambda: ablation_figure(shipped_records()),
     "collapse": collapse,
     "side-by-side": side_by_side,
@@ -244,6 +261,8 @@ def main(out: tyro.conf.Positional[Path], names: tyro.conf.Positional[tuple[str,
         print(out / f"{name}.png")
     write_text(out / "claims.md", report(shipped_records()))
     write_text(out / "claims-colour.md", colour_claims())
+    for name in ("heads", "heads-colour"):
+        write_text(out / f"{name}.md", head_costs(name))
     for name, what in (("lengths", "tokens"), ("dimensions", "numbers per token")):
         write_text(out / f"{name}.md", sizes_report(shipped_advantages(what), what))
     write_text(out / "sweep.md", sweep_report(shipped_sweep()))
