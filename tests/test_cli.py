@@ -262,8 +262,8 @@ def test_demo_learns_digits(tmp_path):
 @pytest.mark.slow
 def test_study_draws_what_it_measured_and_goes_on(tmp_path, monkeypatch, capfd):
     tiny = replace(
-        GRIDS["quick"], variants=("S-04", "G-04"), seeds=(0,), vae_steps=2, ar_steps=2, images=40, solver_steps=2,
-        scales=(1.0, 3.0), ablation_scales=(), methods=("euler-1",),
+        GRIDS["quick"], preset="digits", variants=("S-04", "G-04"), seeds=(0,), vae_steps=2, ar_steps=2, images=40,
+        solver_steps=2, scales=(1.0, 3.0), ablation_scales=(), methods=("euler-1",),
     )  # fmt: skip
     monkeypatch.setitem(GRIDS, "quick", tiny)
     monkeypatch.setattr(sys, "argv", ["spherear", "study", "quick"])
@@ -301,7 +301,7 @@ def test_a_study_of_recorded_cells_trains_nothing(tmp_path, capfd):
 
 @pytest.mark.slow
 def test_a_study_with_a_broken_cell_says_so(tmp_path, monkeypatch, capfd):
-    tiny = replace(GRIDS["quick"], variants=("S-04",), seeds=(0,), vae_steps=2, ar_steps=2, images=40)
+    tiny = replace(GRIDS["quick"], preset="digits", variants=("S-04",), seeds=(0,), vae_steps=2, ar_steps=2, images=40)
     monkeypatch.setitem(GRIDS, "quick", tiny)
     broken = tmp_path / "S-04" / "seed-0" / "vae" / "run.json"
     broken.parent.mkdir(parents=True)
