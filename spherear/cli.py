@@ -213,7 +213,7 @@ def distill(
     """
     from spherear.models.sources import heads_folder, source_of
     from spherear.sampling.pipeline import Pipeline
-    from spherear.study.few_evaluations import data_of
+    from spherear.study.reference import data_of
     from spherear.train import distill as states_of
     from spherear.training.build import pick_device
     from spherear.training.data.catalog import load_data

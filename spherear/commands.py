@@ -17,7 +17,7 @@ from spherear.evaluation.defaults import Drawing, default_count
 from spherear.models.config import require
 from spherear.sampling.placement import Placement, Plan, choose
 from spherear.sampling.settings import SamplingSettings
-from spherear.study.design import find_grid
+from spherear.study.design import Grid, find_grid
 
 Settings = Annotated[Drawing, tyro.conf.arg(name="")]
 Place = Annotated[Placement, tyro.conf.arg(name="")]
@@ -65,14 +65,11 @@ def study(
     require_installed("matplotlib")
     import torch
 
-    from spherear.figures.heads import write_heads
-    from spherear.figures.study import write_report
     from spherear.models.sources import Outline
     from spherear.study.cell import GRID_FILE, reference_of, sizes_of
-    from spherear.study.claims import default_sampling
     from spherear.study.design import Variant
-    from spherear.study.records import RECORDED, read_records, select, shipped_records
-    from spherear.study.runner import RESULTS_FILE, open_study, restore, run_study, waiting_cells, within_budget
+    from spherear.study.records import shipped_records
+    from spherear.study.runner import open_study, restore, run_study, waiting_cells, within_budget
 
     require(jobs >= 0, f"jobs is {jobs}; expected 0 or more")
     require(not (recorded and judge), f"judge is {judge!r}; expected none: the recorded cells have another one")
@@ -99,6 +96,18 @@ def study(
                 bar.write(f"{ended.job.name} failed ({ended.last_line}); see {ended.job.log}", file=sys.stderr)
             else:
                 bar.write(f"{ended.job.name}: {ended.seconds:.0f} s", file=sys.stderr)
+    _draw_study(plan, folder)
+    return 1 if failed else 0
+
+
+def _draw_study(plan: Grid, folder: Path) -> None:
+    """Write the figures and tables of a study's records, and print where all of it is."""
+    from spherear.figures.heads import write_heads
+    from spherear.figures.study import write_report
+    from spherear.study.claims import default_sampling
+    from spherear.study.records import RECORDED, read_records, select, shipped_records
+    from spherear.study.runner import RESULTS_FILE
+
     records = read_records(folder / RESULTS_FILE)
     selection = shipped_records(plan.selection) if plan.selection in RECORDED else None
     print(folder / RESULTS_FILE)
@@ -108,7 +117,6 @@ def study(
         print(*write_report(select(records, head=head), where, selection), sep="\n")
     if plan.methods:
         print(*write_heads(records, plan.solver, plan.solver_steps, folder / "figures"), sep="\n")
-    return 1 if failed else 0
 
 
 def evaluate(

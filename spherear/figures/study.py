@@ -67,15 +67,18 @@ def guidance_figure(records: Sequence[Record], metric: str = "frechet") -> Figur
     figure = new_figure(4.2 * columns, 3.6 * rows)
     axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten()
     for axis, family in zip(axes, families, strict=False):
+        label = "the other families"
         for other in families:
             if other != family:
                 scales, means, _ = curve(records, tops[other], metric)
-                axis.plot(scales, means, color=GREY, alpha=0.5, linewidth=1)
+                axis.plot(scales, means, color=GREY, alpha=0.5, linewidth=1, label=label)
+                label = ""
         _draw_bounds(axis, records, family, tops[family], metric)
         _draw_variants(axis, records, family, metric)
         name_axes(axis, "guidance scale", METRIC_NAMES.get(metric, metric), family_label(family))
     for axis in axes[len(families) :]:
         axis.set_visible(False)
+    figure.supxlabel("bands: one standard deviation over seeds", fontsize=FONT)
     return figure
 
 

@@ -34,6 +34,7 @@ from spherear.evaluation.scores import Scores, offline_scores, reconstruction_fr
 from spherear.models.config import one_of, require
 from spherear.models.files import read_json, user_path
 from spherear.models.presets import preset
+from spherear.models.pretrained import shipped
 from spherear.sampling.pipeline import Pipeline
 from spherear.sampling.pixels import to_uint8
 from spherear.study.design import HALVES
@@ -208,6 +209,15 @@ def trained_data(run: str) -> tuple[str, Path | None]:
     folder = user_path(run)
     file = folder / "ar" / RUN_FILE
     return (str(read_json(file).get("data", "")), folder / "judge") if file.is_file() else ("", None)
+
+
+def data_of(name: str, pipeline: Pipeline) -> str:
+    """The data set that a run was trained on, or a shipped model was made for; ValueError if nothing says which."""
+    preset_name = name.partition("-")[0]
+    made_for = recipes(preset_name).data if name in shipped() else judge_of(pipeline)
+    spec = trained_data(name)[0] or made_for
+    require(bool(spec), f"data is empty, and {name} does not say what it was trained on; expected a data set")
+    return spec
 
 
 @dataclass(frozen=True)

@@ -126,8 +126,9 @@ def test_every_size_has_its_study():
 
 
 def test_what_ships_has_two_sizes_of_every_family():
-    for what in STUDIES:
-        found = shipped_advantages(what)
-        for family in {a.family for a in found}:
-            assert len({a.size for a in found if a.family == family}) > 1
-        assert f"| {what} | family |" in report(found, what)
+    found = shipped_advantages("tokens")
+    for family in ("normalized_gaussian", "gaussian", "fixed_variance"):
+        assert {a.size for a in found if a.family == family} == {16, 64, 256}
+    assert "| tokens | family |" in report(found, "tokens")
+    sizes = {a.size for a in shipped_advantages("numbers per token")}
+    assert len(sizes) != 1  # a size alone is no comparison

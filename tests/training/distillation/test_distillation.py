@@ -13,7 +13,7 @@ from spherear.models.pretrained import fingerprint
 from spherear.models.sources import heads_beside, heads_folder
 from spherear.sampling.pipeline import cached_pipeline
 from spherear.sphere.geometry import project
-from spherear.study.few_evaluations import data_of
+from spherear.study.reference import data_of
 from spherear.train import distill
 from spherear.training.data.catalog import load_data
 from spherear.training.distillation.objective import LOSSES, DistillObjective, Teacher
