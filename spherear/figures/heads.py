@@ -31,8 +31,9 @@ def heads_figure(found: Sequence[Curve]) -> Figure:
         own = [curve for curve in found if curve.family == family]
         for reference in (curve for curve in own if curve.method == REFERENCE):
             mean = fmean(reference.values.values())
-            axis.axhline(mean, color=GREY)
-            axis.axhspan(mean, (1 + MARGIN) * mean, color=GREY, alpha=0.25)
+            ends = [used[0], used[-1]]
+            axis.plot(ends, [mean, mean], color=GREY)
+            axis.fill_between(ends, mean, (1 + MARGIN) * mean, color=GREY, alpha=0.25, linewidth=0)
         for head in dict.fromkeys(curve.head for curve in own):
             look, line = HEADS[head], [curve for curve in own if curve.head == head and curve.method != REFERENCE]
             means = [fmean(curve.values.values()) for curve in line]

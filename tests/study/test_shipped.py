@@ -141,7 +141,8 @@ def test_shipping_writes_half_precision_and_a_log(tmp_path):
     assert log[-1] == '{"step": 40}'
     open_study(GRIDS["quick"], tmp_path / "quick", "spherear study quick")
     with pytest.raises(
-        ValueError, match=r"the study is 'quick'; expected one of \['doubled', 'full', 'heads', 'laws', 'length16', "
+        ValueError,
+        match=r"the study is 'quick'; expected one of \['doubled', 'full', 'heads', 'heads-colour', ",
     ):
         release(tmp_path / "quick", out)
 
@@ -157,7 +158,8 @@ def test_grid_file_says_how_the_study_was_asked_for(tmp_path):
 def test_the_gallery_is_files(tmp_path, capsys):
     draw(tmp_path, ("figure1-published", "figure4-guidance"))
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "claims-colour.md", "claims.md", "figure1-published.png", "figure4-guidance.png", "lengths.md", "sweep.md",
+        "claims-colour.md", "claims.md", "figure1-published.png", "figure4-guidance.png", "heads-colour.md", "heads.md",
+        "lengths.md", "sweep.md",
     ]  # fmt: skip
     assert "45 trained models, 3 seeds" in (tmp_path / "claims.md").read_text()
     assert capsys.readouterr().out.count(".png") == 2
