@@ -55,7 +55,8 @@ class Bottleneck(nn.Module):
     radius: float | None = None
     options: tuple[str, ...] = ()
 
-    def __init_subclass__(cls) -> None:
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
         if "constrain" in vars(cls) and "sample" not in vars(cls):  # an inherited one would draw from another law
             cls.sample = Bottleneck.sample  # type: ignore[method-assign]
 
