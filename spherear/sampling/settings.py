@@ -225,12 +225,12 @@ NAMED_SETTINGS: dict[str, SamplingSettings] = {
 """The published settings (`reference`), and settings with about 1/10 and 1/17 of their evaluations.
 
 Both solve an ordinary differential equation. On digits they have the smallest error of all compared solvers and
-spacings with as many evaluations: tokens are 0.025 and 0.047 from the solution (root mean square, of lengths 1 per dimension),
-where `early` spacing is 0.050 and 0.121 (`python -m spherear.study.solver_errors error OUT digits-power_spherical
-digits-gaussian`). In colour, where sixty-four tokens feed errors back, they are 0.31 and 0.40 from it, and `annealed`
-steps of `adams_bashforth_3` come nearer, 0.23 and 0.35 (`shapes-power_spherical shapes-gaussian`). On the two digits
-models at guidance 2 and 4.5, their images are as good as with 20 evaluations, within fixed margins (`quality` instead
-of `error`). That they are as good as those of `reference`, which adds noise at every step, is not shown: four
-blocks of 500 images leave intervals wider than the margins, and on Gaussian latents at guidance 4.5 `balanced` has less
-recall, as 20 evaluations have.
+spacings with as many evaluations: tokens are 0.025 and 0.047 from the solution (root mean square, of lengths 1 per
+dimension), where `early` spacing is 0.050 and 0.121 (`python -m spherear.study.solver_errors error OUT
+digits-power_spherical digits-gaussian`). In colour, where sixty-four tokens feed errors back, they are 0.31 and 0.40
+from it, and `annealed` steps of `adams_bashforth_3` come nearer, 0.23 and 0.35
+(`shapes-power_spherical shapes-gaussian`). On the two digits models at guidance 2 and 4.5, their images are as good as
+with 20 evaluations, within fixed margins (`quality` instead of `error`). That they are as good as those of
+`reference`, which adds noise at every step, is not shown: four blocks of 500 images leave intervals wider than the
+margins, and on Gaussian latents at guidance 4.5 `balanced` has less recall, as 20 evaluations have.
 """
