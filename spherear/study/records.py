@@ -17,7 +17,9 @@ from spherear.models.config import Config, ConfigT, one_of, require
 from spherear.models.files import parse_object, write_text
 
 RESULTS = Path(__file__).parent / "results"
-RECORDED = ("full", "doubled", "select", "report", "length16", "length64", "length256", "heads", "heads-colour")
+RECORDED = (
+    "full", "doubled", "select", "report", "length16", "length64", "length256", "dim8", "heads", "heads-colour",
+)  # fmt: skip
 """The studies whose records ship."""
 PACKAGE = Path(__file__).resolve().parents[1]
 

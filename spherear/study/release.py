@@ -8,6 +8,7 @@ python -m spherear.study.release runs/study/report
 python -m spherear.study.release runs/study/length16
 python -m spherear.study.release runs/study/length64
 python -m spherear.study.release runs/study/length256
+python -m spherear.study.release runs/study/dim8
 python -m spherear.study.release runs/study/heads
 python -m spherear.study.release runs/study/heads-colour
 
@@ -47,6 +48,7 @@ SHIPPED_VARIANTS = {
     "length16": (),
     "length64": (),
     "length256": (),
+    "dim8": (),
     "heads": (),
     "heads-colour": (),
 }

@@ -142,7 +142,7 @@ def test_shipping_writes_half_precision_and_a_log(tmp_path):
     open_study(GRIDS["quick"], tmp_path / "quick", "spherear study quick")
     with pytest.raises(
         ValueError,
-        match=r"the study is 'quick'; expected one of \['doubled', 'full', 'heads', 'heads-colour', ",
+        match=r"the study is 'quick'; expected one of \['dim8', 'doubled', 'full', 'heads', ",
     ):
         release(tmp_path / "quick", out)
 
