@@ -107,7 +107,8 @@ def growths(found: Sequence[Advantage]) -> list[Growth]:
 
 
 def report(found: Sequence[Advantage], what: str = "tokens") -> str:
-    """All of it as Markdown. what: a key of STUDIES."""
+    """All of it as Markdown. what: a key of STUDIES. ValueError without any row."""
+    require(len(found) > 0, "there are no families beside S; expected records of two seeds or more")
     ratios = [
         (
             str(a.size), family_label(a.family), f"{a.guidance_scale:g}", spread(a.values), spread(a.sphere),
