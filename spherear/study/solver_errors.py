@@ -7,10 +7,10 @@ Both write one line of JSON per measurement to OUT, an existing file is resumed,
 
 `error` draws the same labels and seeds with every setting of `compared_settings`, and measures the root mean square
 difference from 200 steps of the midpoint rule, an eighth as long as the shortest compared. Nothing in it is random.
-`quality` scores CANDIDATES against the published settings, and against NEARLY_SOLVED, on the same labels and seeds. A
-candidate passes where the 95 % interval of the difference, over blocks of images, lies within a fixed margin. The
-margins were set before `adams_bashforth_3` was measured, but after the older sweep was read: for the other solvers the
-choice is exploratory.
+`quality` scores CANDIDATES against the published settings, and against NEARLY_SOLVED, on the same labels and seeds: on
+the GPU where there is one, in minutes, and in hours on a CPU. A candidate passes where the 95 % interval of the
+difference, over blocks of images, lies within a fixed margin. The margins were set before `adams_bashforth_3` was
+measured, but after the older sweep was read: for the other solvers the choice is exploratory.
 """
 
 import sys
@@ -28,19 +28,18 @@ from spherear.console import markdown_table
 from spherear.models.config import one_of, require
 from spherear.sampling.decode import trace
 from spherear.sampling.pipeline import Pipeline
-from spherear.sampling.placement import AS_WRITTEN
+from spherear.sampling.placement import AS_WRITTEN, Placement
 from spherear.sampling.settings import SamplingSettings
 from spherear.study.records import provenance, read_lines, write_lines
 from spherear.study.reference import Reference, judge_of
 from spherear.study.solvers import LOWER_IS_BETTER, METRICS, REFERENCE, SCALES, SweepRecord, place_of, sweep
-from spherear.study.solvers import shipped_sweep as first_blocks
 from spherear.study.statistics import Difference
 
 SHIPPED = Path(__file__).parent / "results" / "solver_errors.jsonl"
 EVALUATIONS = (4, 6, 10, 25)
 ERRORS = ("token_error", "image_error")
 ERROR_IMAGES = 100
-BLOCKS = 4
+BLOCKS, IMAGES = 10, 1000  # of `quality`
 MARGINS = {"frechet": 0.1, "accuracy": 0.02, "recall": 0.05}
 """How much worse a candidate may be: of the Frechet distance a share of the reference's, of the others as such."""
 
@@ -69,7 +68,8 @@ CANDIDATES = (
     settings_of("euler_maruyama", 10),
     settings_of("euler_maruyama", 5),
     *(settings_of("adams_bashforth", steps, spacing) for steps in (10, 6) for spacing in ("even", "early")),
-    *(settings_of("adams_bashforth_3", steps) for steps in (6, 4)),
+    *(settings_of("adams_bashforth_3", steps) for steps in (10, 6, 4)),
+    *(settings_of("adams_bashforth_3", steps, "annealed") for steps in (10, 6)),
 )
 """What `quality` compares."""
 NEARLY_SOLVED = settings_of("adams_bashforth", 20)
@@ -150,15 +150,9 @@ def verdicts(records: Sequence[SweepRecord], reference: SamplingSettings = REFER
     return sorted(out, key=lambda v: (v.model, v.guidance_scale, v.settings.evaluations, v.settings.solver))
 
 
-def of_candidates(records: Sequence[SweepRecord]) -> list[SweepRecord]:
-    """The quality records of the references and of CANDIDATES."""
-    wanted = {(s.solver, s.steps, s.spacing) for s in (REFERENCE, NEARLY_SOLVED, *CANDIDATES)}
-    return [r for r in records if r.metric in METRICS and (r.solver, r.steps, r.spacing) in wanted]
-
-
 def shipped_quality() -> list[SweepRecord]:
-    """The quality records of `spherear/study/results`: the first blocks of the sweep, and those of this module."""
-    return of_candidates([*first_blocks(), *read_lines(SHIPPED, SweepRecord)])
+    """The quality records in `spherear/study/results`."""
+    return [r for r in read_lines(SHIPPED, SweepRecord) if r.metric in METRICS]
 
 
 def shipped_errors() -> list[SweepRecord]:
@@ -213,8 +207,10 @@ def main(kind: str, out: str, *names: str) -> None:
     path = Path(out)
     records = read_lines(path, SweepRecord) if path.exists() else []
     command = " ".join(["python -m spherear.study.solver_errors", kind, out, *names])
+    place = AS_WRITTEN if kind == "error" else Placement(dtype="float32")
     for name in names:
-        pipeline = Pipeline.from_pretrained(name, **AS_WRITTEN.to_dict())
+        pipeline = Pipeline.from_pretrained(name, **place.to_dict())
+        print(f"{name}: images are drawn with {pipeline.placement.sentence}")
         for block in tqdm(_blocks(kind, name, pipeline, records, command), name, unit="block"):
             records += block
             write_lines(path, [record.to_dict() for record in records])
@@ -223,7 +219,7 @@ def main(kind: str, out: str, *names: str) -> None:
         return
     for reference in (REFERENCE, NEARLY_SOLVED):
         print(f"against {reference.solver} x {reference.steps}, {reference.spacing}:\n")
-        found = verdicts(of_candidates([*first_blocks(), *records]), reference)
+        found = verdicts(records, reference)
         print(quality_table(found))
         passing = (f"{s.solver} x {s.steps}, {s.spacing};" for s in passing_everywhere(found))
         print("within the margins everywhere:", *passing, "\n")
@@ -235,9 +231,11 @@ def _blocks(
     """What is not measured yet."""
     if kind == "error":
         return errors(name, pipeline, {place_of(r) for r in records if r.metric in ERRORS}, command)
-    real = Reference.load(judge_of(pipeline), pipeline.vae.config.image_size)
-    done = {place_of(r) for r in [*first_blocks(), *records] if r.metric in METRICS}
-    return sweep(name, pipeline, real, done, command, compared=(REFERENCE, NEARLY_SOLVED, *CANDIDATES), blocks=BLOCKS)
+    device = pipeline.vae.quant_proj.weight.device
+    real = Reference.load(judge_of(pipeline), pipeline.vae.config.image_size).on(device)
+    done = {place_of(r) for r in records if r.metric in METRICS}
+    compared = REFERENCE, NEARLY_SOLVED, *CANDIDATES
+    return sweep(name, pipeline, real, done, command, IMAGES, compared, BLOCKS)
 
 
 if __name__ == "__main__":
