@@ -300,9 +300,9 @@ _ROWS["heads-colour"] = replace(  # heads of three models of `report`
     distill_steps=1000, images=1000, solver="euler_maruyama", solver_steps=100, scales=(1.0, 3.0, 4.5, 8.0, 12.0),
     constant_scales=(), ablation_scales=(), methods=("euler-10", "euler-4", "euler-2", "euler-1"),
 )  # fmt: skip
-_ROWS["heads-scratch"] = replace(  # its heads of few evaluations, without a teacher
-    _ROWS["heads-colour"], name="heads-scratch", distill_steps=0, scales=(1.0, 3.0, 4.5, 8.0),
-    variants=tuple(name for name in _ROWS["heads-colour"].variants if Variant.named(name).head_kind.takes_scale),
+_ROWS["heads-scratch"] = replace(  # those of few evaluations, without a teacher
+    _ROWS["heads"], name="heads-scratch", distill_steps=0, ar_steps=2000,
+    variants=tuple(name for name in _ROWS["heads"].variants if Variant.named(name).head_kind.takes_scale),
 )  # fmt: skip
 GRIDS = Table[Grid](_ROWS, grid_row)
 """Grids by name. One's own: `GRIDS.register(Grid(...))`, or a JSON file of the fields of `Grid`."""

@@ -4,10 +4,10 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, overload
 
 import torch
 
@@ -18,12 +18,10 @@ from spherear.models.files import parse_object, write_text
 
 RESULTS = Path(__file__).parent / "results"
 RECORDED = (
-    "full", "doubled", "select", "report", "length16", "length64", "length256", "dim8", "heads", "heads-colour",
+    "full", "doubled", "select", "report", "length16", "length64", "length256", "dim2", "dim8", "heads", "heads-colour",
 )  # fmt: skip
 """The studies whose records ship."""
 PACKAGE = Path(__file__).resolve().parents[1]
-
-ResultT = TypeVar("ResultT")
 
 
 @dataclass(frozen=True)
@@ -70,30 +68,28 @@ class Record(Config):
     """Of the AR model: a row of HEADS; auto: velocity, or categorical for a codebook."""
 
 
-def read_records(path: str | Path) -> list[Record]:
-    """Read records that `write_records` wrote. A missing file: FileNotFoundError; an invalid line: ValueError."""
-    return [record for records in _parsed(path, _of_line) for record in records]
+@overload
+def read_records(path: str | Path) -> list[Record]: ...
+@overload
+def read_records(path: str | Path, kind: type[ConfigT]) -> list[ConfigT]: ...
+def read_records(path: str | Path, kind: type[Config] = Record) -> list[Any]:
+    """Read records of class `kind` that `write_records` wrote.
 
-
-def read_lines(path: str | Path, kind: type[ConfigT]) -> list[ConfigT]:
-    """Read a JSON-lines file of configs of class `kind`. Errors: as `read_records`."""
-    return _parsed(path, kind.from_dict)
-
-
-def _parsed(path: str | Path, parse: Callable[[dict[str, Any]], ResultT]) -> list[ResultT]:
-    parsed = []
+    A missing file: FileNotFoundError; an invalid line: ValueError.
+    """
+    parsed: list[Config] = []
     for number, line in enumerate(Path(path).read_bytes().splitlines(), start=1):
         try:
-            parsed.append(parse(parse_object(line, "it")))
+            parsed += _of_line(parse_object(line, "it"), kind)
         except (TypeError, ValueError, KeyError) as error:
             raise ValueError(f"{path}, line {number} is not a record: {error}") from error
     return parsed
 
 
-def _of_line(line: dict[str, Any]) -> list[Record]:
+def _of_line(line: dict[str, Any], kind: type[Config]) -> list[Config]:
     values = line.pop("values")
     require(isinstance(values, dict), f"values are {values!r}; expected a JSON object")
-    return [Record.from_dict({**line, "metric": metric, "value": value}) for metric, value in values.items()]
+    return [kind.from_dict({**line, "metric": metric, "value": value}) for metric, value in values.items()]
 
 
 def results_file(study: str) -> Path:
@@ -107,24 +103,21 @@ def shipped_records(study: str = "full") -> list[Record]:
     return read_records(results_file(study))
 
 
-def write_records(path: str | Path, records: Iterable[Record]) -> None:
-    """Write records as JSON lines, atomically: one line per setting, its metrics under `values`.
+def write_records(path: str | Path, records: Iterable[Config]) -> None:
+    """Write records of one class as JSON lines, atomically: one line per setting, its metrics under `values`.
 
     Two values of one metric for the same setting: ValueError.
     """
     lines = dict[str, dict[str, float]]()
     for record in records:
-        settings = record.to_dict()
-        metric, value = settings.pop("metric"), settings.pop("value")
-        values = lines.setdefault(json.dumps(settings), {})
-        require(metric not in values, f"{metric} of {record.variant}, seed {record.seed} is given twice; expected once")
+        fields = record.to_dict()
+        metric, value = fields.pop("metric"), fields.pop("value")
+        setting = json.dumps(fields)
+        values = lines.setdefault(setting, {})
+        require(metric not in values, f"{metric} of {setting} is given twice; expected once")
         values[metric] = value
-    write_lines(path, ({**json.loads(settings), "values": values} for settings, values in lines.items()))
-
-
-def write_lines(path: str | Path, lines: Iterable[Mapping[str, Any]]) -> None:
-    """Write JSON lines, atomically."""
-    write_text(Path(path), "".join(json.dumps(line) + "\n" for line in lines))
+    found = ({**json.loads(setting), "values": values} for setting, values in lines.items())
+    write_text(Path(path), "".join(json.dumps(line) + "\n" for line in found))
 
 
 def select(records: Sequence[Record], **fields: object) -> list[Record]:

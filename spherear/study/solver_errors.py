@@ -30,7 +30,7 @@ from spherear.sampling.decode import trace
 from spherear.sampling.pipeline import Pipeline
 from spherear.sampling.placement import AS_WRITTEN, Placement
 from spherear.sampling.settings import SamplingSettings
-from spherear.study.records import provenance, read_lines, write_lines
+from spherear.study.records import provenance, read_records, write_records
 from spherear.study.reference import Reference, judge_of
 from spherear.study.solvers import LOWER_IS_BETTER, METRICS, REFERENCE, SCALES, SweepRecord, place_of, sweep
 from spherear.study.statistics import Difference
@@ -152,12 +152,12 @@ def verdicts(records: Sequence[SweepRecord], reference: SamplingSettings = REFER
 
 def shipped_quality() -> list[SweepRecord]:
     """The quality records in `spherear/study/results`."""
-    return [r for r in read_lines(SHIPPED, SweepRecord) if r.metric in METRICS]
+    return [r for r in read_records(SHIPPED, SweepRecord) if r.metric in METRICS]
 
 
 def shipped_errors() -> list[SweepRecord]:
     """The errors in `spherear/study/results`."""
-    return [r for r in read_lines(SHIPPED, SweepRecord) if r.metric in ERRORS]
+    return [r for r in read_records(SHIPPED, SweepRecord) if r.metric in ERRORS]
 
 
 def error_table(records: Sequence[SweepRecord]) -> str:
@@ -205,7 +205,7 @@ def main(kind: str, out: str, *names: str) -> None:
     """Measure the models, resume from the records in `out`, and print the table."""
     one_of("kind", kind, ("error", "quality"))
     path = Path(out)
-    records = read_lines(path, SweepRecord) if path.exists() else []
+    records = read_records(path, SweepRecord) if path.exists() else []
     command = " ".join(["python -m spherear.study.solver_errors", kind, out, *names])
     place = AS_WRITTEN if kind == "error" else Placement(dtype="float32")
     for name in names:
@@ -213,7 +213,7 @@ def main(kind: str, out: str, *names: str) -> None:
         print(f"{name}: images are drawn with {pipeline.placement.sentence}")
         for block in tqdm(_blocks(kind, name, pipeline, records, command), name, unit="block"):
             records += block
-            write_lines(path, [record.to_dict() for record in records])
+            write_records(path, records)
     if kind == "error":
         print(error_table([r for r in records if r.metric in ERRORS]))
         return

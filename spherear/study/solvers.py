@@ -20,7 +20,7 @@ from spherear.models.config import Config, require
 from spherear.sampling.pipeline import Pipeline
 from spherear.sampling.placement import AS_WRITTEN
 from spherear.sampling.settings import NAMED_SETTINGS, SamplingSettings
-from spherear.study.records import provenance, read_lines, write_lines
+from spherear.study.records import provenance, read_records, write_records
 from spherear.study.reference import Reference, judge_of
 
 SWEEP = Path(__file__).parent / "results" / "sweep.jsonl"
@@ -170,7 +170,7 @@ the reference's standard deviations over blocks. Evaluations are of the velocity
 
 def shipped_sweep() -> list[SweepRecord]:
     """The sweep records shipped with the library."""
-    return read_lines(SWEEP, SweepRecord)
+    return read_records(SWEEP, SweepRecord)
 
 
 def sweep_report(records: Sequence[SweepRecord]) -> str:
@@ -188,7 +188,7 @@ def sweep_report(records: Sequence[SweepRecord]) -> str:
 def main(out: str, *names: str) -> None:
     """Sweep the models, resume from the records in `out`, and print the table."""
     path = Path(out)
-    records = read_lines(path, SweepRecord) if path.exists() else []
+    records = read_records(path, SweepRecord) if path.exists() else []
     command = " ".join(["python -m spherear.study.solvers", out, *names])
     for name in names:
         pipeline = Pipeline.from_pretrained(name, **AS_WRITTEN.to_dict())
@@ -202,7 +202,7 @@ def main(out: str, *names: str) -> None:
             unit="block",
         ):
             records += block
-            write_lines(path, [record.to_dict() for record in records])
+            write_records(path, records)
     print(table(rows(records)))
     print("matching everywhere:", *(f"{s.solver} x {s.steps}, {s.spacing}" for s in matching_everywhere(rows(records))))
 

@@ -1,10 +1,13 @@
 """The contract of heads, their table, and what each computes: against integrals, derivatives and laws."""
 
+import math
 from dataclasses import replace
+from statistics import fmean
 
 import pytest
 import torch
 from scipy.integrate import solve_ivp
+from scipy.stats import kstest
 from torch.testing import assert_close
 
 from spherear import SphereAR
@@ -66,6 +69,34 @@ def test_a_span_has_both_of_its_times():
     ar, tokens = SphereAR(replace(TINY_AR, head="mean_velocity")), draw("tokens", 1, 16, 4).float()
     with pytest.raises(ValueError, match=r"the draws given are \['times'\]; expected all of \['ends', 'noise', "):
         ar.loss(tokens, torch.tensor([1]), torch.rand(16), repeats=1)
+
+
+def test_half_of_the_rows_are_not_guided():
+    """Unless the caller says otherwise, as distillation does: then the scales are uniform."""
+    head, tokens = head_of("mean_velocity"), torch.zeros(50, 16, 4)
+    scales = head.draws(tokens, 4, torch.Generator().manual_seed(0))["scales"]
+    assert abs((scales == 1).double().mean().item() - 0.5) < 4 * math.sqrt(0.25 / 3200)
+    guided = head.draws(tokens, 4, torch.Generator().manual_seed(0), plain=0.0)["scales"]
+    for values in (scales[scales > 1], guided):
+        assert kstest(values.double().numpy(), "uniform", (1, 7)).pvalue > 0.01
+
+
+@pytest.mark.parametrize("name", ["mean_velocity", "geodesic_mean"])
+def test_a_head_that_guides_itself_learns_without_growing(name):
+    """With uniform scales its loss rises above 600 and is still above 10 at the end: what it adds, it learns again."""
+    head, generator = head_of(name), torch.Generator().manual_seed(0)
+    tokens, conditions = project(draw("tokens", 10, 1, 4).float(), 2.0), draw("conditions", 10, 1, 8).float()
+    rows, null = torch.arange(10).repeat(6), torch.zeros(60, 1, 8)
+    optimizer, losses = torch.optim.Adam(head.parameters(), lr=2e-3), []
+    for _ in range(200):
+        dropped = torch.rand(60, 1, 1, generator=generator) < 0.1
+        loss = head.loss(tokens[rows], torch.where(dropped, null, conditions[rows]), null=null, generator=generator)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert max(losses[20:]) < 5
+    assert fmean(losses[-20:]) < 1
 
 
 @pytest.mark.parametrize("name", ["geodesic", "geodesic_mean"])

@@ -10,7 +10,7 @@ from spherear.bench.growth import Growth
 from spherear.figures.study import decode_time_figure, sweep_figure
 from spherear.sampling.settings import NAMED_SETTINGS
 from spherear.study import solvers as sweeping
-from spherear.study.records import read_lines
+from spherear.study.records import read_records
 from spherear.study.reference import Reference
 from spherear.study.solvers import (
     METRICS,
@@ -119,8 +119,8 @@ def test_growth_is_drawn_with_its_line():
 
 
 def test_the_shipped_sweep_has_the_reference_and_balanced():
-    found = rows(read_lines(SWEEP, SweepRecord))
+    found = rows(read_records(SWEEP, SweepRecord))
     assert {row.model for row in found} >= {"digits-power_spherical", "digits-gaussian"}
-    assert {r.metric for r in read_lines(SWEEP, SweepRecord)} == set(METRICS)
+    assert {r.metric for r in read_records(SWEEP, SweepRecord)} == set(METRICS)
     assert NAMED_SETTINGS["reference"] == REFERENCE
     assert replace(NAMED_SETTINGS["balanced"], guidance_scale=2.0) in {row.settings for row in found}

@@ -107,7 +107,7 @@ def _velocity_loss(loss: Callable[..., Tensor]) -> Loss:
         objective: DistillObjective, tokens: Tensor, condition: Tensor, null: Tensor, generator: torch.Generator
     ) -> Tensor:
         student, repeats = objective.student, objective.recipe.repeats
-        drawn = student.draws(tokens, repeats, generator)
+        drawn = student.draws(tokens, repeats, generator, plain=0.0)
         rows, condition, null = (repeated(x, repeats) for x in (tokens, condition, null))
         t, end, scale = drawn["times"], drawn["ends"], drawn["scales"]
         x, _ = student.space.path(drawn["noise"], rows, t[:, None])
