@@ -226,6 +226,7 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "drift": lambda: drift_figure(shipped_records()),
     "drift-colour": lambda: drift_figure(shipped_records("report"), COLOUR_DRIFT),
     "lengths": lambda: sizes_figure(shipped_advantages("tokens"), "tokens"),
+    "dimensions": lambda: sizes_figure(shipped_advantages("numbers per token"), "numbers per token"),
     "heads": lambda: heads_figure(head_curves("heads")),
     "heads-colour": lambda: heads_figure(head_curves("heads-colour")),
     "ablation": lambda: ablation_figure(shipped_records()),
@@ -262,7 +263,8 @@ def main(out: tyro.conf.Positional[Path], names: tyro.conf.Positional[tuple[str,
     write_text(out / "claims-colour.md", colour_claims())
     for name in ("heads", "heads-colour"):
         write_text(out / f"{name}.md", head_costs(name))
-    write_text(out / "lengths.md", sizes_report(shipped_advantages("tokens"), "tokens"))
+    for name, what in (("lengths", "tokens"), ("dimensions", "numbers per token")):
+        write_text(out / f"{name}.md", sizes_report(shipped_advantages(what), what))
     write_text(out / "sweep.md", sweep_report(shipped_sweep()))
 
 

@@ -7,7 +7,7 @@ from statistics import fmean
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from spherear.figures.style import FONT, GREY, name_axes, new_figure, save_figure
+from spherear.figures.style import GREY, legend_below, name_axes, new_figure, save_figure
 from spherear.models.config import require
 from spherear.models.files import write_text
 from spherear.models.heads.table import HEADS
@@ -51,7 +51,7 @@ def heads_figure(found: Sequence[Curve]) -> Figure:
     handles = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     seeds = max(len(curve.values) for curve in found)
     title = f"{seeds} seeds; grey: the published solver, and {100 * MARGIN:g} % above"
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, fontsize=FONT, title=title)
+    legend_below(figure, handles.values(), handles.keys(), 4, title)
     return figure
 
 

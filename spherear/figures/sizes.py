@@ -8,7 +8,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from spherear.figures.style import FONT, GREY, band, name_axes, new_figure
+from spherear.figures.style import GREY, band, legend_below, name_axes, new_figure
 from spherear.models.config import require
 from spherear.sphere.families import family_label
 from spherear.study.questions.sizes import Advantage
@@ -27,7 +27,7 @@ def sizes_figure(found: Sequence[Advantage], what: str = "tokens") -> Figure:
     require(len(families) > 0, "there are no families beside S; expected records of two seeds or more")
     sizes = sorted({a.size for a in found})
     colors = {size: colormaps["viridis"](0.8 - 0.7 * n / max(1, len(sizes) - 1)) for n, size in enumerate(sizes)}
-    figure = new_figure(4.2 * len(families), 7.4)
+    figure = new_figure(max(10.4, 4.2 * len(families)), 7.4)
     axes = figure.subplots(2, len(families), sharex=True, sharey="row", squeeze=False)
     for (above, below), family in zip(axes.T, families, strict=True):
         above.axhline(1, color=GREY)
@@ -57,8 +57,7 @@ def sizes_figure(found: Sequence[Advantage], what: str = "tokens") -> Figure:
         name_axes(above, "guidance scale", "Frechet distance / that of S", family_label(family))
         name_axes(below, "guidance scale", "length of late raw tokens,\nrelative to real ones")
     handles, labels = axes[1, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2 * len(sizes), fontsize=FONT,
-                  title="band: one standard deviation over seeds")  # fmt: skip
+    legend_below(figure, handles, labels, 2 * len(sizes), "band: one standard deviation over seeds")
     return figure
 
 

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from spherear.bench.growth import Growth
 from spherear.console import markdown_table
 from spherear.figures.published_scores import ABLATION
-from spherear.figures.style import FONT, GREY, band, name_axes, new_figure, plot_family, save_figure
+from spherear.figures.style import FONT, GREY, band, legend_below, name_axes, new_figure, plot_family, save_figure
 from spherear.models.config import require
 from spherear.models.files import write_text
 from spherear.sphere.families import FAMILIES, family_label
@@ -148,14 +148,7 @@ def drift_figure(
         axis.set_xticks(scales, [f"{scale:g}" for scale in scales])
     handles, labels = axes[0].get_legend_handles_labels()
     seeds = len({r.seed for r in records})
-    figure.legend(
-        handles,
-        labels,
-        loc="outside lower center",
-        ncols=3,
-        fontsize=FONT,
-        title=f"{seeds} seeds, band: one standard deviation",
-    )
+    legend_below(figure, handles, labels, 3, f"{seeds} seeds, band: one standard deviation")
     return figure
 
 
@@ -234,8 +227,8 @@ def sweep_figure(rows: Sequence[Row]) -> Figure:
             title = f"{point[0].removeprefix('digits-')}, guidance {point[1]:g}" if line == 0 else ""
             name_axes(axis, "evaluations per token", METRIC_NAMES[metric], title)
     handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=FONT,
-                  title="grey: 100 Euler-Maruyama steps, two standard deviations over blocks of images")  # fmt: skip
+    title = "grey: 100 Euler-Maruyama steps, two standard deviations over blocks of images"
+    legend_below(figure, handles, labels, 4, title)
     return figure
 
 

@@ -3,9 +3,11 @@
 The palette is Okabe & Ito's, which colour-blind readers can distinguish.
 """
 
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -14,6 +16,7 @@ from spherear.models.files import atomic_path
 from spherear.sphere.families import FAMILIES, family_label
 
 FONT = 12
+LETTERS = 11  # of a legend's title per inch, at most
 KINDS = {"radial": "#D55E00", "turning": "#009E73", "tangential": "#0072B2"}
 THREE = ("#0072B2", "#D55E00", "#009E73")  # for any three items
 GREY = "#999999"
@@ -48,6 +51,18 @@ def band(axis: Axes, x: Sequence[float], sides: Sequence[tuple[float, float]], c
     """Shade between the two values of each position, as for a spread about a line."""
     low, high = zip(*sides, strict=True)
     axis.fill_between(x, low, high, color=color, alpha=0.18, linewidth=0)
+
+
+def legend_below(figure: Figure, handles: Iterable[Artist], labels: Iterable[str], columns: int, title: str) -> None:
+    """One legend for all axes, below them, in so many columns, or in a half, a quarter ... where they are too wide."""
+    handles, labels = list(handles), list(labels)
+    title = textwrap.fill(title, round(LETTERS * figure.get_figwidth()))
+    while True:
+        legend = figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=FONT, title=title)
+        if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
+            return
+        legend.remove()
+        columns = max(1, columns // 2)
 
 
 def save_figure(figure: Figure, path: Path, dpi: int = DPI) -> None:

@@ -51,8 +51,12 @@ F64 = torch.float64
 
 
 def labelled(figure):
-    """No axis of the figure is without labels, and nothing was drawn outside of the figure given."""
+    """No axis of the figure is without labels, and nothing was drawn outside of it: no line, and no legend's word."""
     figure.canvas.draw()
+    for legend in figure.legends + [legend for axis in figure.axes if (legend := axis.get_legend())]:
+        box = legend.get_window_extent()
+        assert 0 <= box.x0 <= box.x1 <= figure.bbox.width, [text.get_text() for text in legend.get_texts()]
+        assert 0 <= box.y0 <= box.y1 <= figure.bbox.height, [text.get_text() for text in legend.get_texts()]
     for axis in figure.axes:
         if axis.get_visible() and axis.get_label() != "<colorbar>":
             assert axis.get_xlabel(), axis.get_title()

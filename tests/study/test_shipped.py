@@ -158,8 +158,8 @@ def test_grid_file_says_how_the_study_was_asked_for(tmp_path):
 def test_the_gallery_is_files(tmp_path, capsys):
     draw(tmp_path, ("figure1-published", "figure4-guidance"))
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "claims-colour.md", "claims.md", "figure1-published.png", "figure4-guidance.png", "heads-colour.md", "heads.md",
-        "lengths.md", "sweep.md",
+        "claims-colour.md", "claims.md", "dimensions.md", "figure1-published.png", "figure4-guidance.png",
+        "heads-colour.md", "heads.md", "lengths.md", "sweep.md",
     ]  # fmt: skip
     assert "45 trained models, 3 seeds" in (tmp_path / "claims.md").read_text()
     assert capsys.readouterr().out.count(".png") == 2

@@ -115,6 +115,15 @@ def test_the_figure_draws_every_size_and_s_beside_it():
     assert lengths["S at 64"] == pytest.approx(0.0)
 
 
+def test_lengths_drift_less_the_more_numbers_a_token_has():
+    """Of late tokens at guidance 12, in every pair of seeds: G by a half to all of it at two numbers, S by little."""
+    own = [a for a in shipped_advantages("numbers per token") if (a.family, a.guidance_scale) == ("gaussian", 12.0)]
+    (two, four, eight) = (list(a.lengths.values()) for a in own)
+    assert [a.size for a in own] == [2, 4, 8]
+    assert min(two) > max(four) > min(four) > max(eight) > 0.2
+    assert max(value for a in own for value in a.sphere_lengths.values()) < 0.07
+
+
 def test_every_size_has_its_study():
     for what, size_of in (("tokens", lambda ar: ar.tokens), ("numbers per token", lambda ar: ar.latent_dim)):
         for size, study in STUDIES[what].items():
@@ -130,6 +139,10 @@ def test_what_ships_has_two_sizes_of_every_family():
     for family in ("normalized_gaussian", "gaussian", "fixed_variance"):
         assert {a.size for a in found if a.family == family} == {16, 64, 256}
     assert "| tokens | family |" in report(found, "tokens")
-    assert shipped_advantages("numbers per token") == []  # dim8 has one seed of N and G: a size alone is no comparison
+    found = shipped_advantages("numbers per token")
+    for family in ("normalized_gaussian", "gaussian"):
+        assert {a.size for a in found if a.family == family} == {2, 4, 8}
+        assert {len(side) for a in found for side in (a.values, a.sphere)} == {3}
+    assert {a.family for a in found} == {"normalized_gaussian", "gaussian"}
     with pytest.raises(ValueError, match="there are no families beside S"):
         report([])
