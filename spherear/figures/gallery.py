@@ -60,8 +60,7 @@ from spherear.study.claims import default_sampling
 from spherear.study.design import GRIDS, Point, Variant
 from spherear.study.questions.heads import Curve, curves
 from spherear.study.questions.heads import report as heads_report
-from spherear.study.questions.sizes import report as sizes_report
-from spherear.study.questions.sizes import shipped_advantages
+from spherear.study.questions.sizes import shipped_advantages, shipped_report
 from spherear.study.records import RESULTS, select, shipped_records
 from spherear.study.reference import held_out
 from spherear.study.release import SHIPPED_VARIANTS
@@ -264,7 +263,7 @@ def main(out: tyro.conf.Positional[Path], names: tyro.conf.Positional[tuple[str,
     for name in ("heads", "heads-colour"):
         write_text(out / f"{name}.md", head_costs(name))
     for name, what in (("lengths", "tokens"), ("dimensions", "numbers per token")):
-        write_text(out / f"{name}.md", sizes_report(shipped_advantages(what), what))
+        write_text(out / f"{name}.md", shipped_report(what))
     write_text(out / "sweep.md", sweep_report(shipped_sweep()))
 
 

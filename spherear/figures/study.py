@@ -17,7 +17,7 @@ from spherear.figures.style import FONT, GREY, band, legend_below, name_axes, ne
 from spherear.models.config import require
 from spherear.models.files import write_text
 from spherear.sphere.families import FAMILIES, family_label
-from spherear.study.claims import best, by_seed, claims, claims_table, default_sampling, floor, has, spread, unfinished
+from spherear.study.claims import best, by_seed, claims, claims_table, default_sampling, flagged, floor, has, spread
 from spherear.study.records import Record, select
 from spherear.study.solvers import METRICS as SWEEP_METRICS
 from spherear.study.solvers import REFERENCE, Row
@@ -273,8 +273,6 @@ def report(records: Sequence[Record], selection: Sequence[Record] | None = None)
     )  # fmt: skip
     high = min(HIGH, max(r.guidance_scale for r in select(records, schedule="linear")))
     without = {r.guidance_scale for r in select(records, project_ar=False)}
-    if flagged := unfinished(records):
-        listed = ", ".join(f"{variant} seed {seed}" for variant, seed in flagged)
-        text += f"Not compared, because the loss of their VAE still fell at its last step: {listed}.\n\n"
+    text += flagged(records)
     text += claims_table(claims(records, high, max(without, default=high), selection))
     return text + ("\n" + ablation_table(records) if has_ablation(records) else "")

@@ -114,6 +114,16 @@ def unfinished(records: Sequence[Record]) -> list[tuple[str, int]]:
     return sorted({(r.variant, r.seed) for r in select(records, metric="vae_slope") if r.value < -PLATEAU})
 
 
+def flagged(records: Sequence[Record], where: str = "") -> str:
+    """A paragraph that names them; empty if there are none.  where: such as "at 16 tokens"."""
+    listed = ", ".join(f"{variant} seed {seed}" for variant, seed in unfinished(records))
+    if not listed:
+        return ""
+    return (
+        f"Not compared{where and ' '}{where}, because the loss of their VAE still fell at its last step: {listed}.\n\n"
+    )
+
+
 def comparable(records: Sequence[Record]) -> list[Record]:
     """The records of all other cells."""
     excluded = set(unfinished(records))

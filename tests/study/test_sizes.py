@@ -10,8 +10,9 @@ from scipy import stats
 
 from spherear.figures.sizes import sizes_figure
 from spherear.study.cell import sizes_of
+from spherear.study.claims import flagged
 from spherear.study.design import GRIDS, Variant
-from spherear.study.questions.sizes import STUDIES, advantages, growths, report, shipped_advantages
+from spherear.study.questions.sizes import STUDIES, advantages, growths, report, shipped_advantages, shipped_report
 from spherear.study.records import Record
 from spherear.study.statistics import contrast
 
@@ -83,6 +84,23 @@ def test_ratios_and_their_growth_are_those_that_were_put_in():
     assert re.search(r"\| G Gaussian \| 12 \| 1\.60 \[1\.\d\d, 1\.\d\d\] \| grows \|", text)
     assert re.search(r"\| G Gaussian \| 1 \| 1\.00 \[0\.\d\d, 1\.\d\d\] \| undecided \|", text)
     assert "| shrinks |" in report(advantages({16: made(1.6), 64: made(1.0)}))
+
+
+def test_cells_whose_vae_still_learnt_are_left_out():
+    """Their seed is missing on their side alone; the report names them."""
+    records = made(1.0)
+    slopes = [replace(r, metric="vae_slope", value=-0.01 - 0.05 * (r.variant == "G-04" and r.seed == 2))
+              for r in records if r.metric == "frechet" and r.guidance_scale == 1.0]  # fmt: skip
+    found = {a.family: a for a in advantages({16: [*records, *slopes]})}
+    assert (set(found["gaussian"].values), set(found["gaussian"].sphere)) == ({0, 1}, {0, 1, 2})
+    assert set(found["gaussian"].lengths) == {0, 1}
+    assert set(found["fixed_variance"].values) == {0, 1, 2}
+    assert flagged([*records, *slopes], "at 16 tokens").startswith("Not compared at 16 tokens, because the loss of")
+    assert flagged([*records, *slopes]).endswith(" last step: G-04 seed 2.\n\n")
+    assert flagged(records) == ""
+    assert shipped_report("tokens").startswith("Not compared at 16 tokens, because the loss of their VAE still fell")
+    assert "last step: F-04 seed 0, N-02 seed 2.\n" in shipped_report("tokens")
+    assert shipped_report("numbers per token").startswith("Frechet distance of each family")
 
 
 def test_families_that_change_places_are_seen():

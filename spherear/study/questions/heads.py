@@ -13,7 +13,7 @@ from spherear.console import markdown_table
 from spherear.models.heads.table import HEADS
 from spherear.sampling.settings import SamplingSettings
 from spherear.sphere.families import FAMILIES
-from spherear.study.claims import BySeed, by_seed, spread
+from spherear.study.claims import BySeed, by_seed, comparable, flagged, spread
 from spherear.study.records import Record, select
 from spherear.study.statistics import Comparison, Difference, compare
 
@@ -60,10 +60,11 @@ class Cost:
 def curves(records: Sequence[Record], solver: str, steps: int, at: float | None = None) -> list[Curve]:
     """Every family, head and method with two seeds or more, fewest evaluations first; codes have no solver.
 
+    Cells whose VAE had not reached its plateau are left out.
     solver, steps: of the grid, which records with its own method do not name.  at: a guidance scale, in place of the
     best ones.
     """
-    rows = select(records, metric="frechet", schedule="linear", project_ar=True, project_decoder=True)
+    rows = select(comparable(records), metric="frechet", schedule="linear", project_ar=True, project_decoder=True)
     rows = [r for r in rows if not FAMILIES[r.family].discrete and at in (None, r.guidance_scale)]
     keys = sorted({(r.family, r.head, r.solver, r.steps) for r in rows})
     found = []
@@ -156,7 +157,8 @@ def report(records: Sequence[Record], solver: str, steps: int) -> str:
     high = max(r.guidance_scale for r in select(records, schedule="linear"))
     best, strong = (costs(curves(records, solver, steps, at)) for at in (None, high))
     return (
-        f"Frechet distance at the guidance scale that is best for the other seeds, in pairs of seeds with {solver} x "
+        flagged(records)
+        + f"Frechet distance at the guidance scale that is best for the other seeds, in pairs of seeds with {solver} x "
         f"{steps} of the velocity head. Margin: {100 * MARGIN:g} % of that solver's mean.\n\n{table(best)}\n"
         f"At guidance {high:g}:\n\n{table(strong)}\n"
         f"The rise over that solver at the best guidance, on the sphere and in G:\n\n{rise_table(rises(best))}"

@@ -14,7 +14,7 @@ from statistics import fmean
 from spherear.console import markdown_table
 from spherear.models.config import require
 from spherear.sphere.families import FAMILIES, family_label, family_of_letter
-from spherear.study.claims import by_seed, default_sampling, spread
+from spherear.study.claims import by_seed, comparable, default_sampling, flagged, spread
 from spherear.study.records import RECORDED, Record, shipped_records
 from spherear.study.statistics import Difference, contrast
 
@@ -62,10 +62,12 @@ class Growth:
 def advantages(studies: Mapping[int, Sequence[Record]]) -> list[Advantage]:
     """Every other family against S, by size and guidance; one variant of each. studies: size -> records.
 
-    Points that were measured with one seed alone, of either side, are left out. ValueError for two variants.
+    Points that were measured with one seed alone, of either side, are left out, and so are cells whose VAE had not
+    reached its plateau. ValueError for two variants.
     """
     found = []
-    for size, records in sorted(studies.items()):
+    for size, made in sorted(studies.items()):
+        records = comparable(made)
         for family in FAMILIES:
             variants = sorted({r.variant for r in records if r.family == family})
             require(len(variants) < 2, f"{family} has variants {variants} at size {size}; expected one")
@@ -83,9 +85,14 @@ def advantages(studies: Mapping[int, Sequence[Record]]) -> list[Advantage]:
     return found
 
 
+def shipped_studies(what: str = "tokens") -> dict[int, list[Record]]:
+    """The records that ship, by size. what: a key of STUDIES."""
+    return {size: shipped_records(study) for size, study in STUDIES[what].items() if study in RECORDED}
+
+
 def shipped_advantages(what: str = "tokens") -> list[Advantage]:
     """Those of the records that ship, of the families with two sizes or more. what: a key of STUDIES."""
-    found = advantages({size: shipped_records(study) for size, study in STUDIES[what].items() if study in RECORDED})
+    found = advantages(shipped_studies(what))
     sizes = {family: {a.size for a in found if a.family == family} for family in FAMILIES}
     return [a for a in found if len(sizes[a.family]) > 1]
 
@@ -104,6 +111,12 @@ def growths(found: Sequence[Advantage]) -> list[Growth]:
             groups = [_logs(side) for side in (large.values, large.sphere, small.values, small.sphere)]
             rows.append(Growth(family, scale, (small.size, large.size), contrast(groups, (1, -1, -1, 1))))
     return rows
+
+
+def shipped_report(what: str = "tokens") -> str:
+    """The report on the records that ship, and what is not compared. what: a key of STUDIES."""
+    left_out = [flagged(records, f"at {size} {what}") for size, records in shipped_studies(what).items()]
+    return "".join(left_out) + report(shipped_advantages(what), what)
 
 
 def report(found: Sequence[Advantage], what: str = "tokens") -> str:
