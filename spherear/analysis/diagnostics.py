@@ -176,6 +176,25 @@ def effective_rank(tokens: Float[Tensor, "batch tokens dim"]) -> EffectiveRank:
     return EffectiveRank(float(torch.special.entr(spectrum).sum().exp()), spectrum)
 
 
+def repeated_shares(
+    first: Float[Tensor, "batch tokens dim"], second: Float[Tensor, "batch tokens dim"]
+) -> Float[Tensor, " dim"]:
+    """How much of a token is about its image: shares of variance that two posterior samples of it have in common.
+
+    Along the axes where they are largest, largest first: 1 where a token says the same in both, about 0 along an axis
+    that holds noise alone. Axes above a half are busy. The eigenvalues of T^-1 C, with C the covariance between both
+    samples and T that within, about the mean of each position.
+    ValueError for tokens that do not vary along every axis.
+    """
+    pair = [_checked("tokens", tokens) for tokens in (first, second)]
+    x, y = ((tokens - tokens.mean(dim=0)).flatten(0, 1) for tokens in pair)  # (batch * tokens, dim)
+    between, within = (x.mT @ y + y.mT @ x) / 2, (x.mT @ x + y.mT @ y) / 2
+    factor, failed = torch.linalg.cholesky_ex(within)
+    require(not failed, "tokens do not vary along every axis; expected them to")
+    left = torch.linalg.solve_triangular(factor, between, upper=False)
+    return torch.linalg.eigvalsh(torch.linalg.solve_triangular(factor, left.mT, upper=False)).flip(0)
+
+
 def projection_jacobian(project: Callable[[Tensor], Tensor], z: Float[Tensor, " dim"]) -> ProjectionJacobian:
     """d project(z) / dz, by autograd, against (R/|z|) (I - u u^T) with R = |project(z)|, u = z/|z|."""
     z = z.double()

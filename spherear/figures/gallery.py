@@ -58,10 +58,10 @@ from spherear.sampling.settings import SamplingSettings
 from spherear.sphere.families import family_label, family_of_letter
 from spherear.study.claims import default_sampling
 from spherear.study.design import GRIDS, Point, Variant
-from spherear.study.questions.heads import Curve, curves
+from spherear.study.questions.heads import Curve, curves, untaught_report
 from spherear.study.questions.heads import report as heads_report
 from spherear.study.questions.sizes import shipped_advantages, shipped_report
-from spherear.study.records import RESULTS, select, shipped_records
+from spherear.study.records import RECORDED, RESULTS, select, shipped_records
 from spherear.study.reference import held_out
 from spherear.study.release import SHIPPED_VARIANTS
 from spherear.study.solvers import rows, shipped_sweep, sweep_report
@@ -215,6 +215,12 @@ def head_costs(study: str) -> str:
     return heads_report(shipped_records(study), grid.solver, grid.solver_steps)
 
 
+def heads_without_a_teacher() -> str:
+    """Heads that learnt from data alone beside those that were distilled, as Markdown."""
+    grid = GRIDS["heads"]
+    return untaught_report(shipped_records("heads"), shipped_records("heads-scratch"), grid.solver, grid.solver_steps)
+
+
 FIGURES: dict[str, Callable[[], Figure]] = {
     "figure1-published": published_fid_figure,
     "figure2-overview": overview_of_a_seven,
@@ -262,6 +268,8 @@ def main(out: tyro.conf.Positional[Path], names: tyro.conf.Positional[tuple[str,
     write_text(out / "claims-colour.md", colour_claims())
     for name in ("heads", "heads-colour"):
         write_text(out / f"{name}.md", head_costs(name))
+    if "heads-scratch" in RECORDED:
+        write_text(out / "heads-scratch.md", heads_without_a_teacher())
     for name, what in (("lengths", "tokens"), ("dimensions", "numbers per token")):
         write_text(out / f"{name}.md", shipped_report(what))
     write_text(out / "sweep.md", sweep_report(shipped_sweep()))

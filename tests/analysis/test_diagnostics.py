@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from scipy.linalg import eigh
 from torch.testing import assert_close
 
 from spherear import Pipeline, SamplingSettings
@@ -14,6 +15,7 @@ from spherear.analysis.diagnostics import (
     prediction_error,
     projection_jacobian,
     radial_share,
+    repeated_shares,
     spread_histogram,
     variance_ratio,
 )
@@ -98,6 +100,24 @@ def test_effective_rank_of_unequal_directions_is_the_entropy_and_not_the_partici
     """Variances 4 and 1: shares 0.8 and 0.2."""
     tokens = torch.tensor([[2.0, 0.0], [-2.0, 0.0], [0.0, 1.0], [0.0, -1.0]], dtype=F64)[:, None]
     assert effective_rank(tokens).rank == pytest.approx(0.8**-0.8 * 0.2**-0.2)
+
+
+def test_repeated_shares_are_those_of_signal_and_noise():
+    """Signals of variance 9, 1 and 0 with noise of variance 1, along axes that are turned and of unequal length."""
+    signal = cloud(3000, 2, 3) * torch.tensor([3.0, 1.0, 0.0], dtype=F64)
+    mixing = cloud(3, 3, seed=9)
+    first, second = ((signal + cloud(3000, 2, 3, seed=seed)) @ mixing + 100 for seed in (1, 2))
+    shares = repeated_shares(first, second)
+    assert_close(shares, torch.tensor([0.9, 0.5, 0.0], dtype=F64), atol=0.03, rtol=0)
+    x, y = ((tokens - tokens.mean(0)).flatten(0, 1).numpy() for tokens in (first, second))
+    expected = eigh((x.T @ y + y.T @ x) / 2, (x.T @ x + y.T @ y) / 2, eigvals_only=True)
+    assert_close(shares, torch.from_numpy(expected[::-1].copy()), atol=1e-9, rtol=0)
+    assert_close(repeated_shares(first, first), torch.ones(3, dtype=F64))
+    assert_close(repeated_shares(first, second), repeated_shares(second, first))
+    flat = first.clone()
+    flat[..., 0] = 0
+    with pytest.raises(ValueError, match="tokens do not vary along every axis"):
+        repeated_shares(flat, flat)
 
 
 @pytest.mark.parametrize("radius", [1.0, 4.0])

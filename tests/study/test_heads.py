@@ -11,7 +11,7 @@ from spherear.figures.heads import heads_figure, write_heads
 from spherear.models.files import read_json, write_json
 from spherear.study.cell import cell_folder, recipes_of, take_models
 from spherear.study.design import GRIDS, Grid, Point, Variant
-from spherear.study.questions.heads import MARGIN, costs, curves, report, rises
+from spherear.study.questions.heads import MARGIN, costs, curves, report, rises, untaught, untaught_report
 from tests.study.test_claims import record
 
 SOLVER = ("euler_maruyama", 100)
@@ -95,6 +95,38 @@ def test_the_report_names_every_method(tmp_path):
     assert sum("**worse**" in line for line in lines) == 2
     assert [path.name for path in write_heads(records(), *SOLVER, tmp_path)] == ["heads.md", "heads.png"]
     assert [path.name for path in write_heads(records(seeds=1), *SOLVER, tmp_path / "one")] == ["heads.md"]
+
+
+def test_heads_without_a_teacher_are_compared_with_the_published_solver():
+    """Students that learnt alone: in S as good as the published solver, in G eight worse."""
+    alone = [
+        replace(r, value=r.value + (5.0 if r.family == "gaussian" else -1.0))
+        for r in records()
+        if r.head == "mean_velocity"
+    ]
+    scratch, found = curves(alone, *SOLVER), curves(records(), *SOLVER)
+    sphere, gaussian = untaught(found, scratch)
+    assert [row.curve.family for row in (sphere, gaussian)] == ["power_spherical", "gaussian"]
+    assert sphere.taught.values == {0: 11.0, 1: 12.01, 2: 13.02}
+    assert sphere.curve.values == pytest.approx({0: 10.0, 1: 11.01, 2: 12.02})
+    assert sphere.reference.values == {0: 10.0, 1: 11.0, 2: 12.0}
+    for row, mean in ((sphere, 0.01), (gaussian, 8.01)):
+        test = stats.ttest_ind(list(row.curve.values.values()), list(row.reference.values.values()), equal_var=False)
+        assert row.difference.mean == pytest.approx(mean)
+        half = stats.t.ppf(0.975, int(test.df)) * mean / test.statistic
+        assert row.difference.high - row.difference.mean == pytest.approx(half, rel=1e-3)
+    assert [row.verdict for row in (sphere, gaussian)] == ["undecided", "worse"]
+    text = untaught_report(records(), alone, *SOLVER)
+    assert "| S | mean velocity | 1 | 11 ± 1 | 12 ± 1 | 11 ± 1 | +0.01 [" in text
+    assert untaught([], scratch) == []
+
+
+def test_the_grid_without_teachers_has_the_heads_of_the_grid_with_them():
+    own, taught = GRIDS["heads-scratch"], GRIDS["heads"]
+    assert set(own.variants) == {name for name in taught.variants if taught.teacher_of(Variant.named(name))}
+    assert all(own.teacher_of(Variant.named(name)) is None for name in own.variants)
+    same = ("preset", "data_spec", "seeds", "vae_steps", "images", "scales", "methods", "batch_size")
+    assert all(getattr(own, name) == getattr(taught, name) for name in same)
 
 
 def test_the_figure_shows_every_seed_and_the_published_solver():

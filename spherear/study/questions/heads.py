@@ -15,7 +15,7 @@ from spherear.sampling.settings import SamplingSettings
 from spherear.sphere.families import FAMILIES
 from spherear.study.claims import BySeed, by_seed, comparable, flagged, spread
 from spherear.study.records import Record, select
-from spherear.study.statistics import Comparison, Difference, compare
+from spherear.study.statistics import Comparison, Difference, compare, contrast
 
 MARGIN = 0.1  # of the reference's mean: what is within it counts as no worse
 AUTO = "velocity"  # the head of tokens that are numbers, unless a variant names one
@@ -99,10 +99,17 @@ def costs(found: Sequence[Curve]) -> list[Cost]:
 def _verdict(values: BySeed, others: BySeed) -> tuple[Difference, str]:
     seeds = sorted(values.keys() & others.keys())
     difference = Difference.of([values[s] for s in seeds], [others[s] for s in seeds])
-    margin = MARGIN * fmean(others.values())
-    if difference.high <= margin:
-        return difference, "no worse"
-    return difference, "worse" if difference.low > margin else "undecided"
+    return difference, _said(difference, fmean(others.values()))
+
+
+def _said(difference: Difference, reference: float) -> str:
+    if difference.high <= MARGIN * reference:
+        return "no worse"
+    return "worse" if difference.low > MARGIN * reference else "undecided"
+
+
+def _interval(difference: Difference) -> str:
+    return f"{difference.mean:+.2f} [{difference.low:+.2f}, {difference.high:+.2f}]"
 
 
 def rises(rows: Sequence[Cost]) -> list[tuple[Cost, Cost, Comparison]]:
@@ -119,6 +126,54 @@ def rises(rows: Sequence[Cost]) -> list[tuple[Cost, Cost, Comparison]]:
     return [(left, right, compare(left.rise(), right.rise())) for left, right in pairs]
 
 
+@dataclass(frozen=True)
+class Untaught:
+    """A head of few evaluations that learnt without a teacher, beside one that had one, and the published solver.
+
+    difference: from the published solver, of groups of seeds that are not paired; `verdict` as in `Cost`.
+    """
+
+    curve: Curve
+    taught: Curve
+    reference: Curve
+    difference: Difference
+    verdict: str
+
+
+def untaught(found: Sequence[Curve], scratch: Sequence[Curve]) -> list[Untaught]:
+    """Every curve of `scratch` whose method and family `found` has too, with the reference of the family there."""
+    own = {(curve.family, *curve.method): curve for curve in found}
+    rows = []
+    for curve in scratch:
+        taught, reference = own.get((curve.family, *curve.method)), own.get((curve.family, *REFERENCE))
+        if taught and reference:
+            sides = [list(side.values.values()) for side in (curve, reference)]
+            difference = contrast(sides, (1, -1))
+            rows.append(Untaught(curve, taught, reference, difference, _said(difference, fmean(sides[1]))))
+    return rows
+
+
+def untaught_report(records: Sequence[Record], scratch: Sequence[Record], solver: str, steps: int) -> str:
+    """Heads with and without a teacher, as Markdown. records, scratch: of `heads` and of `heads-scratch`."""
+    cells = [
+        (
+            FAMILIES[row.curve.family].letter,
+            HEADS[row.curve.head].title,
+            str(row.curve.evaluations),
+            *(spread(side.values) for side in (row.curve, row.taught, row.reference)),
+            _interval(row.difference),
+            f"**{row.verdict}**",
+        )
+        for row in untaught(curves(records, solver, steps), curves(scratch, solver, steps))
+    ]
+    names = ("family", "head", "evaluations", "without", "taught", "published solver", "difference, 95 %", "verdict")
+    return (
+        f"{flagged(scratch)}Heads of few evaluations, without a teacher and taught: Frechet distance at the guidance "
+        f"scale that is best for the other seeds. Difference: without a teacher, from {solver} x {steps} of the "
+        f"velocity head; seeds are unpaired. Margin: {100 * MARGIN:g} %.\n\n{markdown_table(names, cells)}\n"
+    )
+
+
 def table(rows: Sequence[Cost]) -> str:
     """The costs as a Markdown table."""
     cells = [
@@ -129,7 +184,7 @@ def table(rows: Sequence[Cost]) -> str:
             str(row.curve.evaluations),
             spread(row.curve.values),
             spread(row.reference.values),
-            f"{row.difference.mean:+.2f} [{row.difference.low:+.2f}, {row.difference.high:+.2f}]",
+            _interval(row.difference),
             f"**{row.verdict}**",
         )
         for row in rows
