@@ -44,8 +44,8 @@ from spherear.figures.study import (
     decode_time_figure,
     drift_figure,
     guidance_figure,
+    quality_figure,
     report,
-    sweep_figure,
 )
 from spherear.figures.style import DPI, save_figure
 from spherear.models.config import one_of, require
@@ -64,7 +64,8 @@ from spherear.study.questions.sizes import shipped_advantages, shipped_report
 from spherear.study.records import RECORDED, RESULTS, select, shipped_records
 from spherear.study.reference import held_out
 from spherear.study.release import SHIPPED_VARIANTS
-from spherear.study.solvers import rows, shipped_sweep, sweep_report
+from spherear.study.solver_errors import shipped_quality, verdicts
+from spherear.study.solver_errors import shipped_report as shipped_solvers
 from spherear.training.data import load_data
 
 SCALES = (1.0, 4.5, 8.0, 12.0)
@@ -243,7 +244,7 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "rank": rank,
     "radial-share": share,
     "jacobian": jacobian,
-    "sweep": lambda: sweep_figure(rows(shipped_sweep())),
+    "solvers": lambda: quality_figure(verdicts(shipped_quality())),
     "decode-growth": lambda: decode_time_figure(shipped_growth()),
 }
 
@@ -272,7 +273,7 @@ def main(out: tyro.conf.Positional[Path], names: tyro.conf.Positional[tuple[str,
         write_text(out / "heads-scratch.md", heads_without_a_teacher())
     for name, what in (("lengths", "tokens"), ("dimensions", "numbers per token")):
         write_text(out / f"{name}.md", shipped_report(what))
-    write_text(out / "sweep.md", sweep_report(shipped_sweep()))
+    write_text(out / "solvers.md", shipped_solvers())
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Figures and tables of a study: metrics against guidance, the ablation, the solver sweep, decode time.
+"""Figures and tables of a study: metrics against guidance, the ablation, solvers, decode time.
 
 Bands are plus and minus one standard deviation over seeds.
 """
@@ -9,6 +9,7 @@ from statistics import fmean, stdev
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 from spherear.bench.growth import Growth
 from spherear.console import markdown_table
@@ -19,8 +20,8 @@ from spherear.models.files import write_text
 from spherear.sphere.families import FAMILIES, family_label
 from spherear.study.claims import best, by_seed, claims, claims_table, default_sampling, flagged, floor, has, spread
 from spherear.study.records import Record, select
-from spherear.study.solvers import METRICS as SWEEP_METRICS
-from spherear.study.solvers import REFERENCE, Row
+from spherear.study.solver_errors import LOWER_IS_BETTER, MARGINS, Verdict
+from spherear.study.statistics import Difference
 
 METRIC_NAMES = {
     "frechet": "Frechet distance",
@@ -38,10 +39,11 @@ METRIC_NAMES = {
 }
 
 SOLVER_LOOKS = {
-    "euler_maruyama": ("Euler-Maruyama", "#000000", "o", "-"),
-    "euler": ("Euler", "#E69F00", "^", "--"),
-    "heun": ("Heun", "#0072B2", "s", "-."),
-    "adams_bashforth": ("Adams-Bashforth", "#D55E00", "D", ":"),
+    ("euler_maruyama", "even"): ("Euler-Maruyama", "#000000", "o"),
+    ("adams_bashforth", "even"): ("Adams-Bashforth 2", "#D55E00", "D"),
+    ("adams_bashforth", "early"): ("the same, early steps", "#E69F00", "^"),
+    ("adams_bashforth_3", "even"): ("Adams-Bashforth 3", "#0072B2", "s"),
+    ("adams_bashforth_3", "annealed"): ("the same, annealed", "#009E73", "v"),
 }
 
 Curve = tuple[list[float], list[float], list[float]]
@@ -204,32 +206,45 @@ def decode_time_figure(growth: Growth) -> Figure:
     return figure
 
 
-def sweep_figure(rows: Sequence[Row]) -> Figure:
-    """Metrics over evaluations per token (even spacing), one column per model and scale; band: the reference."""
-    points = sorted({(row.model, row.guidance_scale) for row in rows})
-    figure = new_figure(3.6 * len(points), 3.0 * len(SWEEP_METRICS) + 0.6)
-    axes = figure.subplots(len(SWEEP_METRICS), len(points), squeeze=False, sharex=True)
-    for column, point in enumerate(points):
-        selected = [row for row in rows if (row.model, row.guidance_scale) == point and row.settings.spacing == "even"]
-        (reference,) = [
-            r for r in selected if (r.settings.solver, r.settings.steps) == (REFERENCE.solver, REFERENCE.steps)
-        ]
-        for line, metric in enumerate(SWEEP_METRICS):
+def quality_figure(found: Sequence[Verdict], scale: float = 4.5) -> Figure:
+    """How much worse or better few evaluations are than the published settings: 95 % intervals, and the margin.
+
+    One row per metric, one column per model, at one guidance scale.
+    """
+    own = [v for v in found if v.settings.guidance_scale == scale]
+    models = sorted({v.model for v in own})
+    require(len(models) > 0, f"there are no verdicts at guidance {scale:g}; expected some")
+    figure = new_figure(3.8 * len(models), 8.4)
+    axes = figure.subplots(len(MARGINS), len(models), squeeze=False, sharex=True, sharey="row")
+    for column, model in enumerate(models):
+        for line, (metric, margin) in enumerate(MARGINS.items()):
             axis = axes[line, column]
-            mean, deviation = reference.mean[metric], 2 * reference.deviation[metric]
-            axis.axhspan(mean - deviation, mean + deviation, color=GREY, alpha=0.25)
-            for solver, (name, color, marker, dash) in SOLVER_LOOKS.items():
-                curve_points = sorted(
-                    (r.settings.evaluations, r.mean[metric]) for r in selected if r.settings.solver == solver
-                )
-                axis.plot(*zip(*curve_points, strict=True), color=color, marker=marker, linestyle=dash, label=name)
+            axis.axhline(0, color=GREY)
+            axis.axhline(margin if metric in LOWER_IS_BETTER else -margin, color=GREY, linestyle=":")
+            for place, ((solver, spacing), (name, color, marker)) in enumerate(SOLVER_LOOKS.items()):
+                shown = [v for v in own if (v.model, v.settings.solver, v.settings.spacing) == (model, solver, spacing)]
+                x = [v.settings.evaluations * 1.04 ** (place - len(SOLVER_LOOKS) // 2) for v in shown]
+                sides = [_relative(v, metric) for v in shown]
+                means = [d.mean for d in sides]
+                reach = [[d.mean - d.low for d in sides], [d.high - d.mean for d in sides]]
+                axis.errorbar(x, means, reach, color=color, marker=marker, linestyle="", capsize=3, label=name)
             axis.set_xscale("log")
-            title = f"{point[0].removeprefix('digits-')}, guidance {point[1]:g}" if line == 0 else ""
-            name_axes(axis, "evaluations per token", METRIC_NAMES[metric], title)
+            axis.set_xticks([4, 6, 10], ["4", "6", "10"])
+            axis.xaxis.set_minor_locator(NullLocator())
+            share = ", relative" if metric in LOWER_IS_BETTER else ""
+            name_axes(axis, "evaluations per token", f"{METRIC_NAMES[metric]}{share}", "" if line else model)
     handles, labels = axes[0, 0].get_legend_handles_labels()
-    title = "grey: 100 Euler-Maruyama steps, two standard deviations over blocks of images"
-    legend_below(figure, handles, labels, 4, title)
+    legend_below(
+        figure, handles, labels, 5, "95 % intervals of the difference from the published settings; dotted: the margin"
+    )
     return figure
+
+
+def _relative(verdict: Verdict, metric: str) -> Difference:
+    """The difference, of a Frechet distance over that of the settings compared with."""
+    d = verdict.difference[metric]
+    over = verdict.mean[metric] - d.mean if metric in LOWER_IS_BETTER else 1.0
+    return Difference(d.mean / over, d.low / over, d.high / over)
 
 
 HIGH = 12.0  # guidance scale of the statements on high guidance, where it was measured

@@ -6,8 +6,8 @@ The palette is Okabe & Ito's, which colour-blind readers can distinguish.
 import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -53,7 +53,7 @@ def band(axis: Axes, x: Sequence[float], sides: Sequence[tuple[float, float]], c
     axis.fill_between(x, low, high, color=color, alpha=0.18, linewidth=0)
 
 
-def legend_below(figure: Figure, handles: Iterable[Artist], labels: Iterable[str], columns: int, title: str) -> None:
+def legend_below(figure: Figure, handles: Iterable[Any], labels: Iterable[str], columns: int, title: str) -> None:
     """One legend for all axes, below them, in so many columns, or in a half, a quarter ... where they are too wide."""
     handles, labels = list(handles), list(labels)
     title = textwrap.fill(title, round(LETTERS * figure.get_figwidth()))

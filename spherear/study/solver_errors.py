@@ -10,12 +10,12 @@ difference from 200 steps of the midpoint rule, an eighth as long as the shortes
 `quality` scores CANDIDATES against the published settings, and against NEARLY_SOLVED, on the same labels and seeds: on
 the GPU where there is one, in minutes, and in hours on a CPU. A candidate passes where the 95 % interval of the
 difference, over blocks of images, lies within a fixed margin. The margins were set before `adams_bashforth_3` was
-measured, but after the older sweep was read: for the other solvers the choice is exploratory.
+measured, but after an older and smaller sweep was read: for the other solvers the choice is exploratory.
 """
 
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
 
@@ -25,23 +25,57 @@ from torch import Tensor
 from tqdm import tqdm
 
 from spherear.console import markdown_table
-from spherear.models.config import one_of, require
+from spherear.models.config import Config, one_of, require
 from spherear.sampling.decode import trace
 from spherear.sampling.pipeline import Pipeline
 from spherear.sampling.placement import AS_WRITTEN, Placement
 from spherear.sampling.settings import SamplingSettings
-from spherear.study.records import provenance, read_records, write_records
+from spherear.study.records import RESULTS, provenance, read_records, write_records
 from spherear.study.reference import Reference, judge_of
-from spherear.study.solvers import LOWER_IS_BETTER, METRICS, REFERENCE, SCALES, SweepRecord, place_of, sweep
 from spherear.study.statistics import Difference
 
-SHIPPED = Path(__file__).parent / "results" / "solver_errors.jsonl"
+SHIPPED = RESULTS / "solver_errors.jsonl"
+METRICS = ("frechet", "accuracy", "recall")
+LOWER_IS_BETTER = {"frechet"}
+SCALES = (2.0, 4.5)
+REFERENCE = SamplingSettings()
 EVALUATIONS = (4, 6, 10, 25)
 ERRORS = ("token_error", "image_error")
 ERROR_IMAGES = 100
 BLOCKS, IMAGES = 10, 1000  # of `quality`
 MARGINS = {"frechet": 0.1, "accuracy": 0.02, "recall": 0.05}
 """How much worse a candidate may be: of the Frechet distance a share of the reference's, of the others as such."""
+
+
+@dataclass(frozen=True)
+class SolverRecord(Config):
+    """One number of a setting on a model. block: of images, from 0; its seeds begin at block x images."""
+
+    model: str
+    guidance_scale: float
+    solver: str
+    steps: int
+    spacing: str
+    evaluations: int
+    block: int
+    metric: str
+    value: float
+    images: int
+    command: str
+    commit: str
+    hardware: str
+
+    @property
+    def place(self) -> "Place":
+        """What tells it from other measurements of its kind."""
+        return _place(self.model, self, self.guidance_scale, self.block)
+
+
+Place = tuple[str, float, str, int, str, int, int]
+
+
+def _place(model: str, s: SamplingSettings | SolverRecord, scale: float, block: int) -> Place:
+    return (model, scale, s.solver, s.steps, s.spacing, s.evaluations, block)
 
 
 SOLUTION = SamplingSettings(solver="midpoint", steps=200)
@@ -88,14 +122,14 @@ def distance(a: Tensor, b: Tensor) -> float:
 
 
 def errors(
-    name: str, pipeline: Pipeline, done: set[tuple], command: str, images: int = ERROR_IMAGES
-) -> Iterator[list[SweepRecord]]:
+    name: str, pipeline: Pipeline, done: set[Place], command: str, images: int = ERROR_IMAGES
+) -> Iterator[list[SolverRecord]]:
     """Yields the two errors of each setting and guidance scale that is not in `done`."""
     origin = provenance()
     for scale in SCALES:
         exact: tuple[Tensor, Tensor] | None = None
         for settings in compared_settings():
-            key = (name, scale, settings.solver, settings.steps, settings.spacing, settings.evaluations, 0)
+            key = _place(name, settings, scale, 0)
             if key in done:
                 continue
             if exact is None:
@@ -104,7 +138,25 @@ def errors(
             tokens = tokens_of(pipeline, replace(settings, guidance_scale=scale), images)
             found = distance(tokens, exact[0]), distance(pipeline.images(tokens), exact[1])
             source = origin["commit"], origin["hardware"]
-            yield [SweepRecord(*key, *row, images, command, *source) for row in zip(ERRORS, found, strict=True)]
+            yield [SolverRecord(*key, *row, images, command, *source) for row in zip(ERRORS, found, strict=True)]
+
+
+def qualities(
+    name: str, pipeline: Pipeline, real: Reference, done: set[Place], command: str, compared: Sequence[SamplingSettings]
+) -> Iterator[list[SolverRecord]]:
+    """Yields the scores of each block of images that is not in `done`: BLOCKS blocks of IMAGES."""
+    labels = torch.arange(IMAGES) % pipeline.ar.config.num_classes
+    origin = provenance()
+    source = origin["commit"], origin["hardware"]
+    for settings in compared:
+        for scale in SCALES:
+            for block in range(BLOCKS):
+                key = _place(name, settings, scale, block)
+                if key in done:
+                    continue
+                drawn = pipeline.sample(labels, replace(settings, guidance_scale=scale), seeds=block * IMAGES)
+                scores = asdict(real.judge(drawn.cpu(), labels))
+                yield [SolverRecord(*key, m, scores[m], IMAGES, command, *source) for m in METRICS]
 
 
 @dataclass(frozen=True)
@@ -129,7 +181,7 @@ def within_margin(metric: str, difference: Difference, reference: float) -> bool
     return difference.low >= -MARGINS[metric]
 
 
-def verdicts(records: Sequence[SweepRecord], reference: SamplingSettings = REFERENCE) -> list[Verdict]:
+def verdicts(records: Sequence[SolverRecord], reference: SamplingSettings = REFERENCE) -> list[Verdict]:
     """Every candidate with quality records against the reference, fewest evaluations first. ValueError without it."""
     values: dict[tuple, dict[str, list[float]]] = {}
     for r in sorted(records, key=lambda r: r.block):
@@ -150,17 +202,17 @@ def verdicts(records: Sequence[SweepRecord], reference: SamplingSettings = REFER
     return sorted(out, key=lambda v: (v.model, v.guidance_scale, v.settings.evaluations, v.settings.solver))
 
 
-def shipped_quality() -> list[SweepRecord]:
+def shipped_quality() -> list[SolverRecord]:
     """The quality records in `spherear/study/results`."""
-    return [r for r in read_records(SHIPPED, SweepRecord) if r.metric in METRICS]
+    return [r for r in read_records(SHIPPED, SolverRecord) if r.metric in METRICS]
 
 
-def shipped_errors() -> list[SweepRecord]:
+def shipped_errors() -> list[SolverRecord]:
     """The errors in `spherear/study/results`."""
-    return [r for r in read_records(SHIPPED, SweepRecord) if r.metric in ERRORS]
+    return [r for r in read_records(SHIPPED, SolverRecord) if r.metric in ERRORS]
 
 
-def error_table(records: Sequence[SweepRecord]) -> str:
+def error_table(records: Sequence[SolverRecord]) -> str:
     """Errors of the tokens: one line per setting, one column per model and scale; the smallest mean error first."""
     points = sorted({(r.model, r.guidance_scale) for r in records})
     rows: dict[tuple, dict[tuple, dict[str, float]]] = {}
@@ -201,11 +253,37 @@ def passing_everywhere(found: Sequence[Verdict]) -> list[SamplingSettings]:
     return sorted((s for s, count in passed.items() if count == points), key=lambda s: s.evaluations)
 
 
+def quality_report(records: Sequence[SolverRecord]) -> str:
+    """Both tables as Markdown, with what passes everywhere."""
+    text = ""
+    for reference in (REFERENCE, NEARLY_SOLVED):
+        found = verdicts(records, reference)
+        passing = [f"{s.solver} x {s.steps}, {s.spacing}" for s in passing_everywhere(found)]
+        text += (
+            f"Against {reference.solver} x {reference.steps}, {reference.spacing}, on the same seeds: means, and 95 % "
+            f"intervals of the difference.\n\n{quality_table(found)}\n"
+            f"Within the margins everywhere: {'; '.join(passing) or 'none'}.\n\n"
+        )
+    return text
+
+
+def shipped_report() -> str:
+    """All that ships, as Markdown."""
+    quality, distances = shipped_quality(), shipped_errors()
+    blocks = f"{len({r.block for r in quality})} blocks of {quality[0].images:,} images"
+    margins = ", ".join(f"{name} {margin:g}" for name, margin in MARGINS.items())
+    return (
+        f"Quality, in {blocks}, by `{quality[0].command}` and others. Margins (Frechet: of the reference): {margins}."
+        f"\n\n{quality_report(quality)}Distance of tokens and of pixels from {SOLUTION.steps} steps of the midpoint "
+        f"rule, by `{distances[0].command}` and others.\n\n{error_table(distances)}"
+    )
+
+
 def main(kind: str, out: str, *names: str) -> None:
     """Measure the models, resume from the records in `out`, and print the table."""
     one_of("kind", kind, ("error", "quality"))
     path = Path(out)
-    records = read_records(path, SweepRecord) if path.exists() else []
+    records = read_records(path, SolverRecord) if path.exists() else []
     command = " ".join(["python -m spherear.study.solver_errors", kind, out, *names])
     place = AS_WRITTEN if kind == "error" else Placement(dtype="float32")
     for name in names:
@@ -217,25 +295,19 @@ def main(kind: str, out: str, *names: str) -> None:
     if kind == "error":
         print(error_table([r for r in records if r.metric in ERRORS]))
         return
-    for reference in (REFERENCE, NEARLY_SOLVED):
-        print(f"against {reference.solver} x {reference.steps}, {reference.spacing}:\n")
-        found = verdicts(records, reference)
-        print(quality_table(found))
-        passing = (f"{s.solver} x {s.steps}, {s.spacing};" for s in passing_everywhere(found))
-        print("within the margins everywhere:", *passing, "\n")
+    print(quality_report([r for r in records if r.metric in METRICS]))
 
 
 def _blocks(
-    kind: str, name: str, pipeline: Pipeline, records: Sequence[SweepRecord], command: str
-) -> Iterator[list[SweepRecord]]:
+    kind: str, name: str, pipeline: Pipeline, records: Sequence[SolverRecord], command: str
+) -> Iterator[list[SolverRecord]]:
     """What is not measured yet."""
     if kind == "error":
-        return errors(name, pipeline, {place_of(r) for r in records if r.metric in ERRORS}, command)
+        return errors(name, pipeline, {r.place for r in records if r.metric in ERRORS}, command)
     device = pipeline.vae.quant_proj.weight.device
     real = Reference.load(judge_of(pipeline), pipeline.vae.config.image_size).on(device)
-    done = {place_of(r) for r in records if r.metric in METRICS}
-    compared = REFERENCE, NEARLY_SOLVED, *CANDIDATES
-    return sweep(name, pipeline, real, done, command, IMAGES, compared, BLOCKS)
+    done = {r.place for r in records if r.metric in METRICS}
+    return qualities(name, pipeline, real, done, command, (REFERENCE, NEARLY_SOLVED, *CANDIDATES))
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from spherear.analysis.diagnostics import (
 from spherear.analysis.latents import TokenLaws, collapse_row, token_laws
 from spherear.analysis.perturbation import ErrorGrowth
 from spherear.analysis.trajectories import overview
+from spherear.bench.growth import Growth
 from spherear.figures import diagnostics as plots
 from spherear.figures.paper import (
     direction_laws_figure,
@@ -36,6 +37,7 @@ from spherear.figures.study import (
     ablation_figure,
     ablation_table,
     curve,
+    decode_time_figure,
     drift_figure,
     guidance_figure,
     report,
@@ -337,3 +339,12 @@ def test_small_figures_show_their_numbers():
     share = RadialShare(torch.tensor([0.1, 0.3], dtype=F64), 0.2, 0.125)
     (axis,) = labelled(plots.radial_share_figure({"gaussian": share})).axes
     assert list(lines(axis)["G Gaussian: 0.20"][1]) == [0.1, 0.3]
+
+
+def test_growth_is_drawn_with_its_line():
+    growth = Growth("digits", 1, [0.1 * n for n in range(1, 17)], 0.1, 1.0, 0.1, 0.1)
+    total, each = labelled(decode_time_figure(growth)).axes
+    measured, line = (axis.get_ydata() for axis in total.lines)
+    assert list(measured) == growth.upto
+    assert list(line) == pytest.approx(growth.upto)
+    assert list(each.lines[0].get_ydata()) == pytest.approx([100.0] * 15)

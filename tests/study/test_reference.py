@@ -21,7 +21,7 @@ from spherear.study import judges
 from spherear.study.cell import measure_point, measure_vae
 from spherear.study.design import GRIDS, Point
 from spherear.study.reference import Against, PictureBytes, Reference, checked_reference, judge_of
-from spherear.study.solvers import sweep
+from spherear.study.solver_errors import qualities, settings_of
 from spherear.training.data.catalog import Digits, Shapes, load_data
 from spherear.training.recipes import recipes
 from tests.conftest import TINY_AR, TINY_VAE
@@ -215,11 +215,11 @@ def judged_by_demo(pipeline, folder):
     list(demo.sample_and_judge(pipeline, (1.0,), 0))
 
 
-def judged_by_sweep(pipeline, folder):
-    next(sweep("x", pipeline, Reference.of("digits"), set(), "test", images=20))
+def judged_by_quality(pipeline, folder):
+    next(qualities("x", pipeline, Reference.of("digits"), set(), "test", (settings_of("euler", 1),)))
 
 
-@pytest.mark.parametrize("path", [judged_by_evaluate, judged_by_study, judged_by_demo, judged_by_sweep])
+@pytest.mark.parametrize("path", [judged_by_evaluate, judged_by_study, judged_by_demo, judged_by_quality])
 def test_scores_see_bytes_whoever_scores(path, tmp_path, monkeypatch, tiny_vae, tiny_ar):
     """What a file would hold: from 0 to 255, whole numbers. The model's own images are far outside of [-1, 1]."""
     with torch.no_grad():

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from spherear import SamplingSettings
+from spherear.figures.study import quality_figure
 from spherear.sampling.pipeline import cached_pipeline
 from spherear.sampling.settings import NAMED_SETTINGS
 from spherear.study import solver_errors as measuring
@@ -18,7 +19,10 @@ from spherear.study.solver_errors import (
     ERRORS,
     EVALUATIONS,
     NEARLY_SOLVED,
+    REFERENCE,
+    SCALES,
     SOLUTION,
+    SolverRecord,
     compared_settings,
     distance,
     error_table,
@@ -29,12 +33,13 @@ from spherear.study.solver_errors import (
     settings_of,
     shipped_errors,
     shipped_quality,
+    shipped_report,
     tokens_of,
     verdicts,
     within_margin,
 )
-from spherear.study.solvers import REFERENCE, SCALES, SweepRecord, place_of
 from spherear.study.statistics import Difference
+from tests.figures.test_figures import labelled
 
 
 def test_the_solution_takes_more_evaluations_than_anything_compared():
@@ -72,12 +77,12 @@ def test_errors_are_those_of_the_tokens_and_go_on_where_they_stopped(tmp_path, m
     )
     assert found[-1][1].value == pytest.approx(float((a - b).square().mean().sqrt()), rel=1e-5)
     assert 0 < found[0][0].value < 0.5
-    (last,) = errors("m", pipeline, {place_of(block[0]) for block in found[:-1]}, "test", images=5)
+    (last,) = errors("m", pipeline, {block[0].place for block in found[:-1]}, "test", images=5)
     assert last == found[-1]
     out = tmp_path / "errors.jsonl"
     for _ in range(2):
         main("error", str(out), "digits-power_spherical")
-        assert len(read_records(out, SweepRecord)) == 8
+        assert len(read_records(out, SolverRecord)) == 8
     assert "| 4 | adams_bashforth_3 | annealed |" in capsys.readouterr().out
 
 
@@ -91,10 +96,10 @@ def test_quality_is_scored_on_the_same_images_and_goes_on_where_it_stopped(tmp_p
     out = tmp_path / "quality.jsonl"
     main("quality", str(out), "digits-power_spherical")
     written, said = out.read_text(), capsys.readouterr().out
-    records = read_records(out, SweepRecord)
+    records = read_records(out, SolverRecord)
     assert len(written.splitlines()) == 3 * len(SCALES) * 2
     assert "digits-power_spherical: images are drawn with engine" in said
-    assert all(f"against {method}, even:" in said for method in ("euler x 2", "adams_bashforth x 2"))
+    assert all(f"Against {method}, even, on" in said for method in ("euler x 2", "adams_bashforth x 2"))
     pipeline, real = cached_pipeline("digits-power_spherical"), Reference.load("digits", 16)
     labels = torch.arange(20) % 10
     drawn = pipeline.sample(labels, replace(candidate, guidance_scale=4.5), seeds=20)
@@ -127,7 +132,7 @@ def test_a_margin_holds_for_the_whole_interval():
 def records(settings, frechet, scale=2.0):
     place = ("m", scale, settings.solver, settings.steps, settings.spacing, settings.evaluations)
     return [
-        SweepRecord(*place, block, metric, value, 10, "test", "none", "none")
+        SolverRecord(*place, block, metric, value, 10, "test", "none", "none")
         for block, distance in enumerate(frechet)
         for metric, value in (("frechet", distance), ("accuracy", 0.9), ("recall", 0.8))
     ]
@@ -153,10 +158,39 @@ def test_verdicts_compare_with_the_published_settings():
         verdicts(told, NEARLY_SOLVED)
 
 
+def test_the_figure_shows_intervals_beside_the_margin():
+    """Of the Frechet distance as shares of the reference's; a column per model, a row per metric."""
+    reference = [2.0, 2.02, 1.98, 2.0]
+    told = [
+        *records(REFERENCE, reference, 4.5),
+        *records(settings_of("adams_bashforth_3", 6), [x + 0.4 for x in reference], 4.5),
+    ]
+    found = verdicts(told)
+    figure = labelled(quality_figure(found))
+    assert [axis.get_title() for axis in figure.axes] == ["m", "", ""]
+    above = figure.axes[0]
+    assert [line.get_ydata()[0] for line in above.lines if line.get_linestyle() == ":"] == [0.1]
+    assert [line.get_ydata()[0] for line in figure.axes[1].lines if line.get_linestyle() == ":"] == [-0.02]
+    (drawn,) = [box for box in above.containers if box.get_label() == "Adams-Bashforth 3"]
+    assert drawn.lines[0].get_ydata() == pytest.approx([0.2])
+    assert 6 / 1.1 < drawn.lines[0].get_xdata()[0] < 6 * 1.1
+    with pytest.raises(ValueError, match="there are no verdicts at guidance 7; expected some"):
+        quality_figure(found, 7.0)
+
+
+def test_what_ships_is_told_whole():
+    text = shipped_report()
+    assert text.startswith("Quality, in 10 blocks of 1,000 images, by `python -m spherear.study.solver_errors quality ")
+    assert "Margins (Frechet: of the reference): frechet 0.1, accuracy 0.02, recall 0.05.\n" in text
+    assert "Within the margins everywhere: none." in text
+    assert text.count("\n| shapes-gaussian | 4.5 | ") == 2 * len(CANDIDATES)
+    assert text.count(" | adams_bashforth_3 | annealed | ") == len(EVALUATIONS)
+
+
 def test_a_table_of_errors_begins_with_the_smallest():
     place = ("m", 2.0)
     told = [
-        SweepRecord(*place, solver, 4, "even", 4, 0, metric, value, 10, "test", "none", "none")
+        SolverRecord(*place, solver, 4, "even", 4, 0, metric, value, 10, "test", "none", "none")
         for solver, value in (("euler", 0.3), ("heun", 0.1))
         for metric in ERRORS
     ]
