@@ -293,7 +293,7 @@ def test_a_study_of_recorded_cells_trains_nothing(tmp_path, capfd):
     assert "30 cells are taken from the records that ship" in err
     assert "geodesic mean velocity" in (tmp_path / "heads" / "figures" / "heads.md").read_text()
     assert cli.main(["study", "quick", "--recorded", "--out", str(tmp_path / "quick")]) == 2
-    assert "study is 'quick'; expected one of 'dim8', 'doubled'" in capfd.readouterr().err
+    assert "study is 'quick'; expected one of 'dim2', 'dim8', 'doubled'" in capfd.readouterr().err
     assert cli.main(["study", "doubled", "--recorded", "--judge", "mine", "--out", str(tmp_path / "quick")]) == 2
     assert "judge is 'mine'; expected none" in capfd.readouterr().err
     assert not (tmp_path / "quick").exists()

@@ -61,7 +61,7 @@ from spherear.study.design import GRIDS, Point, Variant
 from spherear.study.questions.heads import Curve, curves, untaught_report
 from spherear.study.questions.heads import report as heads_report
 from spherear.study.questions.sizes import shipped_advantages, shipped_report
-from spherear.study.records import RECORDED, RESULTS, select, shipped_records
+from spherear.study.records import RESULTS, select, shipped_records
 from spherear.study.reference import held_out
 from spherear.study.release import SHIPPED_VARIANTS
 from spherear.study.solver_errors import shipped_quality, verdicts
@@ -269,8 +269,7 @@ def main(out: tyro.conf.Positional[Path], names: tyro.conf.Positional[tuple[str,
     write_text(out / "claims-colour.md", colour_claims())
     for name in ("heads", "heads-colour"):
         write_text(out / f"{name}.md", head_costs(name))
-    if "heads-scratch" in RECORDED:
-        write_text(out / "heads-scratch.md", heads_without_a_teacher())
+    write_text(out / "heads-scratch.md", heads_without_a_teacher())
     for name, what in (("lengths", "tokens"), ("dimensions", "numbers per token")):
         write_text(out / f"{name}.md", shipped_report(what))
     write_text(out / "solvers.md", shipped_solvers())

@@ -42,7 +42,8 @@ class VAEConfig(Config):
     codes: int = 64
     """Size of the codebook, of the family vq."""
     concentration_gain: float = 1.0
-    """Of power_spherical and vmf; 1 in the published models, more for short training."""
+    """Of power_spherical and vmf; 1 in the published models, more for short training: in 5,000 steps in colour 5.0 nats
+    per token at 1, 5.7 at 20 and 5.8 at 50, as N has (`python -m spherear.study.gain runs/gain.jsonl 1 20 50`)."""
     latent_scale: float = 1.0
     """token = latent_scale * latent. Training sets it for families without a fixed length, to 1 / (standard deviation
     of the latents on the training set)."""

@@ -142,7 +142,7 @@ def test_shipping_writes_half_precision_and_a_log(tmp_path):
     open_study(GRIDS["quick"], tmp_path / "quick", "spherear study quick")
     with pytest.raises(
         ValueError,
-        match=r"the study is 'quick'; expected one of \['dim8', 'doubled', 'full', 'heads', ",
+        match=r"the study is 'quick'; expected one of \['dim2', 'dim8', 'doubled', 'full', 'heads', ",
     ):
         release(tmp_path / "quick", out)
 
@@ -159,7 +159,7 @@ def test_the_gallery_is_files(tmp_path, capsys):
     draw(tmp_path, ("figure1-published", "figure4-guidance"))
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "claims-colour.md", "claims.md", "dimensions.md", "figure1-published.png", "figure4-guidance.png",
-        "heads-colour.md", "heads.md", "lengths.md", "solvers.md",
+        "heads-colour.md", "heads-scratch.md", "heads.md", "lengths.md", "solvers.md",
     ]  # fmt: skip
     assert "45 trained models, 3 seeds" in (tmp_path / "claims.md").read_text()
     assert capsys.readouterr().out.count(".png") == 2
