@@ -1,16 +1,6 @@
 """The shipped models: copied from finished studies in half precision, with their logs, and measured again.
 
-python -m spherear.study.release runs/study/doubled
-python -m spherear.study.release runs/study/full
-python -m spherear.study.release runs/study/laws
-python -m spherear.study.release runs/study/select
-python -m spherear.study.release runs/study/report
-python -m spherear.study.release runs/study/length16
-python -m spherear.study.release runs/study/length64
-python -m spherear.study.release runs/study/length256
-python -m spherear.study.release runs/study/dim8
-python -m spherear.study.release runs/study/heads
-python -m spherear.study.release runs/study/heads-colour
+    python -m spherear.study.release runs/study/full
 
 The records of a study that others are drawn from (`RECORDED`) are copied too, also those of an unfinished one, which
 `spherear study NAME --recorded` then continues.
@@ -39,18 +29,10 @@ from spherear.study.runner import RESULTS_FILE
 from spherear.training.data import load_data
 from spherear.training.run import METRICS_FILE, RUN_FILE
 
-SHIPPED_VARIANTS = {
+SHIPPED_VARIANTS: dict[str, tuple[str, ...]] = dict.fromkeys(RECORDED, ()) | {
     "full": ("S-04", "G-04", "F-02", "N-04", "VQ-64"),
     "laws": ("S-04", "G-04", "VQ-3"),
-    "doubled": (),
-    "select": (),
     "report": ("S-02", "N-02", "G-04", "F-04"),
-    "length16": (),
-    "length64": (),
-    "length256": (),
-    "dim8": (),
-    "heads": (),
-    "heads-colour": (),
 }
 """The variants that ship of a study; none: its records alone."""
 LINES = 8  # kept per training log
