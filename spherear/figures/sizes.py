@@ -55,7 +55,7 @@ def sizes_figure(found: Sequence[Advantage], what: str = "tokens") -> Figure:
         scales = sorted({a.guidance_scale for a in found})
         below.set_xticks(scales, [f"{scale:g}" for scale in scales])
         name_axes(above, "guidance scale", "Frechet distance / that of S", family_label(family))
-        name_axes(below, "guidance scale", "length of late raw tokens,\nrelative to real ones")
+        name_axes(below, "guidance scale", "length of late raw tokens\nover that of real ones, - 1")
     handles, labels = axes[1, 0].get_legend_handles_labels()
     legend_below(figure, handles, labels, 2 * len(sizes), "band: one standard deviation over seeds")
     return figure

@@ -41,9 +41,9 @@ METRIC_NAMES = {
 SOLVER_LOOKS = {
     ("euler_maruyama", "even"): ("Euler-Maruyama", "#000000", "o"),
     ("adams_bashforth", "even"): ("Adams-Bashforth 2", "#D55E00", "D"),
-    ("adams_bashforth", "early"): ("the same, early steps", "#E69F00", "^"),
+    ("adams_bashforth", "early"): ("Adams-Bashforth 2, early", "#E69F00", "^"),
     ("adams_bashforth_3", "even"): ("Adams-Bashforth 3", "#0072B2", "s"),
-    ("adams_bashforth_3", "annealed"): ("the same, annealed", "#009E73", "v"),
+    ("adams_bashforth_3", "annealed"): ("Adams-Bashforth 3, annealed", "#009E73", "v"),
 }
 
 Curve = tuple[list[float], list[float], list[float]]
@@ -223,7 +223,7 @@ def quality_figure(found: Sequence[Verdict], scale: float = 4.5) -> Figure:
             axis.axhline(margin if metric in LOWER_IS_BETTER else -margin, color=GREY, linestyle=":")
             for place, ((solver, spacing), (name, color, marker)) in enumerate(SOLVER_LOOKS.items()):
                 shown = [v for v in own if (v.model, v.settings.solver, v.settings.spacing) == (model, solver, spacing)]
-                x = [v.settings.evaluations * 1.04 ** (place - len(SOLVER_LOOKS) // 2) for v in shown]
+                x = [v.settings.evaluations * 1.025 ** (place - len(SOLVER_LOOKS) // 2) for v in shown]
                 sides = [_relative(v, metric) for v in shown]
                 means = [d.mean for d in sides]
                 reach = [[d.mean - d.low for d in sides], [d.high - d.mean for d in sides]]
@@ -231,12 +231,12 @@ def quality_figure(found: Sequence[Verdict], scale: float = 4.5) -> Figure:
             axis.set_xscale("log")
             axis.set_xticks([4, 6, 10], ["4", "6", "10"])
             axis.xaxis.set_minor_locator(NullLocator())
-            share = ", relative" if metric in LOWER_IS_BETTER else ""
-            name_axes(axis, "evaluations per token", f"{METRIC_NAMES[metric]}{share}", "" if line else model)
+            kind = "relative difference" if metric in LOWER_IS_BETTER else "difference"
+            name = "" if column else f"{METRIC_NAMES[metric]},\n{kind}"
+            name_axes(axis, "evaluations per token", name, "" if line else model)
     handles, labels = axes[0, 0].get_legend_handles_labels()
-    legend_below(
-        figure, handles, labels, 5, "95 % intervals of the difference from the published settings; dotted: the margin"
-    )
+    title = "95 % intervals of the difference from the published settings; dotted: the margin"
+    legend_below(figure, handles, labels, 5, title)
     return figure
 
 
