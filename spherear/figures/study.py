@@ -9,7 +9,6 @@ from statistics import fmean, stdev
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator
 
 from spherear.bench.growth import Growth
 from spherear.console import markdown_table
@@ -223,14 +222,12 @@ def quality_figure(found: Sequence[Verdict], scale: float = 4.5) -> Figure:
             axis.axhline(margin if metric in LOWER_IS_BETTER else -margin, color=GREY, linestyle=":")
             for place, ((solver, spacing), (name, color, marker)) in enumerate(SOLVER_LOOKS.items()):
                 shown = [v for v in own if (v.model, v.settings.solver, v.settings.spacing) == (model, solver, spacing)]
-                x = [v.settings.evaluations * 1.025 ** (place - len(SOLVER_LOOKS) // 2) for v in shown]
+                x = [v.settings.evaluations + 0.15 * (place - len(SOLVER_LOOKS) // 2) for v in shown]
                 sides = [_relative(v, metric) for v in shown]
                 means = [d.mean for d in sides]
                 reach = [[d.mean - d.low for d in sides], [d.high - d.mean for d in sides]]
                 axis.errorbar(x, means, reach, color=color, marker=marker, linestyle="", capsize=3, label=name)
-            axis.set_xscale("log")
-            axis.set_xticks([4, 6, 10], ["4", "6", "10"])
-            axis.xaxis.set_minor_locator(NullLocator())
+            axis.set_xticks([4, 6, 10])
             kind = "relative difference" if metric in LOWER_IS_BETTER else "difference"
             name = "" if column else f"{METRIC_NAMES[metric]},\n{kind}"
             name_axes(axis, "evaluations per token", name, "" if line else model)

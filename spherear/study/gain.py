@@ -19,7 +19,7 @@ from spherear.models.vae import VAE
 from spherear.study.cell import loss_slope, measure_vae, recipes_of, sizes_of
 from spherear.study.claims import by_seed, spread
 from spherear.study.design import GRIDS, Grid, Variant
-from spherear.study.records import RESULTS, provenance, read_records, select, write_records
+from spherear.study.records import RESULTS, provenance, read_measurements, select, write_records
 from spherear.study.reference import Reference
 from spherear.train import train_vae
 from spherear.training.data import load_data
@@ -89,7 +89,7 @@ def compare_gains(
 
 def shipped_gains() -> list[GainRecord]:
     """The records in `spherear/study/results`."""
-    return read_records(SHIPPED, GainRecord)
+    return read_measurements(SHIPPED, GainRecord)
 
 
 def values_of(records: Sequence[GainRecord], metric: str) -> dict[float, dict[int, float]]:
@@ -123,7 +123,7 @@ def main(out: str, *gains: str) -> None:
     require(len(gains) > 0, "there are no gains; expected some, such as 1 20 50")
     numbers = [float(gain) for gain in gains]
     path = Path(out)
-    records = read_records(path, GainRecord) if path.exists() else []
+    records = read_measurements(path, GainRecord) if path.exists() else []
     command = " ".join(["python -m spherear.study.gain", out, *gains])
     done = {(r.gain, r.seed) for r in records}
     for block in compare_gains(numbers, path.with_suffix(""), command, done):

@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import torch
 
@@ -69,16 +69,14 @@ class Record(Config):
     """Of the AR model: a row of HEADS; auto: velocity, or categorical for a codebook."""
 
 
-@overload
-def read_records(path: str | Path) -> list[Record]: ...
-@overload
-def read_records(path: str | Path, kind: type[ConfigT]) -> list[ConfigT]: ...
-def read_records(path: str | Path, kind: type[Config] = Record) -> list[Any]:
-    """Read records of class `kind` that `write_records` wrote.
+def read_records(path: str | Path) -> list[Record]:
+    """Read records that `write_records` wrote. A missing file: FileNotFoundError; an invalid line: ValueError."""
+    return read_measurements(path, Record)
 
-    A missing file: FileNotFoundError; an invalid line: ValueError.
-    """
-    parsed: list[Config] = []
+
+def read_measurements(path: str | Path, kind: type[ConfigT]) -> list[ConfigT]:
+    """The same of another class `kind`, which has the fields `metric` and `value` too."""
+    parsed: list[ConfigT] = []
     for number, line in enumerate(Path(path).read_bytes().splitlines(), start=1):
         try:
             parsed += _of_line(parse_object(line, "it"), kind)
@@ -87,7 +85,7 @@ def read_records(path: str | Path, kind: type[Config] = Record) -> list[Any]:
     return parsed
 
 
-def _of_line(line: dict[str, Any], kind: type[Config]) -> list[Config]:
+def _of_line(line: dict[str, Any], kind: type[ConfigT]) -> list[ConfigT]:
     values = line.pop("values")
     require(isinstance(values, dict), f"values are {values!r}; expected a JSON object")
     return [kind.from_dict({**line, "metric": metric, "value": value}) for metric, value in values.items()]

@@ -30,7 +30,7 @@ from spherear.sampling.decode import trace
 from spherear.sampling.pipeline import Pipeline
 from spherear.sampling.placement import AS_WRITTEN, Placement
 from spherear.sampling.settings import SamplingSettings
-from spherear.study.records import RESULTS, provenance, read_records, write_records
+from spherear.study.records import RESULTS, provenance, read_measurements, write_records
 from spherear.study.reference import Reference, judge_of
 from spherear.study.statistics import Difference
 
@@ -204,12 +204,12 @@ def verdicts(records: Sequence[SolverRecord], reference: SamplingSettings = REFE
 
 def shipped_quality() -> list[SolverRecord]:
     """The quality records in `spherear/study/results`."""
-    return [r for r in read_records(SHIPPED, SolverRecord) if r.metric in METRICS]
+    return [r for r in read_measurements(SHIPPED, SolverRecord) if r.metric in METRICS]
 
 
 def shipped_errors() -> list[SolverRecord]:
     """The errors in `spherear/study/results`."""
-    return [r for r in read_records(SHIPPED, SolverRecord) if r.metric in ERRORS]
+    return [r for r in read_measurements(SHIPPED, SolverRecord) if r.metric in ERRORS]
 
 
 def error_table(records: Sequence[SolverRecord]) -> str:
@@ -283,7 +283,7 @@ def main(kind: str, out: str, *names: str) -> None:
     """Measure the models, resume from the records in `out`, and print the table."""
     one_of("kind", kind, ("error", "quality"))
     path = Path(out)
-    records = read_records(path, SolverRecord) if path.exists() else []
+    records = read_measurements(path, SolverRecord) if path.exists() else []
     command = " ".join(["python -m spherear.study.solver_errors", kind, out, *names])
     place = AS_WRITTEN if kind == "error" else Placement(dtype="float32")
     for name in names:

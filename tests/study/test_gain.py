@@ -7,7 +7,7 @@ import pytest
 from spherear.study import gain as measuring
 from spherear.study.design import GRIDS
 from spherear.study.gain import METRICS, SEEDS, compare_gains, gaussian_of, main, shipped_gains, table, values_of
-from spherear.study.records import read_records, write_records
+from spherear.study.records import read_measurements, write_records
 
 TINY = replace(GRIDS["length64"], preset="digits", vae_steps=20, batch_size=8)
 
@@ -31,7 +31,7 @@ def test_gains_are_trained_measured_and_resumed(tmp_path, monkeypatch, capsys):
     told = capsys.readouterr().out
     assert "| 30 |" in told
     assert "| N-02 |" in told
-    assert len(read_records(out, measuring.GainRecord)) == 2 * len(METRICS)
+    assert len(read_measurements(out, measuring.GainRecord)) == 2 * len(METRICS)
     with pytest.raises(ValueError, match="there are no gains; expected some"):
         main(str(out))
 

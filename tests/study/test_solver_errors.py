@@ -12,7 +12,7 @@ from spherear.figures.study import quality_figure
 from spherear.sampling.pipeline import cached_pipeline
 from spherear.sampling.settings import NAMED_SETTINGS
 from spherear.study import solver_errors as measuring
-from spherear.study.records import read_records
+from spherear.study.records import read_measurements
 from spherear.study.reference import Reference
 from spherear.study.solver_errors import (
     CANDIDATES,
@@ -82,7 +82,7 @@ def test_errors_are_those_of_the_tokens_and_go_on_where_they_stopped(tmp_path, m
     out = tmp_path / "errors.jsonl"
     for _ in range(2):
         main("error", str(out), "digits-power_spherical")
-        assert len(read_records(out, SolverRecord)) == 8
+        assert len(read_measurements(out, SolverRecord)) == 8
     assert "| 4 | adams_bashforth_3 | annealed |" in capsys.readouterr().out
 
 
@@ -96,7 +96,7 @@ def test_quality_is_scored_on_the_same_images_and_goes_on_where_it_stopped(tmp_p
     out = tmp_path / "quality.jsonl"
     main("quality", str(out), "digits-power_spherical")
     written, said = out.read_text(), capsys.readouterr().out
-    records = read_records(out, SolverRecord)
+    records = read_measurements(out, SolverRecord)
     assert len(written.splitlines()) == 3 * len(SCALES) * 2
     assert "digits-power_spherical: images are drawn with engine" in said
     assert all(f"Against {method}, even, on" in said for method in ("euler x 2", "adams_bashforth x 2"))
