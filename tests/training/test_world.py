@@ -255,6 +255,7 @@ own = out / f"own-{{rank}}"
 with closing(train_vae(TINY_VAE, digits, recipe, out / "shared")) as states:
     for _ in range(4):
         next(states)
+world.wait()  # the first process may still write a checkpoint, or remove an older one
 shutil.copytree(out / "shared", own)
 if rank == 1:
     shutil.rmtree(own / "checkpoints" / "0000004")
