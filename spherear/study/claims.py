@@ -119,9 +119,8 @@ def flagged(records: Sequence[Record], where: str = "") -> str:
     listed = ", ".join(f"{variant} seed {seed}" for variant, seed in unfinished(records))
     if not listed:
         return ""
-    return (
-        f"Not compared{where and ' '}{where}, because the loss of their VAE still fell at its last step: {listed}.\n\n"
-    )
+    place = f" {where}" if where else ""
+    return f"Not compared{place}, because the loss of their VAE still fell at its last step: {listed}.\n\n"
 
 
 def comparable(records: Sequence[Record]) -> list[Record]:

@@ -19,7 +19,7 @@ from spherear.models.vae import VAE
 from spherear.study.cell import loss_slope, measure_vae, recipes_of, sizes_of
 from spherear.study.claims import by_seed, spread
 from spherear.study.design import GRIDS, Grid, Variant
-from spherear.study.records import RESULTS, provenance, read_measurements, select, write_records
+from spherear.study.records import RESULTS, provenance, read_measurements, select, shipped_records, write_records
 from spherear.study.reference import Reference
 from spherear.train import train_vae
 from spherear.training.data import load_data
@@ -112,10 +112,9 @@ def table(records: Sequence[GainRecord], gaussian: Mapping[str, Mapping[int, flo
 
 def gaussian_of(grid: str = GRID) -> dict[str, dict[int, float]]:
     """Of the normalised Gaussian, which has no concentration: metric -> seed -> value, from the records of `grid`."""
-    from spherear.study.records import shipped_records
-
     own = select(shipped_records(grid), variant=GAUSSIAN)
-    return {metric: dict(by_seed(select(own, metric=metric))) for metric in METRICS if select(own, metric=metric)}
+    found = {metric: dict(by_seed(select(own, metric=metric))) for metric in METRICS}
+    return {metric: values for metric, values in found.items() if values}
 
 
 def main(out: str, *gains: str) -> None:
