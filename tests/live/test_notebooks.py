@@ -257,7 +257,7 @@ def test_a_false_sentence_fails(tmp_path):
     made = notebook(("print('now')", stream("then\n")), ("print('now')", stream("then\n")), ("assert 1 + 1 == 3",))
     made.cells[1].metadata["tags"] = ["nbval-check-output"]
     write(tmp_path / "02_lax.ipynb", made)
-    saved(tmp_path / "04_pinned.ipynb", ("import os\nprint(os.environ['MKL_CBWR'])", stream("COMPATIBLE\n")))
+    saved(tmp_path / "04_pinned.ipynb", ("import os\nprint(os.environ['MKL_CBWR'])", stream("AVX2\n")))
     done = run_pytest(tmp_path)
     failed = sorted(re.findall(r"^FAILED (\S+::Cell \d)", done.stdout, re.MULTILINE))
     assert failed == ["01_strict.ipynb::Cell 0", "02_lax.ipynb::Cell 1", "02_lax.ipynb::Cell 2"], done.stdout
