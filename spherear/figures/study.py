@@ -17,7 +17,18 @@ from spherear.figures.style import FONT, GREY, band, legend_below, name_axes, ne
 from spherear.models.config import require
 from spherear.models.files import write_text
 from spherear.sphere.families import FAMILIES, family_label
-from spherear.study.claims import best, by_seed, claims, claims_table, default_sampling, flagged, floor, has, spread
+from spherear.study.claims import (
+    Best,
+    best,
+    by_seed,
+    claims,
+    claims_table,
+    default_sampling,
+    flagged,
+    floor,
+    has,
+    spread,
+)
 from spherear.study.records import Record, select
 from spherear.study.solver_errors import LOWER_IS_BETTER, MARGINS, Verdict
 from spherear.study.statistics import Difference
@@ -153,35 +164,48 @@ def drift_figure(
     return figure
 
 
-def ablation_figure(records: Sequence[Record], kl_weight: float = 0.004) -> Figure:
-    """The four rows of the paper's ablation: Frechet distance, one point per seed (left); published FID (right)."""
+def ablation_figure(records: Sequence[Record]) -> Figure:
+    """The four rows of the paper's ablation: Frechet distance, one point per seed (left); published FID (right).
+
+    All are of the KL weight that D was trained with, each at its best guidance. A row is missing: ValueError.
+    """
+    tops = _ablation(records)
+    require(len(tops) > 0, f"not all of {list(ABLATION)} were measured at one KL weight; expected so")
     figure = new_figure(10, 3.8)
     measured, published = figure.subplots(1, 2, sharey=True)
-    for line, family in enumerate(ABLATION):
-        look, top = FAMILIES[family], best(records, family, kl_weight=kl_weight)
-        values = list(top.values.values())
+    for line, (family, top) in enumerate(tops.items()):
+        look, values = FAMILIES[family], list(top.values.values())
         measured.plot(values, [line] * len(values), look.marker, color=look.color, alpha=0.5)
         measured.plot([fmean(values)], [line], "|", color=look.color, markersize=26, markeredgewidth=3)
         published.plot([ABLATION[family][1]], [line], look.marker, color=look.color, markersize=9)
-    measured.set_yticks(range(len(ABLATION)), [title for title, _ in ABLATION.values()])
+    measured.set_yticks(range(len(tops)), [ABLATION[family][0] for family in tops])
     measured.invert_yaxis()
-    seeds = len({r.seed for r in records})
-    name_axes(measured, "Frechet distance at best guidance", "normalisation", f"here: digits, {seeds} seeds, bar: mean")
+    title = f"here: {records[0].data}, {min(len(top.values) for top in tops.values())} seeds, bar: mean"
+    name_axes(measured, "Frechet distance at best guidance", "normalisation", title)
     name_axes(published, "FID", "", "published: ImageNet 256, SphereAR-L")
     return figure
 
 
+def _ablation(records: Sequence[Record]) -> dict[str, Best]:
+    """The rows of the ablation, by family: at the lowest KL weight with all of them; empty if there is none."""
+    for weight in sorted({r.kl_weight for r in records}):
+        if has(records, *ABLATION, kl_weight=weight):
+            return {family: best(records, family, kl_weight=weight) for family in ABLATION}
+    return {}
+
+
 def has_ablation(records: Sequence[Record]) -> bool:
     """Whether all rows of the ablation were measured."""
-    return has(records, *ABLATION)
+    return bool(_ablation(records))
 
 
-def ablation_table(records: Sequence[Record], kl_weight: float = 0.004) -> str:
+def ablation_table(records: Sequence[Record]) -> str:
     """The ablation as a Markdown table: mean and standard deviation over seeds, and published FID."""
-    columns = ("normalisation", "best guidance", "Frechet distance (digits)", "published FID (ImageNet 256, L)")
+    distance = f"Frechet distance ({records[0].data})"
+    columns = ("normalisation", "best guidance", distance, "published FID (ImageNet 256, L)")
     rows = []
-    for family, (name, published) in ABLATION.items():
-        top = best(records, family, kl_weight=kl_weight)
+    for family, top in _ablation(records).items():
+        name, published = ABLATION[family]
         rows.append((f"{name}: {top.variant}", f"{top.guidance_scale:g}", spread(top.values), str(published)))
     return markdown_table(columns, rows) + "\n"
 

@@ -40,6 +40,7 @@ from spherear.figures.study import (
     decode_time_figure,
     drift_figure,
     guidance_figure,
+    has_ablation,
     report,
     write_report,
 )
@@ -154,6 +155,22 @@ def test_ablation_stands_beside_the_published():
     table = ablation_table(three_seeds()).splitlines()
     assert table[2] == "| none (Gaussian): G-04 | 2 | 3.1 ± 0.1 | 2.97 |"
     assert len(table) == 6
+
+
+def test_the_ablation_is_of_one_kl_weight():
+    """That of all four rows; a study without one has no ablation, and can still be reported."""
+    every = three_seeds()
+    low = [replace(r, kl_weight=0.002, variant=r.variant[:-2] + "02", value=r.value / 2, data="shapes") for r in every]
+    three = [r for r in low if r.family != "power_spherical"]
+    assert not has_ablation(three)
+    assert has_ablation([*every, *three])
+    with pytest.raises(ValueError, match="were measured at one KL weight; expected so"):
+        ablation_figure(three)
+    assert ablation_table([*every, *three]) == ablation_table(every)
+    assert "| none (Gaussian): G-02 | 2 | 1.55 ± 0.05 | 2.97 |" in ablation_table(low)
+    assert "Frechet distance (shapes)" in ablation_table(low)
+    title, _ = (axis.get_title() for axis in labelled(ablation_figure(low)).axes)
+    assert title == "here: shapes, 3 seeds, bar: mean"
 
 
 def test_a_report_is_files_to_augmentation_at(tmp_path):
