@@ -127,21 +127,14 @@ def rises(rows: Sequence[Cost]) -> list[tuple[Cost, Cost, Comparison]]:
 
 
 @dataclass(frozen=True)
-class Untaught:
-    """A head of few evaluations that learnt without a teacher, beside one that had one, and the published solver.
+class Untaught(Cost):
+    """The cost of a head that learnt without a teacher, beside the one that had one. Seeds are not paired."""
 
-    difference: from the published solver, of groups of seeds that are not paired; `verdict` as in `Cost`.
-    """
-
-    curve: Curve
     taught: Curve
-    reference: Curve
-    difference: Difference
-    verdict: str
 
 
 def untaught(found: Sequence[Curve], scratch: Sequence[Curve]) -> list[Untaught]:
-    """Every curve of `scratch` whose method and family `found` has too, with the reference of the family there."""
+    """Every curve of `scratch` whose method and family `found` has too, against the reference of the family there."""
     own = {(curve.family, *curve.method): curve for curve in found}
     rows = []
     for curve in scratch:
@@ -149,7 +142,7 @@ def untaught(found: Sequence[Curve], scratch: Sequence[Curve]) -> list[Untaught]
         if taught and reference:
             sides = [list(side.values.values()) for side in (curve, reference)]
             difference = contrast(sides, (1, -1))
-            rows.append(Untaught(curve, taught, reference, difference, _said(difference, fmean(sides[1]))))
+            rows.append(Untaught(curve, reference, difference, _said(difference, fmean(sides[1])), taught))
     return rows
 
 
