@@ -3,6 +3,8 @@
 import json
 import math
 import os
+import subprocess
+import sys
 import time
 import zlib
 from collections.abc import Callable
@@ -20,6 +22,7 @@ import torch
 
 from spherear import VAE, ARConfig, SphereAR, VAEConfig
 
+ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "golden"
 
 
@@ -47,6 +50,18 @@ def ended(process: psutil.Process) -> bool:
         return process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
+
+
+def as_users_run(script: str, fails: bool = False, **environment: str) -> str:
+    """What a script prints, in a process of its own: the tests' run-time checks and a compiler do not go together.
+
+    It must end well, or badly if it `fails`.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True
+    )
+    assert (done.returncode != 0) == fails, done.stdout + done.stderr
+    return done.stdout + done.stderr
 
 
 def draw(name: str, *shape: int) -> torch.Tensor:

@@ -1,17 +1,12 @@
 """The models as one graph: compiled whole and exported, with the numbers of the models as they are written."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
 from spherear.models.ar import check_labels
 from spherear.models.vae import check_finite
+from tests.conftest import as_users_run
 
-ROOT = Path(__file__).parents[2]
 MODELS = """
 import torch
 from torch.testing import assert_close
@@ -56,9 +51,7 @@ print("equal")
 @pytest.mark.slow
 @pytest.mark.parametrize("script", [COMPILED, EXPORTED], ids=["compiled", "exported"])
 def test_models_are_one_graph(script):
-    """In a process of its own: the tests' run-time checks and a compiler do not go together."""
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env={**os.environ}, capture_output=True, text=True)
-    assert "equal" in done.stdout, done.stderr[-2000:]
+    assert "equal" in as_users_run(script)
 
 
 def test_what_is_not_compiled_is_checked():

@@ -13,8 +13,8 @@ from torch.testing import assert_close
 
 from spherear import SamplingSettings, SphereAR, decode, seeded_noise
 from spherear.sampling.cuda_graphs import CudaGraphs, GraphRecorder, Recordings
-from spherear.sampling.engines import Compiled, Engine, engine_named
-from tests.conftest import TINY_AR, randomise
+from spherear.sampling.engines import Engine, engine_named
+from tests.conftest import TINY_AR, as_users_run, randomise
 from tests.sampling.test_engines import LABELS, QUICK, SEEDS, on_sphere, tokens
 
 pytestmark = [
@@ -39,10 +39,9 @@ def assert_same(ar, engine, settings=QUICK, **options):
     assert_close(tokens(ar, engine, settings, **options), expected, atol=2e-3, rtol=0)
 
 
-@pytest.mark.parametrize("inner", [Engine, Compiled], ids=["written", "compiled"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_graphs_replay_what_eager_draws(tiny_ar, inner, dtype):
-    ar, engine = tiny_ar.to("cuda", dtype), CudaGraphs(inner())
+def replays(inner, dtype):
+    """Graphs of the engine `inner` draw what the plain engine draws."""
+    ar, engine = randomise(SphereAR(TINY_AR), seed=1).to("cuda", dtype), CudaGraphs(inner())
     for settings in (QUICK, replace(QUICK, guidance_scale=1.0), replace(QUICK, guidance_scale=3.0)):
         for _ in range(2):  # captured, then replayed
             first = next(decode(ar, LABELS, settings, seeded_noise(SEEDS), on_sphere, engine=engine))
@@ -50,6 +49,23 @@ def test_graphs_replay_what_eager_draws(tiny_ar, inner, dtype):
             assert_close(first.raw, expected.raw, atol=2e-2 if dtype == torch.bfloat16 else 1e-5, rtol=0)
         if dtype == torch.float32:
             assert_same(ar, engine, settings)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_graphs_replay_what_eager_draws(dtype):
+    replays(Engine, dtype)
+
+
+COMPILED = """
+from tests.sampling.test_cuda import Compiled, replays, torch
+replays(Compiled, DTYPE)
+print("equal")
+"""
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_graphs_replay_what_is_compiled(dtype):
+    assert "equal" in as_users_run(COMPILED.replace("DTYPE", str(dtype)))
 
 
 def test_a_function_is_captured_once_a_shape():

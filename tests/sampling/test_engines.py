@@ -3,14 +3,10 @@
 import copy
 import gc
 import math
-import os
 import shutil
-import subprocess
-import sys
 import weakref
 from dataclasses import replace
 from itertools import islice
-from pathlib import Path
 
 import pytest
 import torch
@@ -23,10 +19,9 @@ from spherear.sampling.head_sampling import Modulations
 from spherear.sampling.packed import HalfLinear, PackedLinear, can_halve, swap_linears
 from spherear.sampling.reference import reference_decode
 from spherear.sphere.geometry import project
-from tests.conftest import TINY_AR, randomise
+from tests.conftest import TINY_AR, as_users_run, randomise
 from tests.sampling.replayed import Replayed
 
-ROOT = Path(__file__).parents[2]
 LABELS, SEEDS = torch.tensor([3, 7, 0]), [5, 6, 7]
 QUICK = SamplingSettings(guidance_scale=2.0, steps=4)
 
@@ -322,14 +317,6 @@ def compiled(backend, batches):
     return COMPILED.replace("BACKEND", backend).replace("BATCHES", batches)
 
 
-def as_users_run(script, **environment):
-    """In a process of its own: the tests' run-time checks and a compiler do not go together."""
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True
-    )
-    return done.stdout + done.stderr
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None and shutil.which("clang++") is None, reason="no C++ compiler")
 def test_compiled_draws_what_eager_draws(tmp_path):
@@ -344,6 +331,7 @@ def test_compiled_takes_any_number_of_batch_sizes():
 
 @pytest.mark.slow
 def test_a_missing_compiler_is_said(tmp_path):
-    out = as_users_run(compiled("'inductor'", "[3]"), TORCHINDUCTOR_CACHE_DIR=str(tmp_path), CXX="no-such-compiler")
+    script = compiled("'inductor'", "[3]")
+    out = as_users_run(script, fails=True, TORCHINDUCTOR_CACHE_DIR=str(tmp_path), CXX="no-such-compiler")
     assert "RuntimeError: torch.compile failed (" in out
     assert "the engine 'eager' needs no compiler" in out
