@@ -5,20 +5,22 @@ Several processes are started by torchrun. Weights and gradients travel between 
 """
 
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from spherear.models.config import require
 from spherear.models.layers import Block, RMSNorm
 from spherear.models.pretrained import Pretrained, load_weights
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 T = TypeVar("T")
 
@@ -106,6 +108,8 @@ class DistributedWorld(World):
     def shard(self, model: nn.Module, precision: str = "float32") -> None:
         if not self.sharded:
             return
+        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
         gathered_as = torch.bfloat16 if precision == "bfloat16" else None
         policy = MixedPrecisionPolicy(gathered_as, torch.float32, cast_forward_inputs=False)
         for part in model.modules():
@@ -125,13 +129,20 @@ class DistributedWorld(World):
         return DistributedDataParallel(objective, device_ids=[self.device] if self.device.type == "cuda" else None)
 
     def synchronised(self, objective: nn.Module, last: bool) -> AbstractContextManager[None]:
-        for part in objective.modules():
-            if isinstance(part, FSDPModule):
-                part.set_requires_gradient_sync(last, recurse=False)
+        if self.sharded:
+            from torch.distributed.fsdp import FSDPModule
+
+            for part in objective.modules():
+                if isinstance(part, FSDPModule):
+                    part.set_requires_gradient_sync(last, recurse=False)
         return nullcontext() if last or not isinstance(objective, DistributedDataParallel) else objective.no_sync()
 
     def replicated(self, value: Tensor) -> Tensor:
-        return value if self.mesh is None else DTensor.from_local(value, self.mesh, [Replicate()], run_check=False)
+        if self.mesh is None:
+            return value
+        from torch.distributed.tensor import DTensor, Replicate
+
+        return DTensor.from_local(value, self.mesh, [Replicate()], run_check=False)
 
     def mean(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         stacked = torch.stack([value.float() for value in values.values()])
@@ -175,20 +186,29 @@ def end_processes() -> None:
         distributed.destroy_process_group()
 
 
+def is_split(tensor: Tensor) -> "TypeGuard[DTensor]":
+    """Whether a tensor is sharded over the processes.
+
+    torch's module of those takes a second to import, so only what shards imports it.
+    """
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
 def local(tensor: Tensor) -> Tensor:
     """This process's shard of a tensor; the tensor itself if it is not sharded."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local() if is_split(tensor) else tensor
 
 
 def whole(tensor: Tensor) -> Tensor:
     """The full tensor, gathered if it is sharded. All processes must call it."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if is_split(tensor) else tensor
 
 
 def gathered(model: nn.Module) -> nn.Module:
     """The model with its full weights, on every process; the model itself if nothing is sharded."""
     state = model.state_dict()
-    if not any(isinstance(tensor, DTensor) for tensor in state.values()):
+    if not any(map(is_split, state.values())):
         return model
     assert isinstance(model, Pretrained)
     weights = {name: whole(tensor).cpu() for name, tensor in state.items()}
@@ -198,7 +218,7 @@ def gathered(model: nn.Module) -> nn.Module:
 def put_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
     """Load full tensors into a model; if it is sharded, each process loads its shard. Other names: ValueError."""
     state = model.state_dict()
-    if not any(isinstance(tensor, DTensor) for tensor in state.values()):
+    if not any(map(is_split, state.values())):
         load_weights(model, weights, source)
         return
     faults = sorted(state.keys() ^ weights.keys())
@@ -211,6 +231,8 @@ def put_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str) ->
 
 def as_split(tensor: Tensor, like: Tensor) -> Tensor:
     """A full tensor, sharded and placed like `like`."""
-    if not isinstance(like, DTensor):
+    if not is_split(like):
         return tensor.to(like.device)
+    from torch.distributed.tensor import distribute_tensor
+
     return distribute_tensor(tensor.to(local(like).device), like.device_mesh, like.placements, src_data_rank=None)

@@ -99,7 +99,8 @@ def test_no_code_stands_in_two_wings(tmp_path):
 def loaded_by(statement: str) -> set[str]:
     script = f"import sys; {statement}; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    return {module.split(".")[0] for module in done.stdout.split()}
+    modules = done.stdout.split()
+    return {*modules, *(module.split(".")[0] for module in modules)}
 
 
 @pytest.mark.parametrize(
@@ -109,6 +110,10 @@ def loaded_by(statement: str) -> set[str]:
         (
             "import spherear.sphere.distributions, spherear.models.ar, spherear.sampling.pipeline, spherear.train",
             {"matplotlib", "plotly", "ipywidgets", "accelerate", "tyro", "beartype", "IPython", "torchvision"},
+        ),
+        (
+            "from spherear.train import *; from spherear.training.data import load_data; load_data('digits', 16)",
+            {"sklearn", "scipy", "torch.distributed.fsdp", "torch.distributed.tensor"},
         ),
         ("import spherear.cli, spherear.training.jobs", {"torch", "matplotlib", "ipywidgets", "sklearn"}),
         ("import spherear.live.server", {"torch", "plotly", "ipywidgets"}),

