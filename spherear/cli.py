@@ -256,7 +256,8 @@ def export(run: tyro.conf.Positional[Path], out: Path, step: int | None = None) 
 
 def _train(args: list[str]) -> int:
     """`spherear train ...`: the help without torch, a run with it."""
-    from spherear.training.jobs import AllJob, parse_job
+    from spherear.training.jobs import AllJob
+    from spherear.training.jobs.arguments import parse_job
 
     def work() -> int:
         job = parse_job(args)

@@ -59,7 +59,8 @@ from spherear.training.dry_run import (
     tokens_line,
     vae_step,
 )
-from spherear.training.jobs import PLAIN, AllJob, ARJob, Execution, VAEJob, parse_job, start_recipes
+from spherear.training.jobs import PLAIN, AllJob, ARJob, Execution, VAEJob, start_recipes
+from spherear.training.jobs.arguments import parse_job
 from spherear.training.objectives import ARObjective, vae_losses
 from spherear.training.progress import watch
 from spherear.training.recipes import ARRecipe, VAERecipe

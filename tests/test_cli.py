@@ -15,7 +15,7 @@ from PIL import Image
 from spherear import VAE, Pipeline, SphereAR, cli, train
 from spherear.models.files import read_json
 from spherear.study.design import GRIDS
-from spherear.training.jobs import parse_job
+from spherear.training.jobs.arguments import parse_job
 from tests.conftest import TINY_AR, randomise
 
 SHORT = ["--vae-steps", "4", "--ar-steps", "4", "--guidance", "3"]

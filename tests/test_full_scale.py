@@ -19,7 +19,7 @@ from PIL import Image
 from spherear import Pipeline, SphereAR, cli
 from spherear.evaluation.samples import read_samples
 from spherear.training.data.catalog import load_data
-from spherear.training.jobs import parse_job
+from spherear.training.jobs.arguments import parse_job
 from tests.conftest import until
 from tests.test_house import README, ROOT, torchrun_parser
 

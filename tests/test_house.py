@@ -115,7 +115,7 @@ def loaded_by(statement: str) -> set[str]:
             "from spherear.train import *; from spherear.training.data import load_data; load_data('digits', 16)",
             {"sklearn", "scipy", "torch.distributed.fsdp", "torch.distributed.tensor"},
         ),
-        ("import spherear.cli, spherear.training.jobs", {"torch", "matplotlib", "ipywidgets", "sklearn"}),
+        ("import spherear.cli, spherear.training.jobs.arguments", {"torch", "matplotlib", "ipywidgets", "sklearn"}),
         ("import spherear.live.server", {"torch", "plotly", "ipywidgets"}),
     ],
 )

@@ -14,7 +14,7 @@ from spherear.models.files import read_json, write_json
 from spherear.models.sizes import VAEConfig
 from spherear.training.data.catalog import held_out_spec, load_data, training_part
 from spherear.training.data.propose import look_at, propose_sizes, widths_for
-from spherear.training.jobs import parse_job
+from spherear.training.jobs.arguments import parse_job
 from tests.live.test_panels import settled
 from tests.own.made import CLASSES, command, write_pictures
 

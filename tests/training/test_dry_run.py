@@ -13,7 +13,7 @@ from spherear.models.presets import preset
 from spherear.train import train_ar, train_vae
 from spherear.training.data.catalog import load_data
 from spherear.training.dry_run import Estimate, _smaller, peak_bytes
-from spherear.training.jobs import parse_job
+from spherear.training.jobs.arguments import parse_job
 from spherear.training.recipes import recipes
 
 
