@@ -45,7 +45,7 @@ class Panel(widgets.VBox, Generic[RequestT]):
         self._submitted: RequestT | None = None
         self._failure: Exception | None = None  # of the newest request
         self.runner: LatestWins[RequestT] = LatestWins(self.draw, self._failed)
-        self.browser = tagged(Browser(), "browser")
+        self.browser = tagged(Browser(lambda held: self.runner.hold() if held else self.runner.release()), "browser")
         self.error_box = widgets.HTML()
         self.error_box.add_class("spherear-error")
         super().__init__([*children, self.error_box, self.browser])

@@ -34,11 +34,12 @@ class LatestWins(Generic[RequestT]):
 
     Requests less than `DEBOUNCE` seconds apart form a burst, as do requests less than `MAX_WAIT` apart while one is
     being worked on. The first two starts in a burst need `SHORT` seconds without a newer request, for a quick
-    response; later ones need `DEBOUNCE` seconds, or more if requests come slowly. A replaced request is stale: it is
-    dropped if it has not started, else its `Cancellation` is marked, which `work` checks often. An exception of
-    `work` is appended to `errors`, and passed to `failed` unless the request is stale; the worker continues. All
-    methods are thread-safe; `work` and `failed` run only on the worker. After `close` nothing runs, and requests are
-    ignored.
+    response, or the news that its key is let go; later ones need `DEBOUNCE` seconds, or more if requests come slowly.
+    While a hand moves a control, as `hold` tells, all need those, and none counts; once it lets go, they start at once.
+    A replaced request is stale: it is dropped if it has not started, else its `Cancellation` is marked, which `work`
+    checks often. An exception of `work` is appended to `errors`, and passed to `failed` unless the request is stale;
+    the worker continues. All methods are thread-safe; `work` and `failed` run only on the worker. After `close` nothing
+    runs, and requests are ignored.
 
     clock: returns the time in seconds.
     """
@@ -55,6 +56,7 @@ class LatestWins(Generic[RequestT]):
         self._current: Cancellation | None = None
         self._newest = -float("inf")
         self._burst_starts, self._quiet = 0, DEBOUNCE
+        self._held, self._free_until = False, -float("inf")
         self._closed = False
         self._thread: threading.Thread | None = None
         self.started = 0
@@ -71,13 +73,36 @@ class LatestWins(Generic[RequestT]):
                 self._quiet = max(self._quiet, min(SLOW_FACTOR * gap, MAX_WAIT))
             else:
                 self._burst_starts, self._quiet = 0, DEBOUNCE
-            delay = SHORT if self._burst_starts < 2 else self._quiet
-            self._waiting = _Waiting(request, now + delay, Cancellation())
+            self._waiting = _Waiting(request, now + self._delay(now), Cancellation())
             self._end(stale=True)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="spherear-live", daemon=True)
                 self._thread.start()
                 atexit.register(self.close)  # a running thread must not outlive the interpreter
+            self._change.notify_all()
+
+    def _delay(self, now: float) -> float:
+        if now < self._free_until:
+            return 0.0
+        return SHORT if self._burst_starts < 2 and not self._held else self._quiet
+
+    def hold(self) -> None:
+        """A hand has taken a control, and more requests will follow."""
+        with self._change:
+            self._held, self._free_until = True, -float("inf")
+            self._burst_starts, self._quiet = 0, DEBOUNCE
+
+    def release(self) -> None:
+        """The hand that held a control lets go, or a key is let go.
+
+        A page may tell so before the last values of the hand: they are those of the next `MAX_WAIT` seconds.
+        """
+        with self._change:
+            now = self._clock()
+            if self._held:
+                self._held, self._free_until = False, now + MAX_WAIT
+            if self._waiting is not None and self._burst_starts < 2:
+                self._waiting.due = now
             self._change.notify_all()
 
     def stop(self) -> None:
@@ -152,7 +177,7 @@ class LatestWins(Generic[RequestT]):
                     self._current, self.started, self._burst_starts = (
                         waiting.cancellation,
                         self.started + 1,
-                        self._burst_starts + 1,
+                        self._burst_starts + (not self._held and waiting.due >= self._free_until),
                     )
                     return waiting
             return None

@@ -26,6 +26,10 @@ pytestmark = [
 
 DIGITS = "label=3, guidance_scale=3.0, settings='fast', preset='digits'"
 GUIDANCE = f"from spherear.live import GuidanceExplorer\npanel = GuidanceExplorer({DIGITS})\npanel"
+HAND = (
+    f"from spherear.live import latest_wins\n{GUIDANCE}.runner.wait(60)\n"
+    "latest_wins.SHORT = latest_wins.DEBOUNCE = 1000\npanel"
+)
 OTHERS = ["from spherear.live import *\nSphereExplorer()", "TokenExplorer()", "PerturbationExplorer()"]
 TRAINING = [
     "from dataclasses import replace\nfrom spherear import preset\nfrom spherear.train import train_vae\n"
@@ -135,6 +139,18 @@ def test_the_pointer_moves_it_and_lengths_stay_or_leave(guidance, tmp_path):
     assert most > 1.3 * radius
     assert least < 0.8 * radius
     guidance.screenshot(path=tmp_path / "pointer.png")
+
+
+def test_a_picture_begins_when_the_hand_lets_go(context, lab):
+    """Nothing else begins it here: a pause would have to last a quarter of an hour."""
+    with notebook(context, lab, [HAND], "hand") as opened:
+        page = opened.page
+        page.wait_for_selector(".spherear-status >> text=done", timeout=60_000)
+        for move in (lambda: drag(page, 0.5), lambda: press(page, "ArrowRight"), lambda: drag(page, 0.7)):
+            number = picture_number(page)
+            move()
+            wait_for_picture(page, number)
+        assert opened.troubles == []
 
 
 def test_a_burst_of_thirty_ends_with_the_last_value_and_at_most_three_decodes(guidance):

@@ -136,6 +136,57 @@ def test_a_request_waits_for_a_pause(runner, recorder):
     assert recorder.begun == recorder.shown == []
 
 
+def test_what_a_hand_lets_go_begins_at_once(runner, recorder):
+    """Also what arrives after the news that it lets go; while it holds, a request waits for the end of the burst."""
+    runner.hold()
+    runner.submit("moving")
+    runner.later(0.9 * DEBOUNCE)
+    assert runner.started == 0
+    runner.release()
+    assert runner.wait(10)
+    runner.submit("late")
+    assert runner.wait(10)
+    assert recorder.begun == ["moving", "late"]
+    runner.hold()
+    runner.submit("held still")
+    runner.later(DEBOUNCE)
+    assert runner.wait(10)
+    runner.later(2 * MAX_WAIT)
+    runner.release()
+    runner.later(MAX_WAIT)
+    runner.submit("not by hand")
+    runner.later(0.9 * SHORT)
+    assert not runner.wait(0)
+    runner.later(0.1 * SHORT)
+    assert runner.wait(10)
+    assert recorder.begun == ["moving", "late", "held still", "not by hand"]
+
+
+def test_starts_while_a_hand_holds_do_not_delay_the_last(runner, recorder):
+    runner.hold()
+    for value in range(4):
+        runner.submit(value)
+        runner.later(MAX_WAIT)
+        assert runner.wait(10)
+    runner.submit("last")
+    runner.release()
+    assert runner.wait(10)
+    assert recorder.begun == [0, 1, 2, 3, "last"]
+
+
+def test_a_burst_of_keys_begins_three_at_most(runner, recorder):
+    """Each let go; nobody waits for what the next key replaces."""
+    for value in range(30):
+        runner.submit(value)
+        runner.release()
+        runner.later(0.1 * DEBOUNCE)
+    assert runner.started == 2
+    runner.later(SLOW_FACTOR * DEBOUNCE)
+    assert runner.wait(10)
+    assert len(recorder.begun) == 3
+    assert recorder.begun[-1] == 29
+
+
 def test_what_is_replaced_is_told_that_it_is_stale(runner, recorder):
     recorder.endless = True
     runner.submit_and_begin("old")

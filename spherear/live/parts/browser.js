@@ -1,4 +1,5 @@
-// The page's side of live/parts/browser.py: names for what assistive software reads, downloads, and the clipboard.
+// The page's side of live/parts/browser.py: names for what assistive software reads, downloads, the clipboard, and
+// whether a hand holds a control.
 
 function save(name, bytes) {
   const link = document.createElement("a");
@@ -58,6 +59,21 @@ function describe(root, texts) {
   }
 }
 
+/** Says when a pointer takes a control below `root`, and when it, or a key, is let go. */
+function watchHand(root, say) {
+  let taken = false;
+  const take = () => say((taken = true));
+  const leave = (event) => {
+    if (event.type === "keyup" ? !root.contains(event.target) : !taken) return;
+    taken = false;
+    setTimeout(say, 0, false); // after the control has taken its last value
+  };
+  const watched = [[root, "pointerdown", take]];
+  for (const name of ["pointerup", "pointercancel", "blur", "keyup"]) watched.push([window, name, leave]);
+  for (const [target, name, told] of watched) target.addEventListener(name, told, true);
+  return () => watched.forEach(([target, name, told]) => target.removeEventListener(name, told, true));
+}
+
 export default {
   initialize({ model }) {
     const answer = async (message, [bytes]) => {
@@ -69,7 +85,7 @@ export default {
   },
 
   render({ model, el }) {
-    let root, timer;
+    let root, timer, leave;
     const now = () => root && describe(root, model.get("texts"));
     const soon = () => (timer ??= setTimeout(() => { timer = undefined; now(); }, 200));
     const observer = new MutationObserver(soon);
@@ -84,6 +100,7 @@ export default {
       if (!root) return (timer = setTimeout(() => { timer = undefined; find(); }, 50)); // not on the page yet
       observer.observe(root, { childList: true, subtree: true });
       size.observe(root);
+      leave = watchHand(root, (held) => model.send({ held }));
       now();
     };
     find();
@@ -92,6 +109,7 @@ export default {
       clearTimeout(timer);
       observer.disconnect();
       size.disconnect();
+      leave?.();
       model.off("change:texts", now);
     };
   },

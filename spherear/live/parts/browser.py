@@ -1,4 +1,4 @@
-"""The page's side of a panel: its style, names for what assistive software reads, downloads, and the clipboard."""
+"""The page's side of a panel: its style, names for assistive software, downloads, the clipboard, and the hand."""
 
 import itertools
 from collections.abc import Callable
@@ -16,6 +16,7 @@ class Browser(anywidget.AnyWidget):
 
     texts: what pictures and figures show, by their CSS class without `spherear-`.
     narrow: whether the panel is as narrow as on a phone; the page sets it.
+    held: called with True when a pointer takes a control, with False when it, or a key, is let go.
     """
 
     _esm = (FOLDER / "browser.js").read_text(encoding="utf-8")
@@ -23,8 +24,9 @@ class Browser(anywidget.AnyWidget):
     texts = traitlets.Dict().tag(sync=True)
     narrow = traitlets.Bool(False).tag(sync=True)
 
-    def __init__(self) -> None:
+    def __init__(self, held: Callable[[bool], None] = lambda held: None) -> None:
         super().__init__()
+        self._held = held
         self._numbers = itertools.count()
         self._waiting: dict[int, Callable[[bool], None]] = {}
         self.on_msg(self._answered)
@@ -46,6 +48,8 @@ class Browser(anywidget.AnyWidget):
         self.send({"copy": text, "number": number})
 
     def _answered(self, _: Any, content: dict[str, Any], __: Any) -> None:
+        if "held" in content:
+            self._held(content["held"] is True)
         done = self._waiting.pop(content.get("number", -1), None)
         if done is not None:
             done(content.get("copied") is True)
