@@ -18,8 +18,8 @@ from spherear.models.files import parse_object, write_text
 
 RESULTS = Path(__file__).parent / "results"
 RECORDED = (
-    "full", "doubled", "select", "report", "length16", "length64", "length256", "dim2", "dim8", "heads", "heads-colour",
-    "heads-scratch",
+    "full", "doubled", "select", "report", "length16", "length64", "length256", "dim2", "dim8", "others", "heads",
+    "heads-colour", "heads-scratch",
 )  # fmt: skip
 """The studies whose records ship."""
 PACKAGE = Path(__file__).resolve().parents[1]

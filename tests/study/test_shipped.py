@@ -89,7 +89,7 @@ def test_every_model_that_ships_has_records():
 
 
 def test_records_of_an_unfinished_study_are_whole_cells_of_its_grid(tmp_path):
-    for name in ("select", "report", "length16", "length64", "heads"):
+    for name in ("select", "report", "length16", "length64", "others", "heads"):
         records = shipped_records(name)
         cells = sorted({(r.variant, r.seed) for r in records})
         assert sorted(restore(GRIDS[name], tmp_path / name, records)) == cells
