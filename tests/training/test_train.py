@@ -92,6 +92,7 @@ def test_graphs_are_refused_where_they_cannot_be_replayed(vae, digits, tmp_path,
 
 REPLAYED = """
 from tests.training.test_train import *
+torch.manual_seed(0)
 digits = load_data("digits", 16)
 for train, config, recipe, inputs in (
     (train_vae, TINY_VAE, VAE_RECIPE, (digits,)),
