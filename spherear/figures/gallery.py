@@ -58,6 +58,8 @@ from spherear.sampling.settings import SamplingSettings
 from spherear.sphere.families import family_label, family_of_letter
 from spherear.study.claims import default_sampling
 from spherear.study.design import GRIDS, Point, Variant
+from spherear.study.questions.families import every_family
+from spherear.study.questions.families import report as families_report
 from spherear.study.questions.heads import Curve, curves, untaught_report
 from spherear.study.questions.heads import report as heads_report
 from spherear.study.questions.sizes import shipped_advantages, shipped_report
@@ -72,6 +74,7 @@ SCALES = (1.0, 4.5, 8.0, 12.0)
 SHEET_SCALES = (1.0, 4.5, 12.0, 20.0)
 SHEET_CAPTION = "recognised {accuracy:.0%}, late length {norm_change_late:+.0%},\nsaturation {saturation_shift:+.2f}"
 COLOUR_DRIFT = ("norm_change_late", "saturation_shift", "frechet")
+FAMILY_DRIFT = ("norm_change_late", "accuracy", "frechet")
 GROWTH = RESULTS / "growth.json"
 SIZES = (1e-4, 1e-3, 1e-2, 1e-1)
 
@@ -196,11 +199,15 @@ def jacobian() -> Figure:
 
 
 def colour_claims() -> str:
-    """The statements on colour images: by the longer trainings of one strength each, then by the shorter of three."""
+    """The statements on colour images: by the longer trainings of one strength each, then by the shorter of three.
+
+    Last, every family beside S, in small batches.
+    """
     long, short = (shipped_records(study) for study in ("report", "select"))
     return (
         f"# One strength a family, chosen in shorter trainings\n\n{report(long, short)}\n"
-        f"# Those shorter trainings: three strengths a family\n\n{report(short)}"
+        f"# Those shorter trainings: three strengths a family\n\n{report(short)}\n"
+        f"# Every family beside S, in small batches\n\n{families_report(every_family())}"
     )
 
 
@@ -236,6 +243,8 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "heads": lambda: heads_figure(head_curves("heads")),
     "heads-colour": lambda: heads_figure(head_curves("heads-colour")),
     "ablation": lambda: ablation_figure(shipped_records()),
+    "ablation-colour": lambda: ablation_figure(every_family()),
+    "families-colour": lambda: drift_figure(every_family(), FAMILY_DRIFT),
     "collapse": collapse,
     "side-by-side": side_by_side,
     "scales": sheet_of_scales,

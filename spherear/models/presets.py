@@ -44,6 +44,9 @@ PRESETS: dict[str, Preset] = {
                  width=96, layers=4, heads=2, head_width=96, head_depth=3, head_groups=1),
         guidance_scale=2.0,
     ),
+    "digits-small": Preset(  # as many values per number as mnist
+        _small_vae(16, 3), replace(_SMALL_AR, latent_dim=3, tokens=16), guidance_scale=2.0,
+    ),
     "digits3": Preset(  # tokens of three numbers, for 3-D plots
         VAEConfig(latent_dim=3, image_size=16, widths=(16, 32, 64), encoder_layers=1, decoder_layers=1),
         ARConfig(latent_dim=3, tokens=16, num_classes=10, class_tokens=4,

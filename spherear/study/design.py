@@ -293,6 +293,9 @@ _ROWS |= {  # numbers per token, at equal everything else; at 4 they are those o
 _ROWS["others"] = replace(  # what length64 lacks, at its weight of S; 256 codes hold as many nats
     _ROWS["length64"], name="others", variants=("vMF-02", "D-02", "G-02", "VQ-256"),
 )  # fmt: skip
+_ROWS["digits"] = replace(  # three numbers for the sixteen pixels of a patch, where full has eight
+    _ROWS["full"], name="digits", preset="digits-small", solver="adams_bashforth", solver_steps=10,
+)  # fmt: skip
 _ROWS["heads-colour"] = replace(  # heads of three models of `report`
     _ROWS["report"], name="heads-colour", seeds=(0, 4, 5), models="report", selection="",
     variants=(

@@ -51,6 +51,7 @@ WITH_CODES = {"figure3-tokens"}
 """A rounding can turn one code into another: of 200 images each that turns moves a mean by up to 1 / 200."""
 FROM_FORMULAS = {
     "figure1-published", "figure4-guidance", "figure5-directions", "drift", "ablation", "lesson-kl", "solvers",
+    "ablation-colour", "families-colour",
     "figure4-colour", "drift-colour", "lengths", "dimensions", "heads", "heads-colour", "decode-growth",
     "lesson-sequence", "lesson-rope", "lesson-costs",
 }  # fmt: skip

@@ -80,7 +80,7 @@ def advantages(studies: Mapping[int, Sequence[Record]]) -> list[Advantage]:
                     for name in (family, S)
                 )
                 if min(len(values), len(sphere)) > 1:
-                    logs = contrast([_logs(values), _logs(sphere)], (1, -1))
+                    logs = contrast([logs_of(values), logs_of(sphere)], (1, -1))
                     found.append(Advantage(size, family, scale, values, sphere, logs, lengths, others))
     return found
 
@@ -97,7 +97,8 @@ def shipped_advantages(what: str = "tokens") -> list[Advantage]:
     return [a for a in found if len(sizes[a.family]) > 1]
 
 
-def _logs(values: Mapping[int, float]) -> list[float]:
+def logs_of(values: Mapping[int, float]) -> list[float]:
+    """The logarithms of a metric, of which ratios are differences."""
     return [log(value) for value in values.values()]
 
 
@@ -108,7 +109,7 @@ def growths(found: Sequence[Advantage]) -> list[Growth]:
         own = [a for a in found if (a.family, a.guidance_scale) == (family, scale)]
         small, large = min(own, key=lambda a: a.size), max(own, key=lambda a: a.size)
         if small.size < large.size:
-            groups = [_logs(side) for side in (large.values, large.sphere, small.values, small.sphere)]
+            groups = [logs_of(side) for side in (large.values, large.sphere, small.values, small.sphere)]
             rows.append(Growth(family, scale, (small.size, large.size), contrast(groups, (1, -1, -1, 1))))
     return rows
 
@@ -125,11 +126,11 @@ def report(found: Sequence[Advantage], what: str = "tokens") -> str:
     ratios = [
         (
             str(a.size), family_label(a.family), f"{a.guidance_scale:g}", spread(a.values), spread(a.sphere),
-            _factor(a.logs), f"{fmean(a.lengths.values()):+.0%}", f"{fmean(a.sphere_lengths.values()):+.0%}",
+            factor(a.logs), f"{fmean(a.lengths.values()):+.0%}", f"{fmean(a.sphere_lengths.values()):+.0%}",
         )
         for a in found
     ]  # fmt: skip
-    rows = [(family_label(g.family), f"{g.guidance_scale:g}", _factor(g.logs), _said(g.logs)) for g in growths(found)]
+    rows = [(family_label(g.family), f"{g.guidance_scale:g}", factor(g.logs), _said(g.logs)) for g in growths(found)]
     sizes = sorted({a.size for a in found})
     return (
         f"Frechet distance of each family over that of S, at the same {what} and guidance; late length: of its raw "
@@ -141,7 +142,8 @@ def report(found: Sequence[Advantage], what: str = "tokens") -> str:
     )
 
 
-def _factor(logs: Difference) -> str:
+def factor(logs: Difference) -> str:
+    """A ratio and its interval, from the difference of logarithms."""
     return f"{exp(logs.mean):.2f} [{exp(logs.low):.2f}, {exp(logs.high):.2f}]"
 
 
