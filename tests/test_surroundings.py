@@ -33,7 +33,7 @@ SETTINGS = SamplingSettings(guidance_scale=2.0, solver="euler", steps=2)
 @pytest.mark.parametrize("name", [name for name in shipped() if name.startswith("digits-")])
 def test_autocast_around_sampling_changes_nothing(name, dtype):
     pipeline = Pipeline.from_pretrained(name)
-    for engine in ("eager", "packed"):
+    for engine in ("eager", "numpy", "packed"):
         pipeline.engine = engine_named(engine)
         expected = pipeline.sample([3, 4], SETTINGS)
         with torch.autocast("cpu", dtype):

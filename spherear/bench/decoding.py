@@ -21,12 +21,13 @@ from spherear.sampling.decode import EAGER, Step, decode
 from spherear.sampling.engines import Engine, engine_named
 from spherear.sampling.noise import Noise, seeded_noise
 from spherear.sampling.packed import can_pack_bfloat16
+from spherear.sampling.placement import SMALL
 from spherear.sampling.reference import reference_steps
 from spherear.sampling.settings import SamplingSettings
 from spherear.sphere.geometry import project
 
 PATHS = {
-    "cpu": ("reference", "eager", "packed"),
+    "cpu": ("reference", "eager", "numpy", "packed"),
     "cuda": ("reference", "eager", "cuda_graphs"),
 }
 COMPILED_PATHS = {
@@ -128,12 +129,20 @@ def runs(
         return run
 
     for path in chosen_paths(device, compiled, paths):
-        if path == "packed" and ar.proj_in.weight.dtype == torch.bfloat16 and not can_pack_bfloat16():
+        if not _can_run(path, ar):
             continue
         if not path.startswith("reference"):
             yield path, engine_run(path)
         else:
             yield path, reference_run(**({"transform": torch.compile} if "compiled" in path else {}))
+
+
+def _can_run(path: str, ar: SphereAR) -> bool:
+    """Whether a path is for models like this one: bfloat16 is not packed everywhere, numpy is for small ones."""
+    dtype = ar.proj_in.weight.dtype
+    if path == "numpy":
+        return dtype == torch.float32 and sum(p.numel() for p in ar.parameters()) <= SMALL
+    return path != "packed" or dtype != torch.bfloat16 or can_pack_bfloat16()
 
 
 def bench_decode(

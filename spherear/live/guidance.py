@@ -83,7 +83,8 @@ class GuidanceExplorer(GuidanceControls, controls.Panel[GuidanceRequest]):
         engine: str = AUTO,
     ) -> None:
         require(images is None or images >= 1, f"images is {images}; expected at least 1")
-        self.models = Models(named_model(FAMILY, family, ar), placement_of(device, dtype, engine), preset, vae)
+        place = placement_of(device, dtype, engine)
+        self.models = Models(named_model(FAMILY, family, ar), place, preset, vae, watched=True)
         self.reality, self.config = Reality(self.models), self.models.outline(self.models.first).ar
         self.classes, self._random = self.config.num_classes, random.Random(seed)
         self.count = images or (16 if self.models.light else 1)

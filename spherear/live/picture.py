@@ -22,6 +22,7 @@ from spherear.models.heads.table import HeadKind
 from spherear.sampling.pipeline import Pipeline, cached_pipeline
 from spherear.sampling.pixels import PNG_KEY, tile
 from spherear.sampling.settings import SamplingSettings
+from spherear.sampling.small.together import steps_together
 
 FRAME_SHARE = 0.25
 """Of the time of a drawing, at most this share goes into showing it: a large picture is shown less often."""
@@ -105,12 +106,12 @@ def paint(picture: Picture, pipeline: Callable[[str], Pipeline] = cached_pipelin
     """
     pipelines = [pipeline(name) for name in picture.models]
     labels = torch.tensor(picture.labels)
-    steps = [p.steps(labels, picture.settings.fitting(p.ar.config.head_kind), picture.seed) for p in pipelines]
+    settings = [picture.settings.fitting(p.ar.config.head_kind) for p in pipelines]
     counts = {p.ar.config.tokens for p in pipelines}
     require(len(counts) == 1, f"the models draw {sorted(counts)} tokens; expected as many each")
     canvases = [Canvas.empty(p, len(labels)) for p in pipelines]
     yield canvases
-    for token_steps in zip(*steps, strict=True):
+    for token_steps in steps_together(pipelines, labels, settings, picture.seed):
         canvases = [canvas.extended(step) for canvas, step in zip(canvases, token_steps, strict=True)]
         yield canvases
 

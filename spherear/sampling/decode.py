@@ -125,7 +125,7 @@ def _decode(
     with ExitStack() as stack:
         with own_precision(device):
             session = stack.enter_context(engine.session(ar, len(rows)))
-            condition = session.ar.start(rows, session.cache)  # (rows, width)
+            condition = session.start(session.ar, rows, session.cache)  # (rows, width)
             times = {grid: Times.of(head, settings.method, grid) for grid in dict.fromkeys(p.grid for p in plans)}
         for index, plan in enumerate(plans):
             shape = (times[plan.grid].rows_of_noise(head), batch, ar.config.latent_dim)

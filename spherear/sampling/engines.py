@@ -1,4 +1,4 @@
-"""Engines run the two repeated computations of a decode: as written, on other weights, compiled, or as CUDA graphs.
+"""Engines run the two repeated computations of a decode: as written, in numpy, packed, compiled, or as CUDA graphs.
 
 The computations are two functions: `sample_token` draws a token, and `SphereAR.advance` is the transformer's step. An
 engine wraps them for one decode in a `Session`. What it keeps between decodes (packed weights, compiled code, graphs)
@@ -37,6 +37,8 @@ TokenFunction = Callable[..., Tensor]
 """`sample_token`, or a function that gives the same tokens for the same arguments."""
 AdvanceFunction = Callable[[SphereAR, Tensor, KVCache, Tensor, int], Tensor]
 """`SphereAR.advance`, or a function that gives the same conditions for the same arguments."""
+StartFunction = Callable[[SphereAR, Tensor, KVCache], Tensor]
+"""`SphereAR.start`, likewise."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class Session:
     cache: KVCache
     sample_token: TokenFunction = sample_token
     advance: AdvanceFunction = SphereAR.advance
+    start: StartFunction = SphereAR.start
 
     def step(self, token: Tensor) -> Tensor:
         """The newest token -> the condition of the next one."""
@@ -228,8 +231,15 @@ def _cuda_graphs(compiled: bool = False) -> Engine:
     return CudaGraphs(Compiled() if compiled else Engine())
 
 
+def _in_numpy() -> Engine:
+    from spherear.sampling.small.engine import InNumpy
+
+    return InNumpy()
+
+
 ENGINES: dict[str, Callable[[], Engine]] = {
     "eager": Engine,
+    "numpy": _in_numpy,
     "packed": Packed,
     "half": Half,
     "compiled": Compiled,

@@ -23,7 +23,7 @@ parameters, 1.05 at 24.2, 0.96 at 62.1, 1.16 at 192.1. `OMP_NUM_THREADS=1 python
 """
 BYTES = {"float32": 4, "bfloat16": 2}
 """Of one number, per dtype of an AR model."""
-REQUIRED = {"packed": "cpu", "half": "cpu", "cuda_graphs": "cuda", "compiled_cuda_graphs": "cuda"}
+REQUIRED = {"numpy": "cpu", "packed": "cpu", "half": "cpu", "cuda_graphs": "cuda", "compiled_cuda_graphs": "cuda"}
 """Engines that run on one type of device alone."""
 
 
@@ -75,8 +75,9 @@ class Placement(Config):
     dtype: str = AUTO
     """Of the AR model: float32 or bfloat16; auto: bfloat16 where it is fast and the model large, or on CUDA."""
     engine: str = AUTO
-    """eager (as written), packed, half (weights in float16), compiled, cuda_graphs, compiled_cuda_graphs; auto: half or
-    packed for large models on a CPU, graphs on CUDA."""
+    """eager (as written), numpy (for small models), packed, half (weights in float16), compiled, cuda_graphs,
+    compiled_cuda_graphs; auto: half or packed for large models on a CPU, graphs on CUDA, numpy for small ones in
+    panels."""
 
     @property
     def sentence(self) -> str:
@@ -116,7 +117,9 @@ def choose(
     device = _device(wish, here, large)
     kind = device.partition(":")[0]
     dtype = _dtype(kind, large, stored, here) if wish.dtype == AUTO else wish.dtype
-    if wish.dtype == AUTO and (wish.engine == "half" or (wish.engine == "packed" and not here.packs_bfloat16)):
+    if wish.dtype == AUTO and (
+        wish.engine in ("half", "numpy") or (wish.engine == "packed" and not here.packs_bfloat16)
+    ):
         dtype = "float32"
     halves = here.halves and wish.dtype == AUTO  # who asks for float32 gets float32 weights
     engine = _engine(kind, large, dtype, replace(here, halves=halves)) if wish.engine == AUTO else wish.engine
@@ -176,6 +179,7 @@ def _engine(kind: str, large: bool, dtype: str, here: Hardware) -> str:
 def _check_engine(engine: str, kind: str, dtype: str, here: Hardware) -> None:
     required = REQUIRED.get(engine, kind)
     require(kind == required, f"engine is {engine!r} on {kind}; expected {required}, or another engine")
+    require(engine != "numpy" or dtype == "float32", f"dtype is {dtype!r} with engine 'numpy'; expected float32")
     require(engine != "half" or here.halves, "engine is 'half'; expected 'eager': this torch has no FBGEMM")
     require(engine != "half" or dtype == "float32", f"dtype is {dtype!r} with engine 'half'; expected float32, or auto")
     require(engine != "packed" or here.packs, "engine is 'packed'; expected 'eager': this torch has no oneDNN")
@@ -221,8 +225,9 @@ def describe(name: str, outline: "Outline", placement: Placement) -> str:
 def memory(outline: "Outline", placement: Placement) -> int:
     """Bytes that the weights take at most: the VAE in float32, the AR model as it is read (float32) or as it is run.
 
-    Packed weights are copies; in float16, of half the size. Images, caches and what libraries take are not counted.
+    Packed weights and those of numpy are copies; in float16, of half the size. Images, caches and what libraries take
+    are not counted.
     """
     vae, ar = outline.parameters()
-    copied = {"packed": BYTES[placement.dtype], "half": 2}.get(placement.engine, 0)
+    copied = {"packed": BYTES[placement.dtype], "half": 2, "numpy": 4}.get(placement.engine, 0)
     return 4 * vae + ar * max(BYTES["float32"], BYTES[placement.dtype] + copied)

@@ -117,7 +117,7 @@ def test_a_floor_is_the_longer_of_reading_and_multiplying(monkeypatch):
 
 def test_a_row_a_path():
     rows = list(bench_decode("digits3", 2, torch.float32, CPU, SamplingSettings(steps=3), 4, 2, compiled=False))
-    assert [row.path for row in rows] == ["reference", "eager", "packed"]
+    assert [row.path for row in rows] == ["reference", "eager", "numpy", "packed"]
     assert rows[0].speedup == 1.0
     for row in rows:
         assert row.speedup == pytest.approx(rows[0].timing.median / row.timing.median)
@@ -235,6 +235,7 @@ def test_packed_bfloat16_is_left_out_where_the_processor_lacks_it(tiny_ar, monke
     settings = SamplingSettings(steps=1)
     assert "packed" in [name for name, _ in decoding.runs(tiny_ar, 1, settings, False)]
     assert "packed" not in [name for name, _ in decoding.runs(tiny_ar.bfloat16(), 1, settings, False)]
+    assert "numpy" not in [name for name, _ in decoding.runs(tiny_ar, 1, settings, False)]
 
 
 def test_an_image_is_measured_whole_or_estimated():

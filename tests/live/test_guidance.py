@@ -21,7 +21,7 @@ from spherear.live.picture import sheet
 from spherear.sampling.decode import trace
 from spherear.sampling.pipeline import cached_pipeline
 from spherear.training.data.catalog import load_data
-from tests.live.test_panels import settled
+from tests.live.test_panels import as_the_panel_runs, settled
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +116,7 @@ def test_a_strip_of_scales_holds_the_pictures_of_each(digits):
     for row, name in enumerate(picture.models):
         for place, scale in enumerate(STRIP):
             settings = replace(picture.settings, guidance_scale=scale)
-            images = cached_pipeline(name).sample([3] * 4, settings, seeds=0)
+            images = as_the_panel_runs(name).sample([3] * 4, settings, seeds=0)
             expected = sheet(images, 3, picture.zoom)
             height, width, _ = expected.shape
             top, left = FONT + GAP + row * (height + GAP), place * (width + GAP)

@@ -46,8 +46,9 @@ def ten(tiny_vae, tiny_ar):
 
 
 def check_pixels(panel, pipeline):
-    """Of the first model, by another path: sampled at once."""
+    """Of the first model, by another path: sampled at once, by itself, with the panel's engine."""
     picture = panel.read().picture
+    pipeline.engine = panel.models.pipeline(picture.models[0]).engine
     images = pipeline.sample(list(picture.labels), picture.settings, seeds=picture.seed)
     np.testing.assert_array_equal(panel.model_columns[0].pixels, sheet(images, picture.columns, picture.zoom))
 
@@ -59,9 +60,9 @@ def test_published_files_are_drawn_and_said(panel_of, published, monkeypatch):  
     check_pixels(panel, Pipeline(vae, ar))
     assert panel.compare.options == ((("nothing"), "nothing"), ("ar.pt", "ar.pt with vae.pt"))
     assert "ar.pt with vae.pt: AR model of 0.2 million parameters" in panel.machine.value
-    assert "engine eager, float32, on cpu" in panel.machine.value
+    assert "engine numpy, float32, on cpu" in panel.machine.value
     code = panel.read().picture.code(panel.models.code)
-    assert "Pipeline.from_pretrained('ar.pt', vae='vae.pt')" in code
+    assert "Pipeline.from_pretrained('ar.pt', vae='vae.pt', engine='numpy')" in code
     exec(code, {})
     assert (folder / "picture-1.png").exists()
 

@@ -1,6 +1,7 @@
 """The panels without a browser: what controls stand for, what is shown, and that nothing is stale or left running."""
 
 import asyncio
+import functools
 import gc
 import io
 import json
@@ -36,7 +37,7 @@ from spherear.live.figure import live_figure
 from spherear.live.picture import Picture, png_bytes, read_picture, sheet
 from spherear.models.presets import preset
 from spherear.registry import Table
-from spherear.sampling.pipeline import cached_pipeline
+from spherear.sampling.pipeline import Pipeline, cached_pipeline
 from spherear.sampling.settings import NAMED_SETTINGS, SCHEDULES, SamplingSettings
 from spherear.sampling.solvers import SOLVERS
 from spherear.train import train_ar, train_vae
@@ -58,10 +59,16 @@ def pixels(png):
         return np.asarray(image.convert("RGB"))
 
 
+@functools.cache
+def as_the_panel_runs(name):
+    """A shipped model with the engine of the guidance panel."""
+    return Pipeline.from_pretrained(name, device="cpu", engine="numpy")
+
+
 def expected_sheets(picture):
     """By the other path: each model sampled at once."""
     for name in picture.models:
-        images = cached_pipeline(name).sample(list(picture.labels), picture.settings, seeds=picture.seed)
+        images = as_the_panel_runs(name).sample(list(picture.labels), picture.settings, seeds=picture.seed)
         yield sheet(images, picture.columns, picture.zoom)
 
 
@@ -225,7 +232,7 @@ def test_stop_leaves_the_partial_picture(guidance):
     assert "stopped" in guidance.status.value
     drawn = int(guidance.status.value.split("token ")[1].split(" of")[0])
     assert 0 < drawn < 16
-    tokens = list(cached_pipeline("digits-power_spherical").steps([3] * 4, guidance.read().picture.settings, 5))
+    tokens = list(as_the_panel_runs("digits-power_spherical").steps([3] * 4, guidance.read().picture.settings, 5))
     partial = torch.stack([step.token for step in tokens], dim=1)
     partial[:, drawn:] = 0
     images = cached_pipeline("digits-power_spherical").images(partial)
@@ -234,6 +241,16 @@ def test_stop_leaves_the_partial_picture(guidance):
     np.testing.assert_array_equal(guidance.model_columns[0].pixels, sheet(images * mask, picture.columns, picture.zoom))
     with pytest.raises(ValueError, match="it was stopped"):
         guidance.snapshot()
+
+
+def test_the_picture_is_that_of_torch_but_for_rounding(guidance):
+    settled(guidance)
+    picture = guidance.read().picture
+    for name, side in zip(picture.models, guidance.model_columns, strict=True):
+        images = cached_pipeline(name).sample(list(picture.labels), picture.settings, seeds=picture.seed)
+        off = np.abs(side.pixels.astype(int) - sheet(images, picture.columns, picture.zoom).astype(int))
+        assert off.max() <= 1  # of 255
+        assert (off > 0).mean() < 0.01
 
 
 def test_the_code_draws_exactly_the_picture(guidance, tmp_path, monkeypatch):

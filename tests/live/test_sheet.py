@@ -9,7 +9,8 @@ import torch
 from spherear.analysis.canvas import expected_length
 from spherear.figures.length_overlay import overlay_lengths
 from spherear.live.picture import Picture, paint
-from spherear.sampling.pipeline import cached_pipeline
+from spherear.sampling.decode import trace
+from spherear.sampling.pipeline import Pipeline, cached_pipeline
 from spherear.sampling.pixels import free_path
 from spherear.sampling.settings import SamplingSettings
 
@@ -30,6 +31,19 @@ def test_painting_fills_in_token_by_token():
     assert bool(raw[:, :4].isfinite().all())
     assert bool(raw[:, 4:].isnan().all())
     assert expected_length(cached_pipeline("digits-gaussian")) == pytest.approx(math.sqrt(8))
+
+
+def test_a_picture_of_two_models_in_numpy_is_that_of_each():
+    """Exactly: the rows of one are multiplied by its own weights alone."""
+    names = "digits-power_spherical", "digits-gaussian"
+    made = {name: Pipeline.from_pretrained(name, device="cpu", engine="numpy") for name in names}
+    settings = SamplingSettings(guidance_scale=2.0, solver="adams_bashforth", steps=3)
+    *_, together = paint(Picture(names, (1, 2), 3, settings, 2), made.__getitem__)
+    for name, canvas in zip(names, together, strict=True):
+        found = trace(made[name].steps([1, 2], settings, 3))
+        assert canvas.pipeline is made[name]
+        torch.testing.assert_close(canvas.raw, found.raw, rtol=0, atol=0)
+        torch.testing.assert_close(canvas.tokens, found.tokens, rtol=0, atol=0)
 
 
 def test_lengths_tint_their_own_patch_alone():

@@ -41,7 +41,7 @@ def all_weights_packed(monkeypatch):
     monkeypatch.setattr(packing, "MIN_NUMBERS", 1)
 
 
-@pytest.mark.parametrize("name", ["eager", "packed"])
+@pytest.mark.parametrize("name", ["eager", "numpy", "packed"])
 @pytest.mark.parametrize("settings", [QUICK, replace(QUICK, guidance_scale=1.0)], ids=["guided", "unguided"])
 def test_an_engine_draws_the_references_tokens(tiny_ar, all_weights_packed, name, settings):
     engine = engine_named(name)
@@ -279,13 +279,15 @@ def test_small_weights_stay_as_they_are(tiny_ar):
 
 
 def test_what_an_engine_cannot_run_is_said(tiny_ar, as_users_do):
-    with pytest.raises(ValueError, match=r"engine is 'warp'; expected one of 'compiled', .*'eager', 'half', 'packed'"):
+    with pytest.raises(
+        ValueError, match=r"engine is 'warp'; expected one of 'compiled', .*'eager', 'half', 'numpy', 'packed'"
+    ):
         engine_named("warp")
     with pytest.raises(ValueError, match="the AR model is on cpu; expected cuda for CUDA graphs"):
         tokens(tiny_ar, engine_named("cuda_graphs"))
     with pytest.raises(ValueError, match=r"the AR model is torch.float64; expected one of .* for packed weights"):
         tokens(tiny_ar.double(), engine_named("packed"))
-    assert sorted(ENGINES) == ["compiled", "compiled_cuda_graphs", "cuda_graphs", "eager", "half", "packed"]
+    assert sorted(ENGINES) == ["compiled", "compiled_cuda_graphs", "cuda_graphs", "eager", "half", "numpy", "packed"]
 
 
 COMPILED = """

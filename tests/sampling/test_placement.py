@@ -78,6 +78,8 @@ def test_a_small_model_stays_as_it_is_stored():
         (HALF, Placement(engine="half", dtype="bfloat16"), "dtype is 'bfloat16' with engine 'half'; expected float32"),
         (replace(GPU, halves=True), Placement(device="cuda", engine="half"), "engine is 'half' on cuda; expected cpu"),
         (OLD, Placement(engine="packed", dtype="bfloat16"), "dtype is 'bfloat16' with engine 'packed'"),
+        (AMX, Placement(engine="numpy", dtype="bfloat16"), "dtype is 'bfloat16' with engine 'numpy'; expected float32"),
+        (GPU, Placement(device="cuda", engine="numpy"), "engine is 'numpy' on cuda; expected cpu"),
         (AMX, Placement(engine="warp"), "engine is 'warp'; expected one of"),
         (AMX, Placement(dtype="float16"), "dtype is 'float16'; expected one of"),
     ],

@@ -15,7 +15,7 @@ from spherear.models.pretrained import shipped_families, shipped_name
 from spherear.models.sources import Outline, Source, heads_beside, source_of
 from spherear.registry import load_parts
 from spherear.sampling.pipeline import Pipeline
-from spherear.sampling.placement import SMALL, Placement, Plan, describe
+from spherear.sampling.placement import AS_WRITTEN, AUTO, SMALL, Placement, Plan, describe
 from spherear.sphere.families import family_label
 from spherear.training.recipes import recipes
 
@@ -43,12 +43,18 @@ class Models:
 
     Each with the heads that were distilled from it and lie beside it (see `spherear distill`), as models of their own.
     preset: auto is the one that suits the first model, see `fitting_preset`.
-    place: how they are run; a pipeline that is given is used as it is. Only configs are read here: FileNotFoundError
-    or ValueError for a model that is not there or cannot be run so, TypeError for what is no model.
+    place: how they are run; a pipeline that is given is used as it is.
+    watched: whether people wait for drawings of several models: small ones are then run by the engine numpy, where the
+    placement leaves that open, and those of one shape drawn as one (see `sampling.small`).
+    Only configs are read here: FileNotFoundError or ValueError for a model that is not there or cannot be run so,
+    TypeError for what is no model.
     """
 
-    def __init__(self, first: Model, place: Placement, preset: str, vae: str | Path | None = None) -> None:
+    def __init__(
+        self, first: Model, place: Placement, preset: str, vae: str | Path | None = None, *, watched: bool = False
+    ) -> None:
         load_parts()
+        self.watched = watched
         self.place, self.preset = place, fitting_preset(first, vae) if preset == "auto" else preset
         self.offered: dict[str, Offered] = {}
         self.pipelines: dict[str, Pipeline] = {}
@@ -141,19 +147,27 @@ class Models:
         if plan is None:
             return f"# pipeline: as it was given to the panel ({name})"
         arguments = [repr(plan.source.name), *([f"vae={plan.source.vae!r}"] if plan.source.vae else [])]
-        arguments += [f"{key}={value!r}" for key, value in self.place.to_dict().items() if value != "auto"]
+        numpy = {"engine": "numpy"} if plan.placement.engine == "numpy" else {}
+        arguments += [f"{key}={value!r}" for key, value in (self.place.to_dict() | numpy).items() if value != AUTO]
         return f"pipeline = Pipeline.from_pretrained({', '.join(arguments)})"
 
     def _offer(self, model: str | Path, vae: str | Path | None) -> Offered:
         if not isinstance(model, str | Path):
             raise TypeError(f"the model is {model!r}; expected a name, a path or a Pipeline")
         source = source_of(shipped_name(str(model), self.preset), vae)
-        plan = Plan.of(source, self.place)
+        plan = self._plan(source)
         title = family_label(source.name.removeprefix(f"{self.preset}-"))
         short = Path(title).name if Path(title).is_absolute() else title
         taken = short in [other.title for other in self.offered.values() if other.name != str(source)]
         title = title if taken else short
         return Offered(str(source), title, plan.outline, plan.sentence, plan)
+
+    def _plan(self, source: Source) -> Plan:
+        plan = Plan.of(source, self.place)
+        small = plan.outline.parameters()[1] <= SMALL
+        if self.watched and small and self.place.engine == AUTO and plan.placement == AS_WRITTEN:
+            return replace(plan, placement=replace(AS_WRITTEN, engine="numpy"))
+        return plan
 
     def _given(self, pipeline: Pipeline) -> Offered:
         require(
