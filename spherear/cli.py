@@ -155,7 +155,8 @@ def bench(
     """Measure speed and memory, as ratios within one run: a table, and JSON with --out.
 
     decode: every engine against the plain reference and the machine's own ceilings, with random weights.
-    latency: how long a person waits for digits, by named settings.  growth: time over tokens.  memory: over steps.
+    latency: how long a person waits, by named settings and with one evaluation per token, for one model and two beside
+    each other.  growth: time over tokens.  memory: over steps.
     train: a training step, encoding at every step and with cached posteriors.
     image: one guided image, whole, for every engine and dtype; and the memory of four settings.
     head: a guided batch with 101 evaluations of a velocity, and with one, two and four of a mean velocity.

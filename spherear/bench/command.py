@@ -18,7 +18,6 @@ from spherear.bench.machine import machine
 from spherear.bench.steps import VARIANTS, step_times
 from spherear.models.config import one_of, require
 from spherear.models.presets import preset
-from spherear.sampling.pipeline import Pipeline
 from spherear.sampling.settings import SamplingSettings
 from spherear.training.recipes import PRECISIONS
 
@@ -94,14 +93,9 @@ def _tokens(name: str, device: torch.device) -> int:
 
 
 def _latency(request: Request) -> list[Any]:
-    pipeline = Pipeline.from_pretrained(
-        "digits-power_spherical", device=request.device, dtype="float32", engine="eager"
-    )
-    return [
-        row
-        for batch in request.batches or (16,)
-        for row in bench_latency(pipeline, batch, guidance_scale=2.0, repeats=request.repeats or 11)
-    ]
+    batches, repeats = request.batches or (16,), request.repeats or 11
+    cases = [(name, batch) for name in request.presets or ("digits",) for batch in batches]
+    return [row for case in cases for row in bench_latency(*case, request.device, 2.0, repeats)]
 
 
 def _growth(request: Request) -> list[Any]:

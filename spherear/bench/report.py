@@ -49,10 +49,14 @@ def decode_table(rows: Sequence[DecodeRow]) -> str:
 
 
 def latency_table(rows: Sequence[LatencyRow]) -> str:
-    """One line per named settings."""
-    head = ("settings", "evaluations", "images", "first image, ms", "grid, ms", "grid streamed, ms")
+    """One line per number of models, settings and engine."""
+    head = (
+        "preset", "models", "settings", "evaluations", "engine", "images", "first images, ms", "grid, ms",
+        "grid streamed, ms", "x eager",
+    )  # fmt: skip
     return markdown_table(head, [
-        (r.settings, str(r.evaluations), str(r.images), ms(r.first), ms(r.grid), ms(r.stream)) for r in rows
+        (r.preset, str(r.models), r.settings, str(r.evaluations), r.engine, str(r.images), ms(r.first), ms(r.grid),
+         ms(r.stream), f"{r.speedup:.2f}") for r in rows
     ], padded=True)  # fmt: skip
 
 

@@ -2,12 +2,13 @@
 
 import json
 import sys
+from itertools import product
 
 import numpy as np
 import pytest
 import torch
 
-from spherear import Pipeline, SamplingSettings, SphereAR, cli
+from spherear import SamplingSettings, SphereAR, cli
 from spherear.bench import MEASUREMENTS, command, decoding, floor, image, latency, sizes
 from spherear.bench.command import KINDS, Request
 from spherear.bench.decoding import bench_decode, fits, random_model
@@ -149,12 +150,18 @@ def test_what_does_not_fit_is_left_out(capsys, monkeypatch):
 
 
 @pytest.mark.slow
-def test_latency_has_a_row_a_named_settings():
-    rows = list(bench_latency(Pipeline.from_pretrained("digits-power_spherical"), 2, 2.0, 1))
-    assert [row.settings for row in rows] == list(NAMED_SETTINGS)
-    assert [row.evaluations for row in rows] == [s.evaluations for s in NAMED_SETTINGS.values()]
+def test_latency_has_a_row_for_all_settings_and_engines_of_one_model_and_two():
+    rows = list(bench_latency("digits3", 2, CPU, 2.0, 1))
+    settings = [*NAMED_SETTINGS, latency.ONE]
+    assert [(r.models, r.settings, r.engine) for r in rows] == list(product((1, 2), settings, ("eager", "numpy")))
+    assert [r.evaluations for r in rows[::2]] == 2 * [*(s.evaluations for s in NAMED_SETTINGS.values()), 1]
     assert rows[0].evaluations == 101
     assert all(row.first.median < row.stream.median for row in rows)
+    for eager, numpy in zip(rows[::2], rows[1::2], strict=True):
+        assert eager.speedup == 1.0
+        assert numpy.speedup == pytest.approx(eager.grid.median / numpy.grid.median)
+    with pytest.raises(ValueError, match=r"preset is 'shapes16'; expected one whose models of .* ship, not \[\]"):
+        bench_latency("shapes16", 2, CPU, 2.0, 1)
 
 
 def test_steps_are_timed_in_every_way():
@@ -171,7 +178,7 @@ def test_steps_are_timed_in_every_way():
     ("kind", "head"),
     [
         ("decode", "ms per token"),
-        ("latency", "first image, ms"),
+        ("latency", "first images, ms"),
         ("growth", "r2 of a line"),
         ("memory", "cache MiB in float32"),
         ("train", "x encoding at every step"),
