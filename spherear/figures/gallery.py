@@ -244,7 +244,7 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "heads-colour": lambda: heads_figure(head_curves("heads-colour")),
     "ablation": lambda: ablation_figure(shipped_records()),
     "ablation-colour": lambda: ablation_figure(every_family()),
-    "families-colour": lambda: drift_figure(every_family(), FAMILY_DRIFT),
+    "families-colour": lambda: drift_figure(every_family(), FAMILY_DRIFT, ablation=True),
     "collapse": collapse,
     "side-by-side": side_by_side,
     "scales": sheet_of_scales,

@@ -94,9 +94,9 @@ def guidance_figure(records: Sequence[Record], metric: str = "frechet") -> Figur
     return figure
 
 
-def _drawn_families(records: Sequence[Record]) -> list[str]:
-    """The measured families in the order of the table, without those that are only in the ablation."""
-    return [name for name, row in FAMILIES.items() if not row.ablation and select(records, family=name)]
+def _drawn_families(records: Sequence[Record], ablation: bool = False) -> list[str]:
+    """The measured families in the order of the table; those that are only in the ablation if asked for."""
+    return [name for name, row in FAMILIES.items() if ablation >= row.ablation and select(records, family=name)]
 
 
 def _draw_variants(axis: Axes, records: Sequence[Record], family: str, metric: str) -> None:
@@ -142,10 +142,15 @@ def _band(axis: Axes, x: list[float], means: list[float], deviations: list[float
 
 
 def drift_figure(
-    records: Sequence[Record], metrics: Sequence[str] = ("norm_change_late", "raw_variance_ratio", "frechet")
+    records: Sequence[Record],
+    metrics: Sequence[str] = ("norm_change_late", "raw_variance_ratio", "frechet"),
+    ablation: bool = False,
 ) -> Figure:
-    """One panel per metric: the best variant of every family against the guidance scale, with bands over seeds."""
-    families = _drawn_families(records)
+    """One panel per metric: the best variant of every family against the guidance scale, with bands over seeds.
+
+    ablation: with the families that are only in the ablation.
+    """
+    families = _drawn_families(records, ablation)
     figure = new_figure(4.8 * len(metrics), 4.6)
     axes = figure.subplots(1, len(metrics), squeeze=False)[0]
     for axis, metric in zip(axes, metrics, strict=True):
@@ -159,7 +164,8 @@ def drift_figure(
         name_axes(axis, "guidance scale", METRIC_NAMES.get(metric, metric))
         axis.set_xticks(scales, [f"{scale:g}" for scale in scales])
     handles, labels = axes[0].get_legend_handles_labels()
-    seeds = len({r.seed for r in records})
+    counts = [len(best(records, family).values) for family in families]
+    seeds = str(counts[0]) if len(set(counts)) == 1 else f"{min(counts)} to {max(counts)}"
     legend_below(figure, handles, labels, 3, f"{seeds} seeds, band: one standard deviation")
     return figure
 

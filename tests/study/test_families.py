@@ -78,3 +78,19 @@ def test_what_ships_is_of_one_setup():
     assert [getattr(first, name) for name in same] == [getattr(second, name) for name in same]
     assert {Variant.named(v).family for v in (*first.variants, *second.variants)} == set(FAMILIES)
     assert {r.data for r in every_family()} == {"shapes"}
+
+
+def test_in_colour_feeding_one_length_back_is_what_keeps_lengths():
+    """In every seed, at guidance 12: D lies between those who feed one length back, and those without any."""
+    rows = {b.variant: b for b in beside(every_family())}
+    held, half, free = (
+        [length for v in names for length in rows[v].lengths.values()]
+        for names in (("S-02", "N-02", "vMF-02", "VQ-256"), ("D-02",), ("G-02", "G-04", "F-04"))
+    )
+    assert max(held) < min(half) / 2
+    assert max(half) < min(free) / 1.5
+    codes = rows.pop("VQ-256")
+    assert min(codes.top.values.values()) > max(max(row.top.values.values()) for row in rows.values())
+    for variant in ("N-02", "vMF-02", "D-02"):
+        assert rows[variant].ratio.low < 0 < rows[variant].ratio.high
+        assert len(rows[variant].top.values) == 3

@@ -85,21 +85,21 @@ def _mean(records: Sequence[Record], variant: str, metric: str) -> float:
 def report(records: Sequence[Record]) -> str:
     """What is not compared, and a row for every variant, as Markdown."""
     header = (
-        "family", "nats per token", "reconstructed", "best guidance", "Frechet there", "over that of S, 95 %",
+        "family", "seeds", "nats per token", "reconstructed", "best guidance", "Frechet there", "over that of S, 95 %",
         f"Frechet at {HIGH:g}", "over that of S, 95 %", "recognised", "late length",
     )  # fmt: skip
     rows = [
         (
-            f"{family_label(b.top.family)}, {b.variant}", f"{b.nats:.3g}", f"{b.reconstructed:.3g}",
-            f"{b.top.guidance_scale:g}", spread(b.top.values), factor(b.ratio) if b.ratio else "",
-            spread(b.high), factor(b.high_ratio) if b.high_ratio else "",
+            f"{family_label(b.top.family)}, {b.variant}", str(len(b.top.values)), f"{b.nats:.3g}",
+            f"{b.reconstructed:.3g}", f"{b.top.guidance_scale:g}", spread(b.top.values),
+            factor(b.ratio) if b.ratio else "", spread(b.high), factor(b.high_ratio) if b.high_ratio else "",
             f"{fmean(b.accuracy.values()):.0%}", f"{fmean(b.lengths.values()):+.0%}",
         )
         for b in beside(records)
     ]  # fmt: skip
-    first, seeds = records[0], len({r.seed for r in records})
+    first = records[0]
     return (
-        f"{seeds} seeds, {first.vae_steps} VAE and {first.ar_steps} AR steps of {first.batch_size} images each. Every "
+        f"{first.vae_steps} VAE and {first.ar_steps} AR steps of {first.batch_size} images each. Every "
         "family is at the guidance that is best for it in the mean of all seeds, then at one high guidance. Seeds are "
         "unpaired; the 95 % interval of a ratio is Welch's, of the logarithms, and not corrected for the number of "
         "rows.\n\n" + flagged(records) + markdown_table(header, rows) + "\n"
