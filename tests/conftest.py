@@ -8,6 +8,7 @@ import sys
 import time
 import zlib
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import psutil
 import pytest
 import torch
 
-from spherear import VAE, ARConfig, SphereAR, VAEConfig
+from spherear import VAE, ARConfig, Pipeline, SphereAR, VAEConfig
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "golden"
@@ -32,6 +33,12 @@ def device(request: pytest.FixtureRequest) -> str:
     if request.param == "cuda" and not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     return request.param
+
+
+@cache
+def as_the_panel_runs(name: str) -> Pipeline:
+    """A shipped model with the engine of the guidance panel."""
+    return Pipeline.from_pretrained(name, device="cpu", engine="numpy")
 
 
 def until(condition: Callable[[], Any], seconds: float = 60) -> Any:

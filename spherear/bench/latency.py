@@ -76,7 +76,7 @@ def _rows(preset: str, images: int, device: torch.device, guidance_scale: float,
                     pipeline.engine = engine_named(engine)
                 first, grid, stream = (
                     measure(lambda d=drawn, s=settings, k=k: _draw(d, images, s, *k), device, repeats)  # type: ignore[misc]
-                    for k in ((1, 1), (None, 0), (None, 1))
+                    for k in ((1, True), (None, False), (None, True))
                 )
                 baseline = baseline or grid.median
                 yield LatencyRow(
@@ -86,16 +86,15 @@ def _rows(preset: str, images: int, device: torch.device, guidance_scale: float,
 
 
 def _draw(
-    pipelines: Sequence[Pipeline], images: int, settings: SamplingSettings, tokens: int | None, every: int
+    pipelines: Sequence[Pipeline], images: int, settings: SamplingSettings, tokens: int | None, partial: bool
 ) -> list[Tensor]:
-    """Images of the first `tokens` tokens, all if None. every: make partial ones after so many tokens; 0: none."""
+    """Images of the first `tokens` tokens, all if None. partial: make some after every token, not only the last."""
     labels, made = torch.arange(images) % pipelines[0].ar.config.num_classes, list[Tensor]()
     sizes = [(p.ar.config.tokens, p.ar.config.latent_dim) for p in pipelines]
     grids = [p.ar.proj_in.weight.new_zeros(images, *size) for p, size in zip(pipelines, sizes, strict=True)]
     for steps in islice(steps_together(pipelines, labels, [settings] * len(pipelines), 0), tokens):
         for grid, step in zip(grids, steps, strict=True):
             grid[:, step.index] = step.token
-        whole = steps[0].index + 1 == sizes[0][0]
-        if whole or (every and (steps[0].index + 1) % every == 0):
+        if partial or steps[0].index + 1 == sizes[0][0]:
             made = [p.images(grid) for p, grid in zip(pipelines, grids, strict=True)]
     return made

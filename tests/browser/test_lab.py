@@ -16,7 +16,7 @@ from spherear.sampling.pipeline import cached_pipeline
 from spherear.sampling.settings import SamplingSettings
 from tests.browser.jupyter import browser, find_chromium, notebook, offline, running_lab, running_page
 from tests.browser.latency import drag, picture_number, press, wait_for_picture
-from tests.conftest import until
+from tests.conftest import as_the_panel_runs, until
 from tests.node import accessibility_faults, find_axe
 
 pytestmark = [
@@ -109,7 +109,7 @@ def seconds_to_stop(page):
 def expected(name, scale):
     """By the other path: sampled at once, in this process."""
     settings = SamplingSettings.named("fast", guidance_scale=scale)
-    return sheet(cached_pipeline(name).sample([3] * 16, settings, seeds=0), 4, 1)
+    return sheet(as_the_panel_runs(name).sample([3] * 16, settings, seeds=0), 4, 1)
 
 
 def lengths(page, place):
@@ -323,7 +323,7 @@ def test_the_page_of_the_panel_alone_moves_too(context, tmp_path):
 def in_colour(name, scale):
     """One of each, by the other path."""
     settings = SamplingSettings.named("balanced", guidance_scale=scale)
-    return sheet(cached_pipeline(name).sample(list(range(10)), settings, seeds=0), 5, 1)
+    return sheet(as_the_panel_runs(name).sample(list(range(10)), settings, seeds=0), 5, 1)
 
 
 def fits_its_place(page):

@@ -21,7 +21,8 @@ from spherear.live.picture import sheet
 from spherear.sampling.decode import trace
 from spherear.sampling.pipeline import cached_pipeline
 from spherear.training.data.catalog import load_data
-from tests.live.test_panels import as_the_panel_runs, settled
+from tests.conftest import as_the_panel_runs
+from tests.live.test_panels import settled
 
 
 @pytest.fixture(scope="module")

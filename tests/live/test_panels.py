@@ -1,7 +1,6 @@
 """The panels without a browser: what controls stand for, what is shown, and that nothing is stale or left running."""
 
 import asyncio
-import functools
 import gc
 import io
 import json
@@ -37,14 +36,14 @@ from spherear.live.figure import live_figure
 from spherear.live.picture import Picture, png_bytes, read_picture, sheet
 from spherear.models.presets import preset
 from spherear.registry import Table
-from spherear.sampling.pipeline import Pipeline, cached_pipeline
+from spherear.sampling.pipeline import cached_pipeline
 from spherear.sampling.settings import NAMED_SETTINGS, SCHEDULES, SamplingSettings
 from spherear.sampling.solvers import SOLVERS
 from spherear.train import train_ar, train_vae
 from spherear.training.data.catalog import load_data
 from spherear.training.recipes import recipes
 from spherear.training.run import TrainState
-from tests.conftest import until
+from tests.conftest import as_the_panel_runs, until
 
 
 def settled(panel):
@@ -57,12 +56,6 @@ def settled(panel):
 def pixels(png):
     with Image.open(io.BytesIO(png)) as image:
         return np.asarray(image.convert("RGB"))
-
-
-@functools.cache
-def as_the_panel_runs(name):
-    """A shipped model with the engine of the guidance panel."""
-    return Pipeline.from_pretrained(name, device="cpu", engine="numpy")
 
 
 def expected_sheets(picture):
