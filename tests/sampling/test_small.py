@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from threadpoolctl import ThreadpoolController
 from torch import nn
 from torch.testing import assert_close
 
@@ -14,7 +15,7 @@ from spherear.models.heads.velocity import VelocityHead
 from spherear.models.vae import VAE
 from spherear.sampling.decode import trace
 from spherear.sampling.engines import Engine, engine_named
-from spherear.sampling.small.engine import InNumpy, is_known
+from spherear.sampling.small.engine import InNumpy, is_known, one_thread
 from spherear.sampling.small.together import steps_together
 from spherear.sampling.solvers import SOLVERS
 from spherear.sphere.geometry import project
@@ -168,3 +169,23 @@ def test_only_models_of_one_shape_are_one_decode(monkeypatch):
 
 def _larger():
     return randomise(VAE(replace(TINY_VAE, image_size=32)))
+
+
+def test_products_take_one_thread_while_anyone_is_inside():
+    def threads():
+        return {pool["num_threads"] for pool in ThreadpoolController().select(user_api="blas").info()}
+
+    with ThreadpoolController().select(user_api="blas").limit(limits=2):
+        before = threads()
+        first, second = one_thread(), one_thread()
+        with first:
+            with second:
+                assert threads() == {1}
+            assert threads() == {1}
+        assert threads() == before
+        steps = decode(model(), LABELS, settings_of(), seeded_noise(SEEDS), lambda z: z, engine=InNumpy())
+        next(steps)
+        assert threads() == before  # also while a decode waits
+        with pytest.raises(ValueError, match="within"), one_thread():
+            raise ValueError("within")
+        assert threads() == before

@@ -3,10 +3,14 @@
 The solver, the projection and what begins a decode stay torch's; a head of one's own, or of codes, draws in torch too.
 """
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache
+from threading import Lock
+from typing import Any
 
 import torch
+from threadpoolctl import ThreadpoolController
 from torch import Tensor, nn
 
 from spherear.models.ar import SphereAR
@@ -45,6 +49,39 @@ def is_known(head: Head) -> bool:
 
 def _hooked(part: nn.Module) -> bool:
     return bool(part._forward_hooks or part._forward_pre_hooks)
+
+
+class OneThread:
+    """While anyone is inside, numpy multiplies in the caller's thread alone, as few rows want it.
+
+    The threads of its products wait for work by spinning, and would keep those of torch off the processors.
+    """
+
+    def __init__(self) -> None:
+        self.lock, self.inside = Lock(), 0
+        self.limit: Any = None
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        with self.lock:
+            if self.inside == 0:
+                self.limit = _products().limit(limits=1)
+            self.inside += 1
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.inside -= 1
+                if self.inside == 0:
+                    self.limit.restore_original_limits()
+
+
+@cache
+def _products() -> ThreadpoolController:
+    return ThreadpoolController().select(user_api="blas")
+
+
+one_thread = OneThread()
 
 
 class InNumpy(Engine):
@@ -118,7 +155,8 @@ class _Run:
             [kept.unflatten(0, (len(self.models), -1)).numpy() for kept in side] for side in (cache.keys, cache.values)
         )
         layers = list(zip(keys, values, strict=True))
-        return self.outward(self.transformer.advance(self.inward(token), layers, int(index[-1])))
+        with one_thread():
+            return self.outward(self.transformer.advance(self.inward(token), layers, int(index[-1])))
 
     def sample_token(
         self,
@@ -131,6 +169,18 @@ class _Run:
     ) -> Tensor:
         """`head_sampling.sample_token` of every model."""
         assert isinstance(head, VelocityHead)
+        with one_thread():
+            return self._sample(head, condition, noise, times, scale, temperature)
+
+    def _sample(
+        self,
+        head: VelocityHead,
+        condition: Tensor,
+        noise: Tensor,
+        times: Times,
+        scale: Tensor | None,
+        temperature: float | int,
+    ) -> Tensor:
         assert self.velocity is not None
         embedded = self.velocity.cond_embed(self.inward(condition))
         if isinstance(head, MeanVelocityHead):
