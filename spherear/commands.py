@@ -43,14 +43,14 @@ def study(
 
     Args:
         grid: quick (colour shapes, two families, two seeds, a quarter of an hour), full (digits, all families and
-            strengths, three seeds, an hour or two), select (colour shapes, four families over their strengths, two
+            strengths, three seeds, about an hour), select (colour shapes, four families over their strengths, two
             seeds, hours), report (six other seeds at the strengths chosen there: minutes of a GPU, days of a CPU),
-            length16, length64, length256 (colour shapes of so many tokens, three seeds), dim2, dim8 (those of 64
-            tokens with so many numbers each), others (64 tokens, the families that length64 lacks), digits
-            (full with three numbers per token), heads (digits, families and heads at one to a hundred evaluations per
-            token, three seeds), heads-scratch (those of few evaluations, without a teacher), heads-colour (heads, with
-            models of report), laws (tokens of three numbers, for figures), a grid of your own by name, or a JSON file
-            of the fields of `spherear.study.design.Grid`, as every study writes it (grid.json).
+            length16, length64, length256 (colour shapes of so many tokens, three seeds), dim2, dim8 (those of 64 tokens
+            with so many numbers each), others (64 tokens, the families that length64 lacks), heads (digits, models of
+            full: families and heads at one to a hundred evaluations per token, three seeds), heads-scratch (those of
+            few evaluations, without a teacher), heads-colour (heads, with models of report), laws (tokens of three
+            numbers, for figures), a grid of your own by name, or a JSON file of the fields of
+            `spherear.study.design.Grid`, as every study writes it (grid.json).
         out: The study's folder; runs/study/<grid> by default.
         data: Your own data, such as folder:PATH, instead of the grid's: every fifth picture of a class is held out, and
             sizes are proposed from the pictures unless a JSON file names a preset.

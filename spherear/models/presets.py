@@ -38,13 +38,7 @@ def _small_vae(image_size: int, latent_dim: int) -> VAEConfig:
 
 # fmt: off
 PRESETS: dict[str, Preset] = {
-    "digits": Preset(
-        VAEConfig(latent_dim=8, image_size=16, widths=(16, 32, 64), encoder_layers=2, decoder_layers=2),
-        ARConfig(latent_dim=8, tokens=16, num_classes=10, class_tokens=4,
-                 width=96, layers=4, heads=2, head_width=96, head_depth=3, head_groups=1),
-        guidance_scale=2.0,
-    ),
-    "digits-small": Preset(  # as many values per number as mnist
+    "digits": Preset(  # 5 values per number
         _small_vae(16, 3), replace(_SMALL_AR, latent_dim=3, tokens=16), guidance_scale=2.0,
     ),
     "digits3": Preset(  # tokens of three numbers, for 3-D plots

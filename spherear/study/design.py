@@ -240,7 +240,7 @@ _ROWS = {
     ),
     "full": Grid(
         "full", "digits", default_variants(), seeds=(0, 1, 2), vae_steps=600, ar_steps=1000, images=500,
-        solver_steps=25,
+        solver_steps=10, solver="adams_bashforth",
         scales=(1.0, 2.0, 3.0, 4.5, 8.0, 12.0), constant_scales=(2.0, 4.5), ablation_scales=(2.0, 4.5, 8.0),
     ),
     "select": Grid(  # to choose every family's strength, on seeds and real images that `report` lacks
@@ -263,13 +263,13 @@ _ROWS = {
         scales=(1.0, 3.0, 4.5, 6.0, 8.0, 12.0, 20.0),
     ),
     "heads": Grid(
-        "heads", "digits",
+        "heads", "digits",  # of three models of `full`
         (
             "S-04", "N-04", "G-04", "S-04@geodesic", "N-04@geodesic",
             "S-04@mean_velocity", "N-04@mean_velocity", "G-04@mean_velocity",
             "S-04@geodesic_mean", "N-04@geodesic_mean",
         ),
-        seeds=(0, 1, 2), vae_steps=600, ar_steps=1000, distill_steps=600, images=500, solver_steps=100,
+        seeds=(0, 1, 2), vae_steps=600, ar_steps=1000, distill_steps=600, images=500, solver_steps=100, models="full",
         scales=(1.0, 2.0, 3.0, 4.5, 8.0), methods=("heun-50", "euler-10", "euler-4", "euler-2", "euler-1"),
     ),
     "laws": Grid(
@@ -292,9 +292,6 @@ _ROWS |= {  # numbers per token, at equal everything else; at 4 they are those o
 }  # fmt: skip
 _ROWS["others"] = replace(  # what length64 lacks, at its weight of S; 256 codes hold as many nats
     _ROWS["length64"], name="others", variants=("vMF-02", "D-02", "G-02", "VQ-256"),
-)  # fmt: skip
-_ROWS["digits"] = replace(  # three numbers for the sixteen pixels of a patch, where full has eight
-    _ROWS["full"], name="digits", preset="digits-small", solver="adams_bashforth", solver_steps=10,
 )  # fmt: skip
 _ROWS["heads-colour"] = replace(  # heads of three models of `report`
     _ROWS["report"], name="heads-colour", seeds=(0, 4, 5), models="report", selection="",

@@ -204,7 +204,6 @@ _SHAPES = Recipes(
 
 RECIPES: dict[str, Recipes] = {
     "digits": _DIGITS,
-    "digits-small": _DIGITS,
     "digits3": _DIGITS,
     "mnist": replace(_SHAPES, data="mnist"),
     "shapes": _SHAPES,
