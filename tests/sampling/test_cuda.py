@@ -57,7 +57,8 @@ def test_graphs_replay_what_eager_draws(dtype):
 
 
 COMPILED = """
-from tests.sampling.test_cuda import Compiled, replays, torch
+from spherear.sampling.engines import Compiled
+from tests.sampling.test_cuda import replays, torch
 replays(Compiled, DTYPE)
 print("equal")
 """
