@@ -22,11 +22,10 @@ from spherear.training.run import keyed_generator
 def real_latents(
     vae: VAE, data: ImageData, seed: int, limit: int = 2000
 ) -> tuple[Float[Tensor, "n tokens dim"], Int[Tensor, " n"]]:
-    """Posterior samples of the first `limit` training images, and their labels."""
-    device = vae.quant_proj.weight.device
-    generator = keyed_generator(seed, 1, device)
+    """Posterior samples of the first `limit` training images, and their labels: the same on any device."""
+    device, generator = vae.quant_proj.weight.device, keyed_generator(seed, 1)
     images, labels = data.batch(torch.arange(min(limit, len(data))))
-    chunks = [vae.draw(chunk.to(device), generator).cpu() for chunk in images.split(256)]
+    chunks = [vae.draw(chunk.to(device), generator) for chunk in images.split(256)]
     return torch.cat(chunks), labels
 
 

@@ -32,9 +32,8 @@ class RealTokens:
 @torch.no_grad()
 def real_tokens(vae: VAE, images: Float[Tensor, "n 3 size size"], seed: int = 0) -> RealTokens:
     """Lengths of posterior samples of real images, and the contrast of these images."""
-    device = vae.quant_proj.weight.device
-    sample = vae.draw(images.to(device), keyed_generator(seed, 1, device))
-    lengths = torch.linalg.vector_norm(sample, dim=-1).float().cpu()
+    sample = vae.draw(images.to(vae.quant_proj.weight.device), keyed_generator(seed, 1))
+    lengths = torch.linalg.vector_norm(sample, dim=-1).float()
     low, high = torch.quantile(lengths, torch.tensor([0.05, 0.95]), dim=0)
     return RealTokens(lengths.mean(0), low, high, contrast(images))
 

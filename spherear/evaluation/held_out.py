@@ -61,8 +61,10 @@ def held_out_loss(vae: VAE, ar: SphereAR, held_out: HeldOut, repeats: int, world
     world, device, total, count = world or World(), ar.proj_in.weight.device, 0.0, 0
     vae_device = vae.quant_proj.weight.device
     for place, (images, labels) in held_out.share(world):
-        tokens = vae.encode(images.to(vae_device), torch.Generator(vae_device).manual_seed(place)).sample.to(device)
-        draws: dict[str, Any] = ar.head.draws(tokens, repeats, torch.Generator(device).manual_seed(place))
+        generator = torch.Generator().manual_seed(place)  # of the CPU: the same number on any machine
+        tokens = vae.encode(images.to(vae_device), generator).sample
+        drawn: dict[str, Any] = ar.head.draws(tokens, repeats, generator.manual_seed(place))
+        draws, tokens = {name: value.to(device) for name, value in drawn.items()}, tokens.to(device)
         loss = ar.loss(tokens, labels.to(device), repeats=repeats, label_dropout=0.0, **draws)
         total, count = total + float(loss) * len(images), count + len(images)
     total, images_seen = world.total([total, float(count)])
@@ -86,7 +88,8 @@ def reconstruction_scores(
     collected: tuple[list[Tensor], list[Tensor]] = ([], [])  # features of real and of reconstructed images
     for place, (batch, _) in held_out.share(world):
         images = batch.to(device)
-        reconstruction = vae.decode(vae.encode(images, torch.Generator(device).manual_seed(place)).sample).float()
+        latent = vae.encode(images, torch.Generator().manual_seed(place))
+        reconstruction = vae.decode(latent.sample.to(device)).float()
         count, sums["psnr"] = count + len(images), sums["psnr"] + float(psnr(images, reconstruction).sum())
         if perceptual is not None:
             sums["lpips"] += float(perceptual(reconstruction, images).sum())

@@ -75,11 +75,14 @@ def offline_scores(
 def reconstruction_frechet(
     vae: VAE, real: Float[Tensor, "m 3 size size"], classifier: JudgeNetwork, generator: torch.Generator
 ) -> float:
-    """Frechet distance between real images and their reconstructions by the VAE, in the judge's features."""
+    """Frechet distance between real images and their reconstructions by the VAE, in the judge's features.
+
+    generator: of the CPU, for the same number on any machine.
+    """
     device = vae.quant_proj.weight.device
     reconstructed = []
     for chunk in real.split(CHUNK):
-        tokens = vae.encode(chunk.to(device), generator).sample
+        tokens = vae.encode(chunk.to(device), generator).sample.to(device)
         reconstructed.append(as_saved(vae.decode(tokens).float()))
     real_features, features = (features_of(x, classifier) for x in (as_saved(real), torch.cat(reconstructed)))
     return frechet_distance(real_features, features)

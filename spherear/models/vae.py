@@ -3,6 +3,7 @@
 Its loss is in `training.objectives`. (Paper section 3.1.)
 """
 
+import copy
 from dataclasses import replace
 from itertools import pairwise
 
@@ -192,17 +193,27 @@ class VAE(nn.Module, Pretrained[VAEConfig]):
     def constrain(
         self, features: Float[Tensor, "batch tokens channels"], generator: torch.Generator | None = None
     ) -> Latent:
-        """`features` -> the posterior's `Latent`, with a new draw."""
-        latent = self.bottleneck(features, generator)
+        """`features` -> the posterior's `Latent`, with a new draw, on the generator's device: see `draw_from`."""
+        where = features.device if generator is None else generator.device
+        latent = self._bottleneck_on(where)(features.to(where), generator)
         scale = self.config.latent_scale
         return latent if scale == 1.0 else latent.scaled(scale)
 
     def draw_from(
         self, features: Float[Tensor, "batch tokens channels"], generator: torch.Generator | None = None
     ) -> Float[Tensor, "batch tokens dim"]:
-        """The sample of `constrain`, and no more than it needs."""
-        sample = self.bottleneck.draw(features, generator)
+        """The sample of `constrain`, and no more than it needs.
+
+        It is made on the generator's device: with one of the CPU, the same numbers wherever the model is.
+        """
+        where = features.device if generator is None else generator.device
+        sample = self._bottleneck_on(where).draw(features.to(where), generator)
         return sample if self.config.latent_scale == 1.0 else self.config.latent_scale * sample
+
+    def _bottleneck_on(self, device: torch.device) -> Bottleneck:
+        """The bottleneck, or a copy of it on a device of another type."""
+        here = self.quant_proj.weight.device
+        return self.bottleneck if device.type == here.type else copy.deepcopy(self.bottleneck).to(device)
 
     def _decode(self, tokens: Tensor) -> Tensor:
         latents = self.bottleneck.decoder_input(tokens / self.config.latent_scale)

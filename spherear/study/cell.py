@@ -198,13 +198,16 @@ def loss_slope(run: Path) -> float:
 
 @torch.no_grad()
 def measure_vae(vae: VAE, real: Reference, seed: int) -> dict[str, float]:
-    """Metrics of the VAE's reconstructions of real images: a bound for any AR model on top of it."""
+    """Metrics of the VAE's reconstructions of real images: a bound for any AR model on top of it.
+
+    Posteriors are drawn on the CPU, so that any machine measures the same.
+    """
     device = vae.quant_proj.weight.device
-    images, kl, generator = [], 0.0, keyed_generator(seed, 2, device)
+    images, kl, generator = [], 0.0, keyed_generator(seed, 2)
     for chunk in real.images.split(CHUNK):
         latent = vae.encode(chunk.to(device), generator)
         kl += float(latent.kl.sum())
-        images.append(vae.decode(latent.sample).float().cpu())
+        images.append(vae.decode(latent.sample.to(device)).float().cpu())
     reconstructed = torch.cat(images)
     scores = real.judge(reconstructed, real.labels)
     return {

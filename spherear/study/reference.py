@@ -330,8 +330,8 @@ def judge_scores(images: np.ndarray, pipeline: Pipeline, name: str, judge: Judge
     real = Reference(*held_out(name, size), judge.network)
     labels = balanced_labels(len(images), pipeline.ar.config.num_classes)
     values = offline_scores(images, labels, real.images, real.classifier)
-    generator = keyed_generator(seed, 0, vae.quant_proj.weight.device)
-    values["reconstruction_frechet"] = reconstruction_frechet(vae, real.images, real.classifier, generator)
+    found = reconstruction_frechet(vae, real.images, real.classifier, keyed_generator(seed, 0))
+    values["reconstruction_frechet"] = found
     compared, features = f"{len(real.images)} held-out images of {name}, {size} px", f"in features of {judge.title}"
     against = dict.fromkeys(values, f"{compared}, {features}")
     against["accuracy"] = f"the requested labels, by {judge.title}"

@@ -53,7 +53,7 @@ def test_trajectories_end_where_the_decode_does():
     settings = SamplingSettings(guidance_scale=1.0, solver="euler", steps=5)
     steps = list(pipeline.steps([3], settings, 0))
     found = trajectories(pipeline, label=3, position=4, seeds=[0, 1], steps=5)
-    assert found.points.shape == (6, 2, 8)
+    assert found.points.shape == (6, 2, 3)
     assert_close(found.points[-1, 0], steps[4].raw[0], atol=1e-4, rtol=0)  # seed 0 goes the decode's own path
     guided = trajectories(pipeline, label=3, position=4, seeds=[0], steps=5, scale=6.0)
     assert float((guided.points[-1, 0] - found.points[-1, 0]).norm()) > 0.01

@@ -210,7 +210,7 @@ def test_a_page_that_opens_later_sees_the_figures_as_they_are(guidance):
     settled(guidance)
     side = guidance.model_columns[0]
     seen = side.trace.get_state()["_widget_data"]
-    assert seen[4]["name"] == "R = 2.83"
+    assert seen[4]["name"] == "R = 1.73"
     mean = np.frombuffer(seen[2]["y"]["buffer"], seen[2]["y"]["dtype"])
     raw, _ = guidance._last[1][0].lengths()
     np.testing.assert_array_equal(mean, raw.mean(0).numpy())

@@ -30,7 +30,7 @@ def test_painting_fills_in_token_by_token():
     raw, _ = states[4][0].lengths()
     assert bool(raw[:, :4].isfinite().all())
     assert bool(raw[:, 4:].isnan().all())
-    assert expected_length(cached_pipeline("digits-gaussian")) == pytest.approx(math.sqrt(8))
+    assert expected_length(cached_pipeline("digits-gaussian")) == pytest.approx(math.sqrt(3))
 
 
 def test_a_picture_of_two_models_in_numpy_is_that_of_each():

@@ -138,7 +138,7 @@ def test_configs_are_frozen():
 def published():
     """State dicts in the published layout: a VAE, an AR model, and both in one."""
     sizes = PRESETS["digits"]
-    vae = randomise(VAE(replace(sizes.vae, widths=(16, 16, 64))))
+    vae = randomise(VAE(replace(sizes.vae, widths=(16, 16, 64), concentration_gain=1.0)))
     ar = randomise(SphereAR(replace(sizes.ar, width=64, heads=1, head_width=64)))
     tables = {f"{side}.freqs_cis": torch.zeros(vae.config.tokens + 4, 32, 2) for side in ("encoder", "decoder")}
     vae_weights = {f"vae.{k}": v for k, v in {**to_published(vae), **tables}.items()}

@@ -51,6 +51,17 @@ def test_draws_depend_on_the_generator_alone():
     assert (a - c).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("bottleneck", sorted(BOTTLENECKS))
+def test_a_generator_of_the_cpu_draws_the_same_wherever_the_model_is(bottleneck, device):
+    vae = VAE(replace(TINY_VAE, bottleneck=bottleneck))
+    expected = vae.encode(IMAGES, torch.Generator().manual_seed(0))
+    vae.to(device)
+    for found in (vae.encode(IMAGES.to(device), torch.Generator().manual_seed(0)).sample,
+                  vae.draw(IMAGES.to(device), torch.Generator().manual_seed(0))):  # fmt: skip
+        assert found.device.type == "cpu"
+        assert_close(found, expected.sample, atol=1e-3, rtol=0)
+
+
 def test_images_do_not_see_each_other(tiny_vae):
     together = tiny_vae.double().encode(IMAGES.double()).mode
     assert_close(together[1:], tiny_vae.encode(IMAGES[1:].double()).mode, atol=1e-12, rtol=0)

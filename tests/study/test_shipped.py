@@ -64,7 +64,9 @@ def test_records_are_those_of_the_full_grid():
     records, grid = shipped_records(), GRIDS["full"]
     assert {(r.variant, r.seed) for r in records} == set(grid.cells)
     assert {(r.vae_steps, r.ar_steps) for r in records} == {(grid.vae_steps, grid.ar_steps)}
-    assert {r.command for r in records} == {"spherear study full"}
+    assert {r.command for r in records} == {
+        "spherear study full --device cuda --dtype float32 --engine cuda_graphs --jobs 15"
+    }
     frechet = select(records, metric="frechet", variant="S-04", seed=0)
     assert len(frechet) == len(grid.points(has_projection=True))
 

@@ -271,7 +271,7 @@ def test_cells_have_sampling_seeds_of_their_own():
 def test_images_drawn_in_chunks_are_those_of_one_batch(monkeypatch):
     pipeline = Pipeline.from_pretrained("digits-power_spherical")
     grid = replace(TINY, images=30, solver_steps=2)
-    real, latents = Reference.of("digits"), torch.randn(50, 16, 8)
+    real, latents = Reference.of("digits"), torch.randn(50, 16, 3)
     whole = measure_point(grid, pipeline, Point(2.0), real, latents, 7)
     monkeypatch.setattr(cell, "CHUNK", 11)
     for name, value in measure_point(grid, pipeline, Point(2.0), real, latents, 7).items():

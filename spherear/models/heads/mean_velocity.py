@@ -86,7 +86,7 @@ class MeanVelocityHead(VelocityHead):
         """
         found = super().draws(tokens, repeats, generator)
         uniform = torch.rand((3, len(found["times"])), generator=generator, device=tokens.device)
-        low, high = self.scales.float().unbind()
+        low, high = self.scales.float().to(tokens.device).unbind()
         times, other = found["times"], torch.where(uniform[0] < INSTANT, found["times"], uniform[1])
         spans = {"times": torch.minimum(times, other), "ends": torch.maximum(times, other)}
         return found | spans | {"scales": low + (high - low) * ((uniform[2] - plain) / (1 - plain)).clamp(min=0)}
