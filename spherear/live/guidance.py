@@ -198,8 +198,10 @@ class GuidanceExplorer(GuidanceControls, controls.Panel[GuidanceRequest]):
                 part.layout.display = display
         for column, canvas, name in zip(self.model_columns, canvases, request.picture.models, strict=False):
             projected = canvas.pipeline.vae.bottleneck.radius is not None and request.picture.settings.project
-            column.show(canvas, request, words.column_title(html.escape(self.models.title(name)), projected), trace)
-        if trace:
+            column.show(canvas, request, words.column_title(html.escape(self.models.title(name)), projected))
+        if trace:  # after all images, which a browser would paint later
+            for column, canvas in zip(self.model_columns, canvases, strict=False):
+                column.show_trace(canvas)
             common_axis(self.model_columns[: len(canvases)])
 
     def _say(self, picture: Picture, canvases: list[Canvas]) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 import ipywidgets as widgets
 import numpy as np
 import plotly.graph_objects as go
-from torch import Tensor
 
 from spherear.analysis.canvas import Canvas, expected_length, length_symbol
 from spherear.analysis.sight import RealTokens
@@ -48,8 +47,8 @@ class ModelColumn(widgets.VBox):
         self.pixels: np.ndarray = np.zeros((1, 1, 3), np.uint8)
         super().__init__([self.title, self.image])
 
-    def show(self, canvas: Canvas, request: GuidanceRequest, title: str, trace: bool = True) -> None:
-        """Show a partial or finished canvas. trace: update the length plot too, which is slow in a browser."""
+    def show(self, canvas: Canvas, request: GuidanceRequest, title: str) -> None:
+        """Show a partial or finished canvas, without the plot of lengths."""
         picture = request.picture
         columns, zoom = request.columns or picture.columns, picture.zoom
         self.pixels = sheet(canvas.images(), columns, zoom)
@@ -63,10 +62,14 @@ class ModelColumn(widgets.VBox):
         self.title.value = self.curve.children[0].value = title + own
         name = length_symbol(canvas.pipeline)
         self.norms.value = f"handed on: {_range(token)} · raw: {_range(raw)} · {name} = {expected:.3f}"
-        if trace:
-            self._show_trace(raw, token, expected, name)
 
-    def _show_trace(self, raw: Tensor, token: Tensor, expected: float, name: str) -> None:
+    def show_trace(self, canvas: Canvas) -> None:
+        """Update the plot of lengths, which is slow in a browser."""
+        expected, (raw, token), name = (
+            expected_length(canvas.pipeline),
+            canvas.lengths(),
+            length_symbol(canvas.pipeline),
+        )
         positions = np.arange(1, raw.shape[1] + 1, dtype=np.int32)
         series = (raw.amin(0), raw.amax(0), raw.mean(0), token.mean(0))
         with self.trace.batch_update():

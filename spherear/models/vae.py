@@ -213,7 +213,10 @@ class VAE(nn.Module, Pretrained[VAEConfig]):
     def _bottleneck_on(self, device: torch.device) -> Bottleneck:
         """The bottleneck, or a copy of it on a device of another type."""
         here = self.quant_proj.weight.device
-        return self.bottleneck if device.type == here.type else copy.deepcopy(self.bottleneck).to(device)
+        if device.type == here.type:
+            return self.bottleneck
+        require(not self.training, f"the generator is on {device} and the model, in training, on {here}; expected one")
+        return copy.deepcopy(self.bottleneck).to(device)
 
     def _decode(self, tokens: Tensor) -> Tensor:
         latents = self.bottleneck.decoder_input(tokens / self.config.latent_scale)

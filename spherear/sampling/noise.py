@@ -1,6 +1,7 @@
 """Noise from seeds: one counter-based random stream per image, drawn on the CPU."""
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -47,3 +48,9 @@ def remembered(noise: Noise) -> Noise:
         return kept[key].clone()
 
     return once
+
+
+@lru_cache(maxsize=64)
+def consecutive_noise(first: int, count: int) -> Noise:
+    """`seeded_noise` of `count` seeds from `first` on, remembered: a panel draws the same seeds again and again."""
+    return remembered(seeded_noise(range(first, first + count)))

@@ -13,7 +13,6 @@ import tempfile
 import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, replace
-from functools import lru_cache
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -29,7 +28,7 @@ from spherear.models.presets import Preset, check_pair, with_vae
 from spherear.models.vae import VAE
 from spherear.processes import exit_with_parent
 from spherear.sampling.decode import trace
-from spherear.sampling.noise import Noise, remembered, seeded_noise
+from spherear.sampling.noise import consecutive_noise
 from spherear.sampling.pipeline import Pipeline
 from spherear.sampling.placement import Placement
 from spherear.study.design import Grid, Point, Variant
@@ -183,12 +182,6 @@ def sampling_seed(variant: str, seed: int) -> int:
     return 1_000_000 * zlib.crc32(f"{variant} seed {seed}".encode())
 
 
-@lru_cache(maxsize=64)
-def noise_of(first: int, count: int) -> Noise:
-    """The noise of consecutive sampling seeds; all settings of a cell draw with the same."""
-    return remembered(seeded_noise(range(first, first + count)))
-
-
 def loss_slope(run: Path) -> float:
     """Relative change of a run's training loss from its last but one tenth to its last: near 0 on a plateau."""
     losses = [json.loads(line)["loss"] for line in (run / METRICS_FILE).read_text(encoding="utf-8").splitlines()]
@@ -249,7 +242,7 @@ def measure_point(
     size = CUDA_CHUNK if pipeline.ar.proj_in.weight.is_cuda else CHUNK
     for start in range(0, grid.images, size):
         rows = labels[start : start + size]
-        drawn = trace(pipeline.steps(rows, settings, noise=noise_of(seeds + start, len(rows))))
+        drawn = trace(pipeline.steps(rows, settings, noise=consecutive_noise(seeds + start, len(rows))))
         raws.append(drawn.raw.cpu())  # (chunk, tokens, dim)
         fed.append(drawn.tokens.cpu())
         decoded = pipeline.vae.project(drawn.raw) if point.project_decoder else drawn.raw

@@ -10,7 +10,7 @@ from torch import Tensor
 from spherear.models.ar import SphereAR
 from spherear.models.heads.mean_velocity import MeanVelocityHead
 from spherear.sampling.decode import Step, decode
-from spherear.sampling.noise import seeded_noise
+from spherear.sampling.noise import consecutive_noise
 from spherear.sampling.pipeline import Pipeline
 from spherear.sampling.settings import SamplingSettings
 from spherear.sampling.small.engine import InNumpy, is_known
@@ -46,7 +46,7 @@ def _in_one(
     pipelines: Sequence[Pipeline], labels: Tensor, settings: SamplingSettings, seed: int
 ) -> Iterator[tuple[Step, ...]]:
     models, images = [p.ar for p in pipelines], len(labels)
-    own = seeded_noise(range(seed, seed + images))
+    own = consecutive_noise(seed, images)
 
     def noise(index: int, shape: tuple[int, ...]) -> Tensor:
         return own(index, (shape[0], images, shape[2])).repeat(1, len(models), 1)
