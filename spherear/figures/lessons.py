@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from spherear.analysis.cost import Cost
@@ -84,6 +85,7 @@ def variances_figure(variances: Mapping[str, TokenVariances]) -> Figure:
         plot_family(right, family, v.per_token.tolist())
     left.set_ylim(bottom=0)
     name_axes(left, "dimension", "variance over images", "by dimension")
+    left.xaxis.set_major_locator(MaxNLocator(integer=True))
     name_axes(right, "token", "variance over images", "by token")
     left.legend(fontsize=FONT - 1)
     return figure

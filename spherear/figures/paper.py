@@ -12,6 +12,7 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from spherear.analysis.densities import DirectionLaws
@@ -94,6 +95,7 @@ def _matrix(figure: Figure, axis: Axes, tokens: Float[Tensor, "tokens dim"]) -> 
     )  # fmt: skip
     figure.colorbar(image, ax=axis, label="value")
     name_axes(axis, "dimension", "token", f"{len(tokens)} tokens of {tokens.shape[-1]} numbers")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.grid(False)
 
 

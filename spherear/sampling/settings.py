@@ -224,18 +224,17 @@ NAMED_SETTINGS: dict[str, SamplingSettings] = {
 }
 """The published settings (`reference`), and settings with about 1/10 and 1/17 of their evaluations.
 
-Both solve an ordinary differential equation. On digits they have the smallest error of all compared solvers and
-spacings with as many evaluations: tokens are 0.025 and 0.047 from the solution (root mean square, of lengths 1 per
-dimension), where `early` spacing is 0.050 and 0.121 (`python -m spherear.study.solver_errors error OUT
-digits-power_spherical digits-gaussian`). In colour, where sixty-four tokens feed errors back, they are 0.31 and 0.40
-from it, and `annealed` steps of `adams_bashforth_3` come nearer, 0.23 and 0.35
+Both solve an ordinary differential equation. On digits `balanced` has the smallest error of all compared solvers and
+spacings with as many evaluations, and `fast` is within 2 % of the smallest: tokens are 0.048 and 0.133 from the
+solution (root mean square, of lengths 1 per dimension), where `early` spacing is 0.109 and 0.246 (`python -m
+spherear.study.solver_errors error OUT digits-power_spherical digits-gaussian`). In colour, where sixty-four tokens feed
+errors back, they are 0.31 and 0.40 from it, and `annealed` steps of `adams_bashforth_3` come nearer, 0.23 and 0.35
 (`shapes-power_spherical shapes-gaussian`).
 
 Images were compared at guidance 2 and 4.5 on all four models, ten blocks of 1,000 (`quality` instead of `error`): as
 good is what lies, with its whole 95 % interval, within 10 % of the Frechet distance, 2 % of images recognised and 0.05
 of recall. As good as with 20 evaluations is `balanced` in all eight places, and `fast` in seven: on Gaussian latents in
-colour at 4.5 it may lose 2.2 % recognised. As good as `reference`, which adds noise at every step, is `balanced` on the
-spherical latents in all four places, and on Gaussian ones in one of four (on digits at 4.5 its Frechet distance is
-higher by 0.02 to 0.34 of 2.7, in colour it may lose 2.5 % recognised); `fast` is in four of the eight. Ten annealed
-steps of `adams_bashforth_3` are in seven: all but digits of Gaussian latents at 4.5.
+colour at 4.5 it may lose 2.2 % recognised. As good as `reference`, which adds noise at every step, is `balanced` in
+five places: not on Gaussian latents in colour, where it may lose 2.5 % recognised, and not on spherical digits at 4.5,
+where it may lose 0.052 of recall. `fast` is in three. Ten annealed steps of `adams_bashforth_3` are in all eight.
 """

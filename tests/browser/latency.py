@@ -6,6 +6,7 @@
     spherear distill shapes-power_spherical --steps 20 && python -m tests.browser.latency fast shapes \
         runs/shapes-power_spherical/heads/mean_velocity   # one evaluation per token
     python -m tests.browser.latency fast shapes power_spherical compiled   # with another engine
+    python -m tests.browser.latency fast shapes power_spherical auto gaussian   # two models side by side
 
 Knows: the guidance panel in a real JupyterLab in a real browser.  Does not know: how any of it is done.
 Needs Playwright and a chromium on the PATH. The panel needs no WebGL, and the browser runs without: drawing that on the
@@ -31,27 +32,30 @@ FIRST, FULL = 150, 500
 """Milliseconds aimed at, for the first changed pixel and for the full grid, on two quiet cores."""
 
 WATCH = """() => {
-  const seen = (window.spherear = {released: 0, changes: [], last: "", unnamed: [], picture: {}});
+  const seen = (window.spherear = {released: 0, changes: [], last: new Map(), unnamed: [], picture: {}});
   for (const kind of ["pointerup", "keyup"])
     document.addEventListener(kind, () => { seen.released = performance.now(); seen.changes = []; }, true);
-  const image = document.querySelector(".spherear-grid-0"), status = document.querySelector(".spherear-status");
+  const grids = [...document.querySelectorAll(".spherear-grid-0, .spherear-grid-1")];
+  const images = grids.filter(image => image.offsetParent);
+  const status = document.querySelector(".spherear-status");
   new MutationObserver(records => records.forEach(({target}) => {
-    if (target === image) return seen.unnamed.push(image.src);
+    if (images.includes(target)) return seen.unnamed.push(target.src);
     const found = status.contains(target) && status.innerText.match(/picture (\\d+)/);
     if (found) seen.unnamed.splice(0).forEach(source => { seen.picture[source] = Number(found[1]); });
   })).observe(document.querySelector(".spherear-panel"), {subtree: true, childList: true, attributeFilter: ["src"]});
-  image.addEventListener("load", () => {
+  for (const image of images) image.addEventListener("load", () => {
     const canvas = Object.assign(document.createElement("canvas"), {width: 64, height: 64}), source = image.src;
     const pen = canvas.getContext("2d", {willReadFrequently: true});
     pen.drawImage(image, 0, 0, 64, 64);
     const pixels = pen.getImageData(0, 0, 64, 64).data.join();
-    if (pixels === seen.last) return;
-    seen.last = pixels;
+    if (pixels === seen.last.get(image)) return;
+    seen.last.set(image, pixels);
     requestAnimationFrame(() => requestAnimationFrame(() => seen.changes.push([source, performance.now()])));
   });
 }"""
 """Keeps the time of the last release, and of every frame after it that has painted other pixels than before, with the
-number of the picture that they are of: the panel sends an image, and then the line that says which picture it is of."""
+number of the picture that they are of: the panel sends images, and then the line that says which picture they are of.
+"""
 
 STATUS = ".spherear-status"
 SEEN = """() => {
@@ -128,14 +132,21 @@ def report(name: str, moves: list[Move]) -> str:
     )
 
 
-def main(settings: str = "fast", preset: str = "digits", model: str = "power_spherical", engine: str = "auto") -> None:
-    """Print the medians over 20 moves by pointer and 20 by key, for 16 images of one model."""
+def main(
+    settings: str = "fast",
+    preset: str = "digits",
+    model: str = "power_spherical",
+    engine: str = "auto",
+    compare: str | None = None,
+) -> None:
+    """Print the medians over 20 moves by pointer and 20 by key, for 16 images of one model, or of it and another."""
     SamplingSettings.named(settings)
     model = str(Path(model).resolve()) if Path(model).is_dir() else model
-    options = f"compare=None, settings={settings!r}, preset={preset!r}, label=3, engine={engine!r}"
+    options = f"compare={compare!r}, settings={settings!r}, preset={preset!r}, label=3, engine={engine!r}"
     cell = f"from spherear.live import GuidanceExplorer\npanel = GuidanceExplorer({model!r}, {options})\npanel"
     load = os.getloadavg()[0]
-    drawn = f"16 images of {preset} ({Path(model).name}), settings {settings!r}, engine {engine!r}"
+    both = Path(model).name + (f" beside {compare}" if compare else "")
+    drawn = f"16 images of {preset} ({both}), settings {settings!r}, engine {engine!r}"
     print(f"{drawn}; {os.cpu_count()} cores, load {load:.1f}", flush=True)
     with tempfile.TemporaryDirectory() as folder, running_lab(Path(folder)) as lab, browser(webgl=False) as context:  # noqa: SIM117
         with notebook(context, lab, [cell], "latency") as opened:

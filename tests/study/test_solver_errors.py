@@ -182,7 +182,7 @@ def test_what_ships_is_told_whole():
     text = shipped_report()
     assert text.startswith("Quality, in 10 blocks of 1,000 images, by `python -m spherear.study.solver_errors quality ")
     assert "Margins (Frechet: of the reference): frechet 0.1, accuracy 0.02, recall 0.05.\n" in text
-    assert "Within the margins everywhere: none." in text
+    assert "Within the margins everywhere: adams_bashforth_3 x 10, annealed." in text
     assert text.count("\n| shapes-gaussian | 4.5 | ") == 2 * len(CANDIDATES)
     assert text.count(" | adams_bashforth_3 | annealed | ") == len(EVALUATIONS)
 
@@ -221,14 +221,15 @@ def places(found, settings):
 
 
 def test_named_settings_are_what_the_records_say():
-    """On digits the smallest error of their number of evaluations, and images as good as with twice as many or more."""
+    """On digits (nearly) the smallest error of their evaluations, and images as good as with twice as many or more."""
     found = verdicts(shipped_quality(), NEARLY_SOLVED)
     passing = passing_everywhere([v for v in found if v.model.startswith("digits-")])
-    for name, evaluations, early, told in (("balanced", 10, 0.050, 0.025), ("fast", 6, 0.121, 0.047)):
+    for name, evaluations, early, told in (("balanced", 10, 0.109, 0.048), ("fast", 6, 0.246, 0.133)):
         settings, errors = NAMED_SETTINGS[name], mean_errors(evaluations, "digits")
         assert settings.evaluations == evaluations
-        assert (settings.solver, settings.spacing) == min(errors, key=errors.get)
-        assert (round(min(errors.values()), 3), round(errors["adams_bashforth", "early"], 3)) == (told, early)
+        own, least = errors[settings.solver, settings.spacing], min(errors.values())
+        assert own == least if name == "balanced" else least < own < 1.02 * least
+        assert (round(own, 3), round(errors["adams_bashforth", "early"], 3)) == (told, early)
         assert settings in passing
     assert NAMED_SETTINGS["balanced"] in passing_everywhere(found)
     (missed,) = {place for place, v in places(found, NAMED_SETTINGS["fast"]).items() if not v.passes}
@@ -237,25 +238,21 @@ def test_named_settings_are_what_the_records_say():
 
 
 def test_named_settings_against_the_published_noise_at_every_step():
-    """`balanced` is as good on the sphere; what passes nearly everywhere has annealed steps."""
+    """`balanced` is as good in five places of eight; what passes everywhere has annealed steps."""
     found = verdicts(shipped_quality())
-    assert passing_everywhere(found) == []
+    assert passing_everywhere(found) == [settings_of("adams_bashforth_3", 10, "annealed")]
     passed = {
         settings: {place for place, v in places(found, settings).items() if v.passes}
         for settings in (NAMED_SETTINGS["balanced"], NAMED_SETTINGS["fast"], *CANDIDATES)
     }
     balanced, fast = passed[NAMED_SETTINGS["balanced"]], passed[NAMED_SETTINGS["fast"]]
-    on_the_sphere = {(f"{data}-power_spherical", scale) for data in ("digits", "shapes") for scale in (2.0, 4.5)}
-    assert balanced == {*on_the_sphere, ("digits-gaussian", 2.0)}
-    assert fast == (on_the_sphere - {("shapes-power_spherical", 4.5)}) | {("digits-gaussian", 2.0)}
-    best = max(passed, key=lambda settings: len(passed[settings]))
-    assert best == settings_of("adams_bashforth_3", 10, "annealed")
     everywhere = {(v.model, v.guidance_scale) for v in found}
-    assert everywhere - passed[best] == {("digits-gaussian", 4.5)}
+    missed = {("digits-power_spherical", 4.5), ("shapes-gaussian", 2.0), ("shapes-gaussian", 4.5)}
+    assert everywhere - balanced == missed
+    assert fast == {("digits-gaussian", 2.0), ("digits-gaussian", 4.5), ("shapes-power_spherical", 2.0)}
     worst = places(found, NAMED_SETTINGS["balanced"])
-    frechet, recognised = worst["digits-gaussian", 4.5].difference["frechet"], worst["shapes-gaussian", 2.0]
-    assert (round(frechet.low, 2), round(frechet.high, 2)) == (0.02, 0.34)
-    assert recognised.difference["accuracy"].low == pytest.approx(-0.025, abs=5e-4)
+    assert worst["shapes-gaussian", 2.0].difference["accuracy"].low == pytest.approx(-0.025, abs=5e-4)
+    assert worst["digits-power_spherical", 4.5].difference["recall"].low == pytest.approx(-0.052, abs=5e-4)
 
 
 def test_in_colour_annealed_steps_come_nearer_than_the_named_settings():
