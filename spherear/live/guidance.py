@@ -42,7 +42,7 @@ from spherear.models.pretrained import shipped_name
 from spherear.sampling.placement import placement_of
 from spherear.sampling.settings import NAMED_SETTINGS, SCHEDULES, SamplingSettings
 
-FRAME, TRACE = 0.12, 1.0
+FRAME, TRACE = 0.2, 1.0
 """Minimum seconds between two image updates, and between two updates of the length plots."""
 AUTO, FAMILY = "auto", "power_spherical"
 OPENING_SCALE = 12.0  # where families differ plainly

@@ -15,7 +15,7 @@ from spherear.models.files import read_json
 from spherear.models.pretrained import SHIPPED, shipped
 from spherear.models.tensor_files import read_tensors
 from spherear.sampling.pipeline import cached_pipeline
-from spherear.study.cell import GRID_FILE, cell_folder
+from spherear.study.cell import GRID_FILE, cell_folder, sampling_seed
 from spherear.study.claims import best
 from spherear.study.design import GRIDS, Grid, Point, Variant
 from spherear.study.records import select, shipped_records
@@ -116,7 +116,7 @@ def test_a_shipped_model_is_the_one_of_its_records():
     grid, real = GRIDS["full"], Reference.of("digits")
     labels = torch.arange(grid.images) % 10
     images = Pipeline.from_pretrained("digits-power_spherical").sample(
-        labels, SamplingSettings(guidance_scale=2.0, steps=grid.solver_steps)
+        labels, grid.settings(Point(2.0)), seeds=sampling_seed("S-04", 0)
     )
     ours = real.judge(images, labels)
     at = {"variant": "S-04", "seed": 0, "guidance_scale": 2.0, "schedule": "linear"}
