@@ -108,11 +108,10 @@ def wait_for_picture(page: Any, after: int, status: str = STATUS) -> None:
 
 def drag(page: Any, share: float, slider: str = ".spherear-scale") -> None:
     """Take the slider's handle by pointer to a share of its way, and let go."""
-    handle, way = (page.locator(f"{slider} {part}").bounding_box() for part in (".noUi-handle", ".noUi-base"))
-    y = handle["y"] + handle["height"] / 2
-    page.mouse.move(handle["x"] + handle["width"] / 2, y)
+    page.hover(f"{slider} .noUi-handle")  # once it stands still: a sentence that arrives late moves it
     page.mouse.down()
-    page.mouse.move(way["x"] + share * way["width"], y, steps=4)
+    way = page.locator(f"{slider} .noUi-base").bounding_box()
+    page.mouse.move(way["x"] + share * way["width"], way["y"] + way["height"] / 2, steps=4)
     page.mouse.up()
 
 
