@@ -65,11 +65,8 @@ class ModelColumn(widgets.VBox):
 
     def show_trace(self, canvas: Canvas) -> None:
         """Update the plot of lengths, which is slow in a browser."""
-        expected, (raw, token), name = (
-            expected_length(canvas.pipeline),
-            canvas.lengths(),
-            length_symbol(canvas.pipeline),
-        )
+        expected, name = expected_length(canvas.pipeline), length_symbol(canvas.pipeline)
+        raw, token = canvas.lengths()
         positions = np.arange(1, raw.shape[1] + 1, dtype=np.int32)
         series = (raw.amin(0), raw.amax(0), raw.mean(0), token.mean(0))
         with self.trace.batch_update():
